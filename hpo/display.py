@@ -1,0 +1,177 @@
+"""What people see in a terminal: tables, a live progress display, plain lines where there is no terminal."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hpo.search import queries
+from hpo.search.queries import TrialResult
+from hpo.search.study import Study
+
+POLL_SECS = 0.5
+WIDTH_WITHOUT_TERMINAL = 150
+
+
+def console(stderr: bool = False) -> Console:
+    """A log or a pipe has no width: tables are not cut there."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL)
+
+
+def percent(fraction: float | None) -> str:
+    """`55.4 %`, or a dash where nothing was measured."""
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"  # noqa: RUF001
+
+
+def shown(value: Any) -> str:
+    """A parameter's value, short."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def results_table(results: Sequence[TrialResult], baseline: TrialResult | None, title: str) -> Table:
+    """The results, best first, and below them the baseline; only columns that differ from trial to trial, or are accuracies."""
+    rows = [*results, *([baseline] if baseline else [])]
+    accuracies = list(dict.fromkeys(name for row in rows for name in row.perturbed_accuracy))
+    params = list(dict.fromkeys(name for row in rows for name in row.params))
+    params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for heading in ("", "trial", "score", "clean", *accuracies, *params):
+        table.add_column(heading.replace("_", "\n").replace("-", "\n"), justify="right", no_wrap=True)
+    for rank, row in enumerate(results, start=1):
+        table.add_row(str(rank), *_cells(row, accuracies, params), style="" if row.feasible else "dim")
+    if baseline:
+        table.add_section()
+        table.add_row("baseline", *_cells(baseline, accuracies, params))
+    return table
+
+
+def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str]) -> list[str]:
+    return [
+        str(row.number),
+        "–" if row.score is None else f"{row.score:.4f}",  # noqa: RUF001
+        percent(row.clean_accuracy),
+        *(percent(row.perturbed_accuracy.get(name)) for name in accuracies),
+        *(shown(row.params.get(name, "")) for name in params),
+    ]
+
+
+def print_best(out: Console, engine: sa.Engine, study: Study, most: int) -> None:
+    """The best configurations, how the first compares with the baseline, and on how many images that was measured."""
+    results = queries.best_trials(engine, study.name, most)
+    baseline = queries.baseline_trial(engine, study.name)
+    if not results:
+        out.print(f"{study.name}: no trial is complete yet")
+        return
+    best = results[0]
+    out.print(results_table(results, baseline, f"Best configurations of {study.name}"))
+    out.print(
+        f"Accuracies on {best.images:,} tuning images, the same for all trials, each trial trained once (seed {study.spec.seed})."
+    )
+    if not best.feasible:
+        out.print(
+            f"No trial is feasible: every one loses more than max_clean_drop = {study.spec.objective.max_clean_drop} of "
+            "clean accuracy against the baseline; shown first are those that lose least."
+        )
+    if baseline and baseline.number != best.number:
+        out.print(_comparison(best, baseline))
+
+
+def _comparison(best: TrialResult, baseline: TrialResult) -> str:
+    gains = []
+    for name, accuracy in {"clean": best.clean_accuracy, **best.perturbed_accuracy}.items():
+        before = baseline.clean_accuracy if name == "clean" else baseline.perturbed_accuracy.get(name)
+        if accuracy is not None and before is not None:
+            gains.append(f"{name} {100 * (accuracy - before):+.1f}")
+    return f"Trial {best.number} against the baseline, in points: {', '.join(gains)}."
+
+
+def status_table(records: Sequence[dict[str, Any]]) -> Table:
+    """A row a study."""
+    table = Table(header_style="bold")
+    table.add_column("study", overflow="fold")
+    columns = ("budget", "finished", "complete", "pruned", "failed", "running", "waiting")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for record in records:
+        table.add_row(record["study"], *(str(record[column]) for column in columns))
+    return table
+
+
+def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None:
+    """Shows trials as they end, until `working()` is false: live in a terminal, a line each in a log."""
+    out = console(stderr=True)
+    seen = {trial.number for trial in queries.trials_in(engine, study.name, ("COMPLETE", "PRUNED", "FAIL"))}
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=out,
+        disable=not out.is_terminal,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("trials", total=study.spec.budget)
+        while True:
+            still_working = (
+                working()
+            )  # before the look at the database, so that the last trials are not missed
+            for trial in queries.trials_in(engine, study.name, ("COMPLETE", "PRUNED", "FAIL")):
+                if trial.number not in seen:
+                    seen.add(trial.number)
+                    out.print(_trial_line(trial))
+            record = queries.status(engine, study)
+            running = queries.trials_in(engine, study.name, ("RUNNING",))
+            bar.update(task, completed=record["finished"], description=_running_line(running, study))
+            if not still_working:
+                return
+            time.sleep(POLL_SECS)
+
+
+def _trial_line(trial: TrialResult) -> str:
+    params = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
+    if trial.state == "fail":
+        reason = (
+            (trial.failure or trial.interruption or "for a reason that was not kept").strip().splitlines()[-1]
+        )
+        return f"trial {trial.number} failed: {reason}; its slot was given out again"
+    accuracies = ", ".join(f"{name} {percent(value)}" for name, value in trial.perturbed_accuracy.items())
+    name = "baseline" if trial.baseline else f"trial {trial.number}"
+    verb = "complete" if trial.state == "complete" else f"pruned after epoch {len(trial.epochs)}"
+    return f"{name} {verb}: score {trial.score:.4f}, clean {percent(trial.clean_accuracy)}, {accuracies} ({params})"
+
+
+def _running_line(running: Sequence[TrialResult], study: Study) -> str:
+    doing = [
+        f"{trial.number} (epoch {len(trial.epochs) + 1}/{study.spec.training.epochs})" for trial in running
+    ]
+    return f"trials {', '.join(doing)}" if doing else "trials"
+
+
+class StepProgress:
+    """Shows how far a long preparation is: a bar in a terminal, a line at its start and its end in a log."""
+
+    def __init__(self) -> None:
+        self._out = console(stderr=True)
+        self._bar = Progress(console=self._out, disable=not self._out.is_terminal, transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "StepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+            if not self._out.is_terminal:
+                self._out.print(f"{what} ({total:,})")
+        self._bar.update(self._tasks[what], completed=done)

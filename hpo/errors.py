@@ -1,0 +1,60 @@
+"""What can go wrong that a user can mend. Each class knows its exit code; only `hpo.cli` prints.
+
+HpoError              1  something the user should know, in one line
+├── InputError        2  what was typed or given is wrong
+│   ├── SpecError        the study file or a --set
+│   ├── DataError        the images
+│   ├── WeightsError     the weights
+│   └── StudyError       no such study, or it was already submitted otherwise
+├── StorageError      3  the database cannot be opened or reached
+└── WorkerError       4  workers ended before the budget was used
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class HpoError(Exception):
+    """Base of all; the message is one line that says what is wrong, what is allowed and what to do."""
+
+    exit_code = 1
+
+
+class InputError(HpoError):
+    """What was typed or given is wrong; nothing was changed."""
+
+    exit_code = 2
+
+
+class SpecError(InputError):
+    """The study file, or an override of it, is wrong."""
+
+
+class DataError(InputError):
+    """The images are missing, damaged or not in the layout they should be in."""
+
+
+class WeightsError(InputError):
+    """The weights are missing, or do not fit the network."""
+
+
+class StudyError(InputError):
+    """The study does not exist, or exists with another spec."""
+
+
+class StorageError(HpoError):
+    """The database cannot be opened or reached."""
+
+    exit_code = 3
+
+
+class WorkerError(HpoError):
+    """Workers ended before the budget was used."""
+
+    exit_code = 4
+
+
+def nearest(word: str, allowed: Iterable[str]) -> str:
+    """` Did you mean 'x'?` when an allowed word is close to `word`, else nothing."""
+    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

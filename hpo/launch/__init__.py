@@ -1,0 +1,1 @@
+"""Starts workers: `local` as processes of this machine."""

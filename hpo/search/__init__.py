@@ -1,0 +1,1 @@
+"""Storage, study, budget, worker, queries. Knows Optuna and SQLAlchemy; never imports torch."""

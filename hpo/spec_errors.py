@@ -1,0 +1,83 @@
+"""Turns pydantic's validation errors into one line that a person can act on."""
+
+import types
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from hpo.errors import nearest
+
+_UNION_TAGS = {"range", "choices", "value", "gaussian-noise", "pixel-recolor", "int", "float", "str"}
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first problem of `error`, and how many more there are, in one line."""
+    errors = error.errors(include_url=False)
+    errors.sort(key=lambda details: details["type"] == "missing")  # a typo explains what is missing
+    problems = {".".join(_path(details)): details for details in reversed(errors)}
+    key, details = list(problems.items())[-1]
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    message = _message(details, model)
+    return (f"{key}: {message}" if key else message) + more
+
+
+def _path(details: ErrorDetails) -> list[str]:
+    """The key as it stands in the file: union tags, which pydantic puts into the location, left out."""
+    return [str(part) for part in details["loc"] if part not in _UNION_TAGS]
+
+
+def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
+    given = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            *parents, key = _path(details)
+            allowed = _keys_at(model, [str(part) for part in details["loc"][:-1]])
+            return f"unknown key; allowed here: {', '.join(allowed)}.{nearest(key, allowed)}"
+        case "missing":
+            return "required, but not given"
+        case "literal_error":
+            expected = str(details.get("ctx", {}).get("expected", ""))
+            allowed = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
+            return f"must be {expected}, not {given!r}.{nearest(str(given), allowed)}"
+        case "union_tag_invalid":
+            context = details.get("ctx", {})
+            expected, tag = str(context.get("expected_tags", "")), str(context.get("tag", ""))
+            allowed = [word.strip(" '") for word in expected.split(",")]
+            return f"name must be one of {expected}, not '{tag}'.{nearest(tag, allowed)}"
+        case "union_tag_not_found":
+            return "name is required: gaussian-noise or pixel-recolor"
+        case "value_error":
+            return str(details.get("ctx", {}).get("error", details["msg"]))
+        case "string_pattern_mismatch":
+            return (
+                f"must not begin with space or '-', nor contain slashes or control characters, not {given!r}"
+            )
+        case "too_short":
+            return "must not be empty"
+        case "model_type" | "dict_type":
+            return f"must be a table, not {given!r}"
+    message = details["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
+    return f"{message}, not {given!r}" if not isinstance(given, dict | list) else message
+
+
+def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
+    """The keys that are allowed in the table at `location`, which may name a union's member by its tag."""
+    candidates: list[type[BaseModel]] = [model]
+    for part in location:
+        tagged = [c for c in candidates if _has_tag(c, part)]
+        fields = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
+        if tagged or fields:
+            candidates = tagged or [m for field in fields for m in _models_in(field)]
+    return list(dict.fromkeys(key for c in candidates for key in c.model_fields))
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [found for argument in get_args(annotation) for found in _models_in(argument)]
+
+
+def _has_tag(model: type[BaseModel], tag: str) -> bool:
+    name = model.model_fields.get("name")
+    return model.__name__.lower() == tag or (name is not None and tag in get_args(name.annotation))

@@ -1,0 +1,1 @@
+"""Images, perturbations, network, training, evaluation. Knows PyTorch; knows nothing of Optuna or SQL."""

@@ -1,0 +1,42 @@
+"""The device of a process, and the precision that it computes in."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Compute:
+    """device: where tensors live; bf16: whether the forward pass runs in bfloat16 (autocast)."""
+
+    device: torch.device
+    bf16: bool
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def description(self) -> str:
+        kind = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{kind}, {'bf16' if self.bf16 else 'fp32'}"
+
+
+def choose_compute(threads: int | None) -> Compute:
+    """CUDA if there is one, else the CPU with so many threads; deterministic either way."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported())
+    return Compute(torch.device("cpu"), _cpu_multiplies_bf16())
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 instructions; emulated, bf16 is slower than fp32."""
+    try:
+        flags = open("/proc/cpuinfo", encoding="ascii").read()  # noqa: SIM115
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,172 @@
+"""torchvision's ResNets with a new head, a frozen part counted from the input, and weights loaded without pickle."""
+
+import hashlib
+import pickle
+import urllib.error
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import ResNet
+
+from hpo.errors import WeightsError
+
+CHANNEL_MEAN = (0.485, 0.456, 0.406)
+CHANNEL_STD = (0.229, 0.224, 0.225)
+HEAD = "fc."
+Weights = dict[str, Tensor]
+
+
+class Classifier(nn.Module):
+    """A ResNet that takes [0, 1] pixels of any size, normalises and resizes them, and keeps its first units frozen.
+
+    The units are the stem and the residual blocks; a frozen one has no gradients, and its BatchNorm stays in eval mode,
+    whatever `train()` says. Output: logits, float (n, classes).
+    """
+
+    def __init__(self, resnet: ResNet, input_size: int, frozen_layers: int) -> None:
+        super().__init__()
+        self.resnet = resnet
+        self.input_size = input_size
+        self.frozen_layers = frozen_layers
+        self.register_buffer("mean", torch.tensor(CHANNEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CHANNEL_STD).view(1, 3, 1, 1), persistent=False)
+        for unit in units(resnet)[:frozen_layers]:
+            unit.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        for unit in units(self.resnet)[: self.frozen_layers]:
+            unit.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.normalised(pixels)
+        unit_list = units(self.resnet)
+        with torch.no_grad():
+            for unit in unit_list[: self.frozen_layers]:
+                x = unit(x)
+        for unit in unit_list[self.frozen_layers :]:
+            x = unit(x)
+        return cast(Tensor, self.resnet.fc(self.resnet.avgpool(x).flatten(1)))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[-1] != self.input_size or pixels.shape[-2] != self.input_size:
+            size = (self.input_size, self.input_size)
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+def units(resnet: ResNet) -> list[nn.Module]:
+    """The stem, then each residual block, from the input on: what `frozen_layers` counts."""
+    stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
+    blocks = [
+        block for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4) for block in layer
+    ]
+    return [stem, *blocks]
+
+
+def build_network(
+    name: str, classes: int, weights: Mapping[str, Tensor], input_size: int, frozen_layers: int, seed: int
+) -> Classifier:
+    """A network with the given weights; what they lack (the head, or everything) is random, drawn from `seed`.
+
+    Raises WeightsError that names the tensors that do not fit.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        resnet = getattr(torchvision.models, name)(num_classes=classes)
+    _load(resnet, weights, name)
+    return Classifier(resnet, input_size, frozen_layers).to(memory_format=torch.channels_last)
+
+
+def _load(resnet: ResNet, weights: Mapping[str, Tensor], name: str) -> None:
+    """Everything must fit but the head, which is taken if it has the right shape (it came from the same images)."""
+    if not weights:
+        return
+    own = resnet.state_dict()
+    given = {key: tensor for key, tensor in weights.items() if not key.startswith(HEAD)}
+    body = {key: tensor for key, tensor in own.items() if not key.startswith(HEAD)}
+    optional = {key for key in body if key.endswith("num_batches_tracked")}
+    problems = [f"{key} is missing" for key in body if key not in given and key not in optional]
+    problems += [f"{key} is unknown" for key in given if key not in body]
+    problems += [
+        f"{key} is {tuple(given[key].shape)} instead of {tuple(body[key].shape)}"
+        for key in body
+        if key in given and given[key].shape != body[key].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise WeightsError(f"the weights do not fit {name}: {'; '.join(problems[:4])}{more}")
+    head = {k: t for k, t in weights.items() if k in own and k.startswith(HEAD) and t.shape == own[k].shape}
+    resnet.load_state_dict(given | (head if len(head) == 2 else {}), strict=False)
+
+
+def read_weights(name: str, weights: str) -> Weights:
+    """The tensors of `imagenet`, of a .safetensors or .pth file, or none for `none`. Nothing is unpickled.
+
+    Raises WeightsError.
+    """
+    if weights == "none":
+        return {}
+    if weights == "imagenet":
+        return _imagenet_weights(name)
+    path = Path(weights).expanduser()
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise WeightsError(
+            f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file"
+        )
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else _load_pth(path)
+    except FileNotFoundError:
+        raise WeightsError(f"model.weights: {path} does not exist") from None
+    except (OSError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"model.weights: {path} cannot be read: {str(error).splitlines()[0]}") from None
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
+    return tensors
+
+
+def _load_pth(path: Path) -> Weights:
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
+    return {str(key).removeprefix("module."): tensor for key, tensor in loaded.items()}
+
+
+def _imagenet_weights(name: str) -> Weights:
+    entry = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        return cast(Weights, entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (OSError, urllib.error.URLError, RuntimeError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise WeightsError(
+            f"model.weights: 'imagenet' could not be downloaded ({reason}); give a .safetensors or .pth file, or 'none'"
+        ) from None
+
+
+def save_weights(network: Classifier, path: Path) -> None:
+    """Writes torchvision's own tensor names as safetensors, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {key: tensor.cpu().contiguous() for key, tensor in network.resnet.state_dict().items()}, partial
+    )
+    partial.replace(path)
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors, whatever file they came in."""
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(key.encode())
+        digest.update(weights[key].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
