@@ -5,7 +5,6 @@ stdout is data, stderr is talk. Exit codes: hpo.errors.
 
 import json
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from hpo import __version__
-from hpo.errors import HpoError, WorkerError
+from hpo.errors import HpoError
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -23,13 +22,7 @@ if TYPE_CHECKING:
     from hpo.search.study import Study
     from hpo.spec import Spec
 
-DEFAULT_STORAGE = "sqlite:///hpo.db"
-LOGS = Path("hpo-logs")
-SIGINT_EXIT_CODE = 130
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGINT: a request to stop, to be obeyed at once and without losing anything."""
+INTERRUPTED_EXIT_CODE = 130
 
 
 def main() -> NoReturn:
@@ -41,7 +34,7 @@ def main() -> NoReturn:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        _fail("interrupted", SIGINT_EXIT_CODE)
+        _fail("interrupted", INTERRUPTED_EXIT_CODE)
     except Exception as error:
         _fail_if_database_lost(error)
         raise
@@ -66,8 +59,8 @@ def _fail_if_database_lost(error: Exception) -> None:
 def cli() -> None:
     """Find image classifiers that stay right when their input is perturbed.
 
-    A study file says what to search; `hpo run` searches it on this machine. Any number of `hpo worker` on any number of machines
-    can share the work through one database.
+    A study file says what to search; `hpo run` searches it on this machine. Any number of `hpo worker` on any number
+    of machines can share the work through one database.
     """
 
 
@@ -75,7 +68,7 @@ def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--storage",
         envvar="HPO_STORAGE",
-        default=DEFAULT_STORAGE,
+        default="sqlite:///hpo.db",
         show_default=True,
         metavar="URL",
         help="The database: sqlite:///file.db or postgresql://user:password@host/database. Also HPO_STORAGE.",
@@ -110,106 +103,13 @@ def spec_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int) -> None:
     """Submit a study and work on it here until its budget is used.
 
-    Shows progress, then prints the best configurations. Run again to go on where it stopped. Relative paths in the study file are
-    relative to the current folder.
+    Shows progress, then prints the best configurations. Run again to go on where it stopped. Relative paths in the
+    study file are relative to the current folder.
     """
-    from hpo import display
-    from hpo.search.storage import open_database, parse_url
-    from hpo.search.study import submit as submit_study
+    from hpo.run import run_study
     from hpo.spec import load_spec
 
-    spec = load_spec(study_file, overrides)
-    url = parse_url(storage)
-    _check_inputs(spec)
-    database = open_database(url, create=True)
-    study, new = submit_study(database, spec)
-    if _waiting_or_running(database.engine, study):
-        say = "submitted" if new else "goes on"
-        click.echo(
-            f"study {study.name} {say}: budget {spec.budget}, {workers} worker(s), logs in {_logs(study)}",
-            err=True,
-        )
-        _work_here(database.engine, study, storage, workers)
-    else:
-        click.echo(
-            f"study {study.name} is done: all {spec.budget} trials of its budget are finished", err=True
-        )
-    out = display.console()
-    display.print_best(out, database.engine, study, most=5)
-    _print_next(study, storage)
-
-
-def _check_inputs(spec: "Spec") -> None:
-    """Whatever is wrong with images or weights is said before anything is written to the database."""
-    from hpo.display import StepProgress
-    from hpo.vision.images import load_images
-
-    with StepProgress() as progress:
-        images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
-    if spec.model.weights != "none":
-        from hpo.vision.network import build_network, read_weights
-
-        weights = read_weights(spec.model.name, spec.model.weights)
-        build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, 0, 0)
-
-
-def _waiting_or_running(engine: "sa.Engine", study: "Study") -> bool:
-    from hpo.search.queries import status as status_of
-
-    record = status_of(engine, study)
-    return bool(record["waiting"] + record["running"])
-
-
-def _logs(study: "Study") -> Path:
-    return LOGS / study.name.replace(".", "_")
-
-
-def _work_here(engine: "sa.Engine", study: "Study", storage: str, count: int) -> None:
-    from hpo import display
-    from hpo.launch.local import start_workers, stop_workers
-
-    _stop_on(signal.SIGTERM, signal.SIGINT)
-    workers = start_workers(study.name, storage, count, _logs(study))
-    try:
-        display.follow(
-            engine,
-            study,
-            lambda: (
-                all(worker.process.poll() in (None, 0) for worker in workers)
-                and any(worker.process.poll() is None for worker in workers)
-            ),
-        )
-    except Stopped:
-        click.echo("stopping; each worker gives its slot back", err=True)
-        stop_workers(workers)
-        _fail("stopped before the budget was used; the same command goes on", SIGINT_EXIT_CODE)
-    ended = next((worker for worker in workers if worker.process.poll() not in (None, 0)), None)
-    if ended is not None:
-        stop_workers(workers)
-        code = ended.process.returncode
-        reason = ended.last_line().removeprefix("hpo: ")
-        if code == 2:
-            _fail(reason, code)
-        raise WorkerError(f"a worker ended with exit code {code}: {reason} (log: {ended.log})")
-
-
-def _print_next(study: "Study", storage: str) -> None:
-    where = "" if storage == DEFAULT_STORAGE else " --storage …" if "HPO_STORAGE" not in os.environ else ""
-    click.echo("\nNext:", err=True)
-    for command, does in (
-        (f"hpo top {study.name} -n 10{where}", "more of them; --json for programs"),
-        (f"hpo best {study.name} --toml{where}", "the best as a study file that `hpo run` takes"),
-        (f"hpo status{where}", "all studies of this database"),
-    ):
-        click.echo(f"  {command:<50} {does}", err=True)
-
-
-def _stop_on(*signals: signal.Signals) -> None:
-    def stop(*_: object) -> None:
-        raise Stopped
-
-    for signal_number in signals:
-        signal.signal(signal_number, stop)
+    run_study(load_spec(study_file, overrides), storage, workers)
 
 
 @cli.command()
@@ -244,8 +144,9 @@ def worker(studies: Sequence[str], storage: str, threads: int | None, forever: b
     """Take trials of these studies (of all, if none is named) until their budgets are used."""
     from hpo.search.storage import open_database, parse_url
     from hpo.search.worker import work
+    from hpo.stopping import Stopped, stop_on_signals
 
-    _stop_on(signal.SIGTERM, signal.SIGINT)
+    stop_on_signals()
     name = f"{socket.gethostname()}:{os.getpid()}"
     try:
         database = open_database(parse_url(storage))
@@ -270,7 +171,9 @@ def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
 @storage_option
 @json_option
 def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
-    """Budget, finished, complete, pruned, failed, running and waiting trials of these studies (of all, if none is named)."""
+    """Budget, finished, complete, pruned, failed, running and waiting trials of these studies (of all, if none is
+    named).
+    """
     from hpo import display
     from hpo.search.queries import status as status_of
     from hpo.search.storage import open_engine, parse_url
@@ -288,9 +191,7 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
 @click.argument("study")
 @storage_option
 @json_option
-@click.option(
-    "--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`."
-)
+@click.option("--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`.")
 def best(study: str, storage: str, as_json: bool, as_toml: bool) -> None:
     """The best configuration of a study, with its accuracies and the baseline's."""
     from hpo import display

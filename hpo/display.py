@@ -29,13 +29,20 @@ def percent(fraction: float | None) -> str:
     return "–" if fraction is None else f"{100 * fraction:.1f} %"  # noqa: RUF001
 
 
+def shown_score(score: float | None) -> str:
+    """Four digits, or a dash where there is none."""
+    return "–" if score is None else f"{score:.4f}"  # noqa: RUF001
+
+
 def shown(value: Any) -> str:
     """A parameter's value, short."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def results_table(results: Sequence[TrialResult], baseline: TrialResult | None, title: str) -> Table:
-    """The results, best first, and below them the baseline; only columns that differ from trial to trial, or are accuracies."""
+    """The results, best first, and below them the baseline; only columns that differ from trial to trial, or are
+    accuracies.
+    """
     rows = [*results, *([baseline] if baseline else [])]
     accuracies = list(dict.fromkeys(name for row in rows for name in row.perturbed_accuracy))
     params = list(dict.fromkeys(name for row in rows for name in row.params))
@@ -54,7 +61,7 @@ def results_table(results: Sequence[TrialResult], baseline: TrialResult | None, 
 def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str]) -> list[str]:
     return [
         str(row.number),
-        "–" if row.score is None else f"{row.score:.4f}",  # noqa: RUF001
+        shown_score(row.score),
         percent(row.clean_accuracy),
         *(percent(row.perturbed_accuracy.get(name)) for name in accuracies),
         *(shown(row.params.get(name, "")) for name in params),
@@ -71,11 +78,12 @@ def print_best(out: Console, engine: sa.Engine, study: Study, most: int) -> None
     best = results[0]
     out.print(results_table(results, baseline, f"Best configurations of {study.name}"))
     out.print(
-        f"Accuracies on {best.images:,} tuning images, the same for all trials, each trial trained once (seed {study.spec.seed})."
+        f"Accuracies on {best.images:,} tuning images, the same for all trials; "
+        f"each trial was trained once (seed {study.spec.seed})."
     )
     if not best.feasible:
         out.print(
-            f"No trial is feasible: every one loses more than max_clean_drop = {study.spec.objective.max_clean_drop} of "
+            f"No trial is feasible: each loses more than max_clean_drop = {study.spec.objective.max_clean_drop} of "
             "clean accuracy against the baseline; shown first are those that lose least."
         )
     if baseline and baseline.number != best.number:
@@ -119,13 +127,11 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
     with bar:
         task = bar.add_task("trials", total=study.spec.budget)
         while True:
-            still_working = (
-                working()
-            )  # before the look at the database, so that the last trials are not missed
+            still_working = working()  # before the look at the database, so that the last trials are not missed
             for trial in queries.trials_in(engine, study.name, ("COMPLETE", "PRUNED", "FAIL")):
                 if trial.number not in seen:
                     seen.add(trial.number)
-                    out.print(_trial_line(trial))
+                    out.print(_trial_line(trial, study), soft_wrap=True)
             record = queries.status(engine, study)
             running = queries.trials_in(engine, study.name, ("RUNNING",))
             bar.update(task, completed=record["finished"], description=_running_line(running, study))
@@ -134,23 +140,20 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
             time.sleep(POLL_SECS)
 
 
-def _trial_line(trial: TrialResult) -> str:
-    params = ", ".join(f"{name} {shown(value)}" for name, value in trial.params.items())
-    if trial.state == "fail":
-        reason = (
-            (trial.failure or trial.interruption or "for a reason that was not kept").strip().splitlines()[-1]
-        )
-        return f"trial {trial.number} failed: {reason}; its slot was given out again"
-    accuracies = ", ".join(f"{name} {percent(value)}" for name, value in trial.perturbed_accuracy.items())
+def _trial_line(trial: TrialResult, study: Study) -> str:
     name = "baseline" if trial.baseline else f"trial {trial.number}"
-    verb = "complete" if trial.state == "complete" else f"pruned after epoch {len(trial.epochs)}"
-    return f"{name} {verb}: score {trial.score:.4f}, clean {percent(trial.clean_accuracy)}, {accuracies} ({params})"
+    if trial.state == "fail":
+        reason = (trial.failure or trial.interruption or "no reason was kept").strip().splitlines()[-1]
+        return f"{name} failed: {reason}; its slot was given out again"
+    ended = "complete" if trial.state == "complete" else f"pruned after epoch {len(trial.epochs)}"
+    accuracies = {"clean": trial.clean_accuracy, **trial.perturbed_accuracy}
+    measured = ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items())
+    params = ", ".join(f"{key} {shown(trial.params[key])}" for key in study.spec.search.searched if key in trial.params)
+    return f"{name} {ended}: score {shown_score(trial.score)}, {measured} ({params})"
 
 
 def _running_line(running: Sequence[TrialResult], study: Study) -> str:
-    doing = [
-        f"{trial.number} (epoch {len(trial.epochs) + 1}/{study.spec.training.epochs})" for trial in running
-    ]
+    doing = [f"{trial.number} (epoch {len(trial.epochs) + 1}/{study.spec.training.epochs})" for trial in running]
     return f"trials {', '.join(doing)}" if doing else "trials"
 
 

@@ -7,7 +7,8 @@ HpoError              1  something the user should know, in one line
 │   ├── WeightsError     the weights
 │   └── StudyError       no such study, or it was already submitted otherwise
 ├── StorageError      3  the database cannot be opened or reached
-└── WorkerError       4  workers ended before the budget was used
+├── WorkerError       4  workers ended before the budget was used
+└── StoppedEarly    130  the user stopped it
 """
 
 import difflib
@@ -52,6 +53,12 @@ class WorkerError(HpoError):
     """Workers ended before the budget was used."""
 
     exit_code = 4
+
+
+class StoppedEarly(HpoError):  # noqa: N818 (a request, not an error)
+    """The user stopped it before the budget was used."""
+
+    exit_code = 130
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

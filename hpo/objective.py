@@ -16,8 +16,9 @@ import torchvision
 
 import hpo
 from hpo.errors import WeightsError
+from hpo.parameters import Params
 from hpo.search.worker import Measurement
-from hpo.spec import Params, Spec
+from hpo.spec import Spec
 from hpo.vision.augmentation import Augmentation
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.evaluation import CLEAN, build_evaluation_set
@@ -29,8 +30,8 @@ from hpo.vision.training import EpochResult, Recipe, fine_tune
 class RobustAccuracy:
     """Fine-tunes the study's network with a trial's parameters and scores it clean and perturbed.
 
-    Set up once a worker: images, perturbed tuning images and initial weights are loaded here, so that whatever is wrong with
-    them shows before a trial is claimed. Raises DataError, WeightsError.
+    Set up once a worker: images, perturbed tuning images and initial weights are loaded here, so that whatever is
+    wrong with them shows before a trial is claimed. Raises DataError, WeightsError.
     """
 
     def __init__(self, spec: Spec, threads: int | None, artifacts: Path) -> None:
@@ -41,7 +42,7 @@ class RobustAccuracy:
         self.pretrained = read_weights(spec.model.name, spec.model.weights)
         self._network({"frozen_layers": 0}, self.pretrained)  # do the weights fit?
         self.fingerprints = {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained)}
-        self.baseline_file = artifacts / _file_name(spec.name) / "baseline.safetensors"
+        self.baseline_file = artifacts / spec.folder_name / "baseline.safetensors"
 
     def run(self, params: Params, baseline: bool) -> Iterator[Measurement]:
         """One measurement an epoch. The baseline's weights are kept if trials of this study may start from them."""
@@ -123,11 +124,6 @@ class RobustAccuracy:
             "threads": torch.get_num_threads(),
             **self.fingerprints,
         }
-
-
-def _file_name(study: str) -> str:
-    """The study's name as a folder's: names cannot hold slashes, but may be '..'."""
-    return study.replace(".", "_")
 
 
 def _commit() -> str | None:

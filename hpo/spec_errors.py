@@ -31,7 +31,7 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     given = details["input"]
     match details["type"]:
         case "extra_forbidden":
-            *parents, key = _path(details)
+            key = _path(details)[-1]
             allowed = _keys_at(model, [str(part) for part in details["loc"][:-1]])
             return f"unknown key; allowed here: {', '.join(allowed)}.{nearest(key, allowed)}"
         case "missing":
@@ -50,9 +50,7 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
         case "value_error":
             return str(details.get("ctx", {}).get("error", details["msg"]))
         case "string_pattern_mismatch":
-            return (
-                f"must not begin with space or '-', nor contain slashes or control characters, not {given!r}"
-            )
+            return f"must not begin with space or '-', nor contain slashes or control characters, not {given!r}"
         case "too_short":
             return "must not be empty"
         case "model_type" | "dict_type":

@@ -24,7 +24,9 @@ class WorkerProcess:
 
 
 def start_workers(study: str, storage: str, count: int, logs: Path) -> list[WorkerProcess]:
-    """Starts `count` workers for one study. The storage URL goes through the environment, where `ps` does not show it."""
+    """Starts `count` workers for one study. The storage URL goes through the environment, where `ps` does not show
+    it.
+    """
     logs.mkdir(parents=True, exist_ok=True)
     threads = max(1, len(os.sched_getaffinity(0)) // count) if hasattr(os, "sched_getaffinity") else 1
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}

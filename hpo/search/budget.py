@@ -1,7 +1,7 @@
 """The budget as slots: every trial that may still start is a WAITING trial, claimed by one atomic statement.
 
-All changes here are single transactions, so that a process killed at any point leaves the slot in one place or the other.
-Times are compared on the database's clock, in UTC; workers' clocks may differ.
+All changes here are single transactions, so that a process killed at any point leaves the slot in one place or the
+other. Times are compared on the database's clock, in UTC; workers' clocks may differ.
 """
 
 import json
@@ -28,7 +28,9 @@ GRACE_PERIOD_SECS = 60
 
 @dataclass(frozen=True)
 class Slot:
-    """A trial that may start. fixed_params: values that the sampler does not choose; baseline: whether it is the baseline."""
+    """A trial that may start. fixed_params: values that the sampler does not choose; baseline: whether it is the
+    baseline.
+    """
 
     fixed_params: Mapping[str, Any] = field(default_factory=dict)
     baseline: bool = False
@@ -61,9 +63,7 @@ def add_slots(connection: sa.Connection, study_id: int, slots: Sequence[Slot]) -
 
 def lock_study(connection: sa.Connection, study_id: int) -> None:
     """Until the transaction ends nobody else numbers trials of this study: a write, so that SQLite locks too."""
-    connection.execute(
-        studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name)
-    )
+    connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name))
 
 
 def claim(database: Database, study_id: int, baseline_alone: bool = False) -> int | None:
@@ -90,9 +90,7 @@ def claim(database: Database, study_id: int, baseline_alone: bool = False) -> in
             .returning(trials.c.trial_id)
         ).scalar()
         if trial_id is not None:
-            connection.execute(
-                trial_heartbeats.insert().values(trial_id=trial_id, heartbeat=_utc_now(connection))
-            )
+            connection.execute(trial_heartbeats.insert().values(trial_id=trial_id, heartbeat=_utc_now(connection)))
     return trial_id
 
 
@@ -125,7 +123,8 @@ def beat(database: Database, trial_id: int) -> None:
 def give_back(database: Database, trial_id: int, why: Literal["failure", "interruption"], text: str) -> bool:
     """Fails a RUNNING trial and appends a slot in its place, in one transaction; False if it was no longer running.
 
-    `text` is kept with the trial: the traceback of a failure, or what interrupted it. Only failures count against the study.
+    `text` is kept with the trial: the traceback of a failure, or what interrupted it. Only failures count against the
+    study.
     """
     with database.engine.begin() as connection:
         study_id = connection.execute(
@@ -158,7 +157,7 @@ def reap(database: Database, study_id: int) -> int:
     return sum(give_back(database, trial_id, "interruption", reason) for trial_id in stale)
 
 
-def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[tuple[int]]:
+def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[Any]:
     """RUNNING trials whose last sign of life, the start if there was no heartbeat, is older than the grace period."""
     last_sign = sa.func.coalesce(trial_heartbeats.c.heartbeat, trials.c.datetime_start)
     if connection.dialect.name == "postgresql":
@@ -206,10 +205,6 @@ _FIELD_OF_STATE = {
 
 def count(engine: sa.Engine, study_id: int) -> Counts:
     """How many trials of a study are in each state."""
-    query = (
-        sa.select(trials.c.state, sa.func.count())
-        .where(trials.c.study_id == study_id)
-        .group_by(trials.c.state)
-    )
+    query = sa.select(trials.c.state, sa.func.count()).where(trials.c.study_id == study_id).group_by(trials.c.state)
     with engine.connect() as connection:
         return Counts(**{_FIELD_OF_STATE[state]: number for state, number in connection.execute(query)})

@@ -1,7 +1,8 @@
 """Lets any sampler search ordered choices, such as batch sizes 32, 64, 128, as the numbers they are.
 
-Optuna's categorical distribution would forget that 64 lies between 32 and 128. Here the choices are searched as a range, and what
-the sampler draws is moved to a choice before it is stored; so the database and the dashboard show the batch size that was used.
+Optuna's categorical distribution would forget that 64 lies between 32 and 128. Here the choices are searched as a
+range, and what the sampler draws is moved to a choice before it is stored; so the database and the dashboard show the
+batch size that was used.
 """
 
 from bisect import bisect
@@ -17,7 +18,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class OrderedChoicesSampler(BaseSampler):
-    """`inner`, with what it draws for the parameters in `choices` (name -> values, whether logarithmic) moved to a value."""
+    """`inner`, with what it draws for the parameters in `choices` (name -> values, whether logarithmic) moved to a
+    value.
+    """
 
     def __init__(self, inner: BaseSampler, choices: Mapping[str, tuple[Sequence[Any], bool]]) -> None:
         self._inner = inner
@@ -35,16 +38,12 @@ class OrderedChoicesSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._to_choice(
-            param_name, self._inner.sample_independent(study, trial, param_name, param_distribution)
-        )
+        return self._to_choice(param_name, self._inner.sample_independent(study, trial, param_name, param_distribution))
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._inner.before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._inner.after_trial(study, trial, state, values)
 
     def reseed_rng(self) -> None:
@@ -60,8 +59,8 @@ class OrderedChoicesSampler(BaseSampler):
 def to_choice(value: float, choices: Sequence[Any], logarithmic: bool) -> Any:
     """The choice in whose cell `value` lies.
 
-    Every choice lies in its own cell, and evenly spaced choices have cells of equal width, so that a uniform draw takes each
-    as often: nearest-choice cells would give the first and the last only half of the others' share.
+    Every choice lies in its own cell, and evenly spaced choices have cells of equal width, so that a uniform draw
+    takes each as often: nearest-choice cells would give the first and the last only half of the others' share.
     """
     ordered = sorted(choices)
     scale = log if logarithmic else float

@@ -8,10 +8,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from hpo.parameters import SearchSpec
 from hpo.search.budget import Counts, count
 from hpo.search.study import Study
 from hpo.search.tables import studies, trial_results, trial_user_attributes, trials
-from hpo.spec import SearchSpec
 
 DETAILS = (
     "perturbed_accuracy",
@@ -59,7 +59,9 @@ class TrialResult:
 
 
 def best_trials(engine: sa.Engine, study: str, most: int) -> list[TrialResult]:
-    """The complete trials with the highest scores: feasible ones first, then the least infeasible; ties to the earlier one."""
+    """The complete trials with the highest scores: feasible ones first, then the least infeasible; ties to the
+    earlier one.
+    """
     t = trial_results
     infeasible_by = sa.case((t.c.feasible == 1, 0), else_=-t.c.clean_accuracy)
     query = (
@@ -81,9 +83,7 @@ def baseline_trial(engine: sa.Engine, study: str) -> TrialResult | None:
 def trials_in(engine: sa.Engine, study: str, states: Sequence[str]) -> list[TrialResult]:
     """The trials in these states, in the order in which they ended."""
     t = trial_results
-    query = (
-        sa.select(t).where(t.c.study == study, t.c.state.in_(states)).order_by(t.c.finished_at, t.c.number)
-    )
+    query = sa.select(t).where(t.c.study == study, t.c.state.in_(states)).order_by(t.c.finished_at, t.c.number)
     return _read(engine, query)
 
 
@@ -100,9 +100,7 @@ def _read(engine: sa.Engine, query: sa.Select[Any]) -> list[TrialResult]:
     return [_result(row, details.get((row["study"], row["number"]), {})) for row in rows]
 
 
-def _details(
-    connection: sa.Connection, rows: Sequence[dict[str, Any]]
-) -> dict[tuple[str, int], dict[str, Any]]:
+def _details(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
     """The attributes that are not in the views, by (study, trial number)."""
     a = trial_user_attributes
     query = (

@@ -1,12 +1,13 @@
 """Opens SQLite or PostgreSQL: as an SQLAlchemy engine for queries, and together with Optuna's storage for workers."""
 
 import os
-import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from filelock import FileLock
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
@@ -15,10 +16,9 @@ from hpo.search.tables import view_statements
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage, RDBStorage
 
+DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
-CREATE_ATTEMPTS = 5
-CREATE_PAUSE_SECS = 0.3
-VIEWS_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while the views are replaced
+CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
 POSTGRESQL_CONNECT_ARGS = {
     "connect_timeout": 10,
     "keepalives": 1,
@@ -48,9 +48,9 @@ def parse_url(text: str) -> sa.URL:
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise InputError(
-            f"--storage: '{url.drivername}' is not supported; give sqlite:///… or postgresql://…"
-        )
+        raise InputError(f"--storage: '{url.drivername}' is not supported; give sqlite:///… or postgresql://…")
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise InputError("--storage: workers share the database, so it must be a file: sqlite:///file.db")
     return url
 
 
@@ -86,40 +86,41 @@ def open_database(url: sa.URL, create: bool = False) -> Database:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        backend = _open_backend(url, create)
-        if create:
-            _prepare(backend.engine)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError) as error:
+        backend = _create_backend(url) if create else _open_backend(url, skip_table_creation=True)
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
         raise unreachable(url, error) from None
     except RuntimeError as error:  # Optuna's word for tables of another version
         raise StorageError(f"--storage: {masked(url)}: {str(error).splitlines()[0]}") from None
     return Database(url, optuna.storages.get_storage(backend), backend.engine)
 
 
-def _open_backend(url: sa.URL, create: bool) -> "RDBStorage":
-    """Optuna's storage. Two processes that create the same tables at once collide; the one that lost looks again."""
+def _create_backend(url: sa.URL) -> "RDBStorage":
+    """Makes what is missing, one process at a time: Optuna's own creation of tables collides with another's."""
+    if (file := _sqlite_file(url)) is not None:
+        with FileLock(Path(file).with_name(f".{Path(file).name}.lock")):
+            backend = _open_backend(url, skip_table_creation=False)
+            _prepare(backend.engine)
+        return backend
+    locking = sa.create_engine(url, poolclass=NullPool, connect_args=POSTGRESQL_CONNECT_ARGS)
+    with locking.connect() as connection:
+        connection.exec_driver_sql(f"SELECT pg_advisory_lock({CREATION_LOCK})")  # until the connection closes
+        backend = _open_backend(url, skip_table_creation=False)
+        _prepare(backend.engine)
+    return backend
+
+
+def _open_backend(url: sa.URL, skip_table_creation: bool) -> "RDBStorage":
     from optuna.storages import RDBStorage
 
     text = url.render_as_string(hide_password=False)
-    for _ in range(CREATE_ATTEMPTS - 1):
-        try:
-            return RDBStorage(text, engine_kwargs=_engine_arguments(url), skip_table_creation=not create)
-        except (IntegrityError, OperationalError, ProgrammingError) as error:
-            if "already exists" not in str(error) and not isinstance(error, IntegrityError):
-                raise
-            time.sleep(CREATE_PAUSE_SECS)
-    return RDBStorage(text, engine_kwargs=_engine_arguments(url), skip_table_creation=not create)
+    return RDBStorage(text, engine_kwargs=_engine_arguments(url), skip_table_creation=skip_table_creation)
 
 
 def _prepare(engine: sa.Engine) -> None:
     """WAL, and the views as this version of hpo defines them, replaced in one transaction."""
-    if engine.dialect.name == "sqlite":
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
     with engine.begin() as connection:
-        if engine.dialect.name == "postgresql":
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({VIEWS_LOCK})")
-        else:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         for statement in view_statements(engine.dialect.name):
             connection.exec_driver_sql(statement)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import StudyError, nearest
+from hpo.parameters import Params
 from hpo.search.budget import Slot, add_slots, lock_study
 from hpo.search.storage import Database
 from hpo.search.tables import (
@@ -22,7 +23,7 @@ from hpo.search.tables import (
     trial_user_attributes,
     trials,
 )
-from hpo.spec import Params, Spec, flatten
+from hpo.spec import Spec, flatten
 
 if TYPE_CHECKING:
     import optuna
@@ -69,9 +70,7 @@ def _insert(connection: sa.Connection, spec: Spec) -> int:
     study_id = int(row.scalar_one())
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))
     spec_json = spec.model_dump_json()
-    connection.execute(
-        study_user_attributes.insert().values(study_id=study_id, key=SPEC_KEY, value_json=spec_json)
-    )
+    connection.execute(study_user_attributes.insert().values(study_id=study_id, key=SPEC_KEY, value_json=spec_json))
     names = json.dumps(["score"])
     connection.execute(
         study_system_attributes.insert().values(study_id=study_id, key="study:metric_names", value_json=names)
@@ -131,10 +130,7 @@ def find_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[Study]:
     )
     with engine.connect() as connection:
         rows = connection.execute(query).all()
-    found = {
-        study.name: study
-        for study in (Study(r.study_id, Spec.model_validate_json(r.value_json)) for r in rows)
-    }
+    found = {study.name: study for study in (Study(r.study_id, Spec.model_validate_json(r.value_json)) for r in rows)}
     for name in names:
         if name not in found:
             there = f"there are: {', '.join(found)}" if found else "there are none; `hpo submit` makes one"
@@ -155,9 +151,7 @@ def check_fingerprints(database: Database, study: Study, fingerprints: Mapping[s
         if stored is None:
             value = json.dumps(dict(fingerprints))
             connection.execute(
-                study_user_attributes.insert().values(
-                    study_id=study.study_id, key=FINGERPRINTS_KEY, value_json=value
-                )
+                study_user_attributes.insert().values(study_id=study.study_id, key=FINGERPRINTS_KEY, value_json=value)
             )
             return
     for name, expected in json.loads(stored).items():
@@ -187,9 +181,7 @@ def record_constraints(database: Database, study: Study) -> None:
         trial_system_attributes.c.key == CONSTRAINT_KEY,
     )
     scored = (
-        sa.select(
-            trials.c.trial_id, clean.c.value_json, has_marker.label("baseline"), has_constraint.label("known")
-        )
+        sa.select(trials.c.trial_id, clean.c.value_json, has_marker.label("baseline"), has_constraint.label("known"))
         .join(clean, clean.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study.study_id, trials.c.state.in_(["RUNNING", "COMPLETE"]))
         .where(clean.c.key == "clean_accuracy")
@@ -235,9 +227,7 @@ def start_trial(database: Database, study: Study, trial_id: int) -> "tuple[optun
     )
     trial = optuna.Trial(optuna_study, trial_id)
     fixed = slot.system_attrs.get("fixed_params", {})
-    return trial, {
-        name: _suggest(trial, name, study.spec, fixed) for name, _ in study.spec.search.parameters()
-    }
+    return trial, {name: _suggest(trial, name, study.spec, fixed) for name, _ in study.spec.search.parameters()}
 
 
 def _suggest(trial: "optuna.Trial", name: str, spec: Spec, fixed: Mapping[str, Any]) -> Any:

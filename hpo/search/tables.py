@@ -1,7 +1,7 @@
 """Optuna's tables, as far as hpo reads or writes them, and the two SQL views over them.
 
-Declared here rather than imported from Optuna's private models, so that queries start without importing Optuna; a test compares
-them with Optuna's own (schema v3.2.0.a). Enums are native types in PostgreSQL and text in SQLite.
+Declared here rather than imported from Optuna's private models, so that queries start without importing Optuna; a
+test compares them with Optuna's own (schema v3.2.0.a). Enums are native types in PostgreSQL and text in SQLite.
 """
 
 import sqlalchemy as sa
@@ -108,7 +108,9 @@ trial_heartbeats = sa.Table(
 )
 
 CONSTRAINT_KEY = "constraints:clean_drop"
-"""Optuna's system attribute for the constraint that `trial.set_constraint("clean_drop", ...)` sets; above 0 is infeasible."""
+"""Optuna's system attribute for the constraint that `trial.set_constraint("clean_drop", ...)` sets; above 0 is
+infeasible.
+"""
 
 trial_results = sa.table(
     "trial_results",
@@ -166,14 +168,10 @@ def view_statements(dialect: str) -> list[str]:
 
     def attribute(kind: str, key: str) -> str:
         value = sql[kind].format("a.value_json")
-        return (
-            f"(SELECT {value} FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{key}')"  # noqa: S608
-        )
+        return f"(SELECT {value} FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{key}')"  # noqa: S608
 
     def parameter(name: str, value: str = "p.param_value") -> str:
-        return (
-            f"(SELECT {value} FROM trial_params p WHERE p.trial_id = t.trial_id AND p.param_name = '{name}')"  # noqa: S608
-        )
+        return f"(SELECT {value} FROM trial_params p WHERE p.trial_id = t.trial_id AND p.param_name = '{name}')"  # noqa: S608
 
     whole_number = sql["int"].format("p.param_value")
     param_json = (
@@ -206,11 +204,11 @@ def view_statements(dialect: str) -> list[str]:
             CASE WHEN {attribute("text", "baseline")} IS NULL THEN 0 ELSE 1 END AS baseline,
             CASE WHEN EXISTS (SELECT 1 FROM trial_system_attributes c WHERE c.trial_id = t.trial_id
                 AND c.key = '{CONSTRAINT_KEY}' AND {violation} > 0) THEN 0 ELSE 1 END AS feasible
-        FROM trials t JOIN studies s ON s.study_id = t.study_id"""  # noqa: S608 (only names from this file)
+        FROM trials t JOIN studies s ON s.study_id = t.study_id"""  # noqa: S608 (only names of this file)
     best_configs_sql = f"""
         {create} best_configs AS SELECT
             row_number() OVER (PARTITION BY study ORDER BY score DESC, number) AS rank, trial_results.*
-        FROM trial_results WHERE state = 'COMPLETE' AND feasible = 1 AND score IS NOT NULL"""
+        FROM trial_results WHERE state = 'COMPLETE' AND feasible = 1 AND score IS NOT NULL"""  # noqa: S608
     if dialect == "sqlite":
         return [
             "DROP VIEW IF EXISTS best_configs",

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import sqlalchemy as sa
 
 from hpo.errors import StudyError, WorkerError
+from hpo.parameters import Params
 from hpo.search import budget
 from hpo.search.storage import Database
 from hpo.search.study import Study, check_fingerprints, find_studies, record_constraints, start_trial
 from hpo.search.tables import trial_user_attributes, trials
-from hpo.spec import Params, Spec
+from hpo.spec import Spec
 
 if TYPE_CHECKING:
     import optuna
@@ -32,7 +33,8 @@ FAILURES_ALWAYS_BORNE = 2
 class Measurement:
     """What an objective yields at each step.
 
-    step: from 1; score: what is maximised; parts: what the score is made of; attributes: kept with the trial if this is its last.
+    step: from 1; score: what is maximised; parts: what the score is made of; attributes: kept with the trial if this
+    is its last.
     """
 
     step: int
@@ -112,9 +114,7 @@ def _check_failures(database: Database, study: Study) -> None:
         )
 
 
-def run_trial(
-    database: Database, study: Study, trial_id: int, objective: Objective, worker: str, say: Say
-) -> None:
+def run_trial(database: Database, study: Study, trial_id: int, objective: Objective, worker: str, say: Say) -> None:
     """Runs a claimed trial to its end; whatever happens, its slot is used once or given out again."""
     from optuna.exceptions import UpdateFinishedTrialError
 
@@ -160,13 +160,13 @@ def _pursue(
     else:
         record_constraints(database, study)
         trial.study.tell(trial, measurement.score, skip_if_finished=True)
-    return f"trial {trial.number} {'pruned' if pruned else 'complete'} at epoch {measurement.step}: score {measurement.score:.4f}"
+    ended = "pruned" if pruned else "complete"
+    return f"trial {trial.number} {ended} at epoch {measurement.step}: score {measurement.score:.4f}"
 
 
 def _listed(params: Params) -> str:
     return ", ".join(
-        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}"
-        for key, value in params.items()
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}" for key, value in params.items()
     )
 
 

@@ -1,9 +1,9 @@
 """Training-time augmentation of a whole batch: flip, shifted crop, and perturbations at one strength.
 
-Flip and crop belong to plain fine-tuning and are the same in every trial, so that what a trial gains over the baseline is owed to
-the perturbations. About half of the images stay unperturbed; each of the others gets one perturbation of the objective, at a
-severity drawn for it uniformly between 0 and `strength` times twice the severity that is scored: one fixed severity would be
-overfitted, and one family alone does not carry over to another.
+Flip and crop belong to plain fine-tuning and are the same in every trial, so that what a trial gains over the
+baseline is owed to the perturbations. About half of the images stay unperturbed; each of the others gets one
+perturbation of the objective, at a severity drawn for it uniformly between 0 and `strength` times twice the severity
+that is scored: one fixed severity would be overfitted, and one family alone does not carry over to another.
 """
 
 from collections.abc import Sequence
@@ -45,9 +45,7 @@ class Augmentation:
         columns = _shifted(width, draws[:, 1])
         if self.horizontal_flip:
             columns = torch.where((draws[:, 2] < 0.5)[:, None], columns, columns.flip(1))
-        return images[
-            torch.arange(count, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]
-        ]
+        return images[torch.arange(count, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
     def _perturb(self, pixels: Tensor, keys: Tensor) -> Tensor:
         if self.strength == 0:

@@ -29,7 +29,7 @@ def choose_compute(threads: int | None) -> Compute:
     torch.use_deterministic_algorithms(True, warn_only=True)
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported())
+        return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False))
     return Compute(torch.device("cpu"), _cpu_multiplies_bf16())
 
 

@@ -1,4 +1,6 @@
-"""Fetches the official TinyImageNet: resumes a broken download, checks size and md5, keeps nothing that does not match."""
+"""Fetches the official TinyImageNet: resumes a broken download, checks size and md5, keeps nothing that does not
+match.
+"""
 
 import hashlib
 import urllib.error

@@ -1,4 +1,6 @@
-"""Accuracy as correct of total, clean and under each perturbation, on images that are the same for all trials of a study."""
+"""Accuracy as correct of total, clean and under each perturbation, on images that are the same for all trials of a
+study.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,10 +51,7 @@ def build_evaluation_set(
     conditions = {CLEAN: clean}
     for name, severity in perturbations:
         batches = [
-            perturb(name, images.float().div(255), batch_keys, severity, replicate)
-            .mul_(255)
-            .round_()
-            .to(torch.uint8)
+            perturb(name, images.float().div(255), batch_keys, severity, replicate).mul_(255).round_().to(torch.uint8)
             for images, batch_keys in zip(clean.split(BATCH_SIZE), keys.split(BATCH_SIZE), strict=True)
         ]
         conditions[name] = torch.cat(batches).contiguous(memory_format=torch.channels_last)

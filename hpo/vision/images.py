@@ -1,6 +1,8 @@
-"""Image sets as memory-mapped uint8 arrays: decoded once a machine under a lock, then opened in milliseconds by every worker.
+"""Image sets as memory-mapped uint8 arrays: decoded once a machine under a lock, then opened in milliseconds by every
+worker.
 
-A cache folder appears by one rename when it is whole, so that a build that was killed is never mistaken for a finished one.
+A cache folder appears by one rename when it is whole, so that a build that was killed is never mistaken for a
+finished one.
 """
 
 import hashlib
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from sklearn.model_selection import train_test_split
 
 from hpo.errors import DataError
@@ -35,9 +37,9 @@ Progress = Callable[[str, int, int], None]
 class Split:
     """Some images of an image set.
 
-    pixels: uint8, (all images of the array, height, width, 3), memory-mapped; rows: int64, the positions that belong to
-    this split; labels: int64, one a row; keys: int64, one a row, a number that is the same for an image in every split and
-    process, from which its perturbations are seeded.
+    pixels: uint8, (all images of the array, height, width, 3), memory-mapped; rows: int64, the positions that belong
+    to this split; labels: int64, one a row; keys: int64, one a row, a number that is the same for an image in every
+    split and process, from which its perturbations are seeded.
     """
 
     pixels: NDArray[np.uint8]
@@ -95,9 +97,7 @@ def prepare_images(data: DataSpec, image_size: int, progress: Progress | None = 
     try:
         (root / "images").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"data.root: {root} cannot be used: {error.strerror}; set data.root or HPO_DATA_ROOT"
-        ) from None
+        raise DataError(f"data.root: {root} cannot be used: {error.strerror}; set data.root or HPO_DATA_ROOT") from None
     size = TINY_IMAGENET_SIZE if data.name == "tiny-imagenet" else image_size
     archive = _archive(data, root)
     identity = json.dumps([CACHE_FORMAT, data.name, size, _identity(data, archive)])
@@ -182,6 +182,7 @@ def _build(listing: Listing, size: int, folder: Path, progress: Progress | None)
             "size": size,
         }
         (building / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
+        building.chmod(0o755)  # mkdtemp's folders are private; other users of this machine may share the cache
         building.rename(folder)
     except OSError as error:
         raise DataError(f"data.root: cannot write to {folder.parent}: {error.strerror}") from None
@@ -194,14 +195,8 @@ def _decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8]:
     try:
         with listing.open_image(path) as image:
             rgb = image.convert("RGB")
-    except (
-        Exception
-    ) as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, struct.error, ...
-        reason = (
-            str(error).split("\n")[0]
-            if not isinstance(error, Image.UnidentifiedImageError)
-            else "not an image"
-        )
+    except Exception as error:  # Pillow raises whatever its decoders do: OSError, SyntaxError, struct.error, ...
+        reason = str(error).split("\n")[0] if not isinstance(error, UnidentifiedImageError) else "not an image"
         raise DataError(f"data.archive: {listing.where}: {path} cannot be decoded: {reason}") from None
     if rgb.size != (size, size):
         rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
@@ -223,9 +218,7 @@ def _stratified_split(
     return np.sort(kept), np.sort(held_out)
 
 
-def _limit_per_class(
-    labels: NDArray[np.int64], rows: NDArray[np.int64], most: int, seed: int
-) -> NDArray[np.int64]:
+def _limit_per_class(labels: NDArray[np.int64], rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
     """At most so many random rows of each class, in ascending order."""
     shuffled = np.random.default_rng(seed).permutation(rows)
     by_class = [shuffled[labels[shuffled] == label][:most] for label in np.unique(labels)]

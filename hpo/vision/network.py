@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import urllib.error
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -29,6 +30,9 @@ class Classifier(nn.Module):
     The units are the stem and the residual blocks; a frozen one has no gradients, and its BatchNorm stays in eval mode,
     whatever `train()` says. Output: logits, float (n, classes).
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, resnet: ResNet, input_size: int, frozen_layers: int) -> None:
         super().__init__()
@@ -67,9 +71,7 @@ class Classifier(nn.Module):
 def units(resnet: ResNet) -> list[nn.Module]:
     """The stem, then each residual block, from the input on: what `frozen_layers` counts."""
     stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
-    blocks = [
-        block for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4) for block in layer
-    ]
+    blocks = [block for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4) for block in layer]
     return [stem, *blocks]
 
 
@@ -120,9 +122,7 @@ def read_weights(name: str, weights: str) -> Weights:
         return _imagenet_weights(name)
     path = Path(weights).expanduser()
     if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise WeightsError(
-            f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file"
-        )
+        raise WeightsError(f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file")
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else _load_pth(path)
     except FileNotFoundError:
@@ -135,7 +135,8 @@ def read_weights(name: str, weights: str) -> Weights:
 
 
 def _load_pth(path: Path) -> Weights:
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings(action="ignore"):  # of other pickle protocols, before it refuses what it does not know
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
@@ -157,9 +158,7 @@ def save_weights(network: Classifier, path: Path) -> None:
     """Writes torchvision's own tensor names as safetensors, whole or not at all."""
     partial = path.with_suffix(".partial")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: tensor.cpu().contiguous() for key, tensor in network.resnet.state_dict().items()}, partial
-    )
+    save_file({key: tensor.cpu().contiguous() for key, tensor in network.resnet.state_dict().items()}, partial)
     partial.replace(path)
 
 
@@ -168,5 +167,5 @@ def fingerprint(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode())
-        digest.update(weights[key].cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(weights[key].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -1,4 +1,5 @@
-"""Perturbations of whole batches, on [0, 1] pixels, at the image's own size, before normalisation and resizing; clipped.
+"""Perturbations of whole batches, on [0, 1] pixels, at the image's own size, before normalisation and resizing;
+clipped.
 
 Each is a function (pixels, keys, severity) -> pixels, registered under its name in PERTURBATIONS:
   pixels    float32 (n, 3, height, width), in [0, 1]; not changed
@@ -25,7 +26,9 @@ def gaussian_noise(pixels: Tensor, keys: Tensor, severity: Tensor) -> Tensor:
 
 
 def pixel_recolor(pixels: Tensor, keys: Tensor, severity: Tensor) -> Tensor:
-    """Gives a random subset of the pixels uniformly random colours; severity is their share, rounded to whole pixels."""
+    """Gives a random subset of the pixels uniformly random colours; severity is their share, rounded to whole
+    pixels.
+    """
     count, channels, height, width = pixels.shape
     order = random_bits(derive_keys(keys, "which pixels"), height * width)
     touched = (severity * (height * width)).round().long().clamp_(0, height * width)

@@ -1,8 +1,8 @@
 """Counter-based random numbers: each is a pure function of a key and a position.
 
-An image therefore gets the same numbers whatever the batch it is in, the order, the worker or the device, and a whole batch is
-drawn at once. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators",
-OOPSLA 2014); torch's int64 arithmetic wraps modulo 2^64 as it needs.
+An image therefore gets the same numbers whatever the batch it is in, the order, the worker or the device, and a whole
+batch is drawn at once. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
+generators", OOPSLA 2014); torch's int64 arithmetic wraps modulo 2^64 as it needs.
 """
 
 import hashlib
@@ -17,7 +17,9 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def derive_keys(image_keys: Tensor, *purpose: str | int) -> Tensor:
-    """int64 (n,): the keys of n images for one purpose, such as ("gaussian-noise", replicate). Other purpose, other numbers."""
+    """int64 (n,): the keys of n images for one purpose, such as ("gaussian-noise", replicate). Other purpose, other
+    numbers.
+    """
     digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
     start = int.from_bytes(digest[:8], "little", signed=True)
     return _mix(_mix(image_keys * _GOLDEN_GAMMA + start))

@@ -69,23 +69,17 @@ def list_tiny_imagenet(tree: Tree) -> Listing:
     """TinyImageNet's own layout, with any number of classes; the official validation images are the test set."""
     tops = [path.removesuffix("wnids.txt") for path in tree.paths if PurePosixPath(path).name == "wnids.txt"]
     if not tops:
-        raise DataError(
-            f"data.archive: {tree.where} has no wnids.txt; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}"
-        )
+        raise DataError(f"data.archive: {tree.where} has no wnids.txt; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}")
     top = min(tops, key=len)
     classes = tuple(_read_text(tree, f"{top}wnids.txt").split())
     if len(set(classes)) < max(len(classes), 2):
-        raise DataError(
-            f"data.archive: {tree.where}: {top}wnids.txt must name two classes or more, each once"
-        )
+        raise DataError(f"data.archive: {tree.where}: {top}wnids.txt must name two classes or more, each once")
     train = []
     by_folder = _images_by_folder(tree)
     for label, wnid in enumerate(classes):
         images = by_folder.get(f"{top}train/{wnid}/images", [])
         if not images:
-            raise DataError(
-                f"data.archive: {tree.where}: class {wnid} has no images in {top}train/{wnid}/images/"
-            )
+            raise DataError(f"data.archive: {tree.where}: class {wnid} has no images in {top}train/{wnid}/images/")
         train += [(path, label) for path in images]
     return Listing(str(tree.where), classes, train, _annotated(tree, top, classes), tree.open_image)
 
@@ -107,9 +101,7 @@ def _annotated(tree: Tree, top: str, classes: tuple[str, ...]) -> list[tuple[str
                 f"data.archive: {tree.where}: {annotations}, line {number}: {wnid!r} is no class of wnids.txt"
             )
         if path not in present:
-            raise DataError(
-                f"data.archive: {tree.where}: {annotations}, line {number} names {path}, which is missing"
-            )
+            raise DataError(f"data.archive: {tree.where}: {annotations}, line {number} names {path}, which is missing")
         listed.append((path, labels[wnid]))
     for wnid in set(classes) - {classes[label] for _, label in listed}:
         raise DataError(f"data.archive: {tree.where}: class {wnid} has no images in {annotations}")
@@ -124,7 +116,9 @@ def _read_text(tree: Tree, path: str) -> str:
 
 
 def list_image_folder(tree: Tree) -> Listing:
-    """A folder a class, or train/ and test/ (or val/) with a folder a class each; without them a fifth is held out as test."""
+    """A folder a class, or train/ and test/ (or val/) with a folder a class each; without them a fifth is held out as
+    test.
+    """
     by_folder = {folder: images for folder, images in _images_by_folder(tree).items() if images}
     top = _common_top(by_folder)
     train_top = f"{top}train/" if any(folder.startswith(f"{top}train/") for folder in by_folder) else top
@@ -135,9 +129,7 @@ def list_image_folder(tree: Tree) -> Listing:
         return Listing(
             str(tree.where), classes, [train[i] for i in kept], [train[i] for i in held_out], tree.open_image
         )
-    tests = [
-        split for split in ("test", "val") if any(folder.startswith(f"{top}{split}/") for folder in by_folder)
-    ]
+    tests = [split for split in ("test", "val") if any(folder.startswith(f"{top}{split}/") for folder in by_folder)]
     if not tests:
         raise DataError(f"data.archive: {tree.where} has train/ but neither test/ nor val/ beside it")
     test, _ = _labelled(tree, by_folder, f"{top}{tests[0]}/", classes)
@@ -147,7 +139,9 @@ def list_image_folder(tree: Tree) -> Listing:
 def _labelled(
     tree: Tree, by_folder: dict[str, list[str]], top: str, classes: tuple[str, ...] | None
 ) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """Images below `top` with their class, which is the first folder below it; `classes`, if given, are the only ones."""
+    """Images below `top` with their class, which is the first folder below it; `classes`, if given, are the only
+    ones.
+    """
     found: dict[str, list[str]] = {name: [] for name in _folders_below(tree, top)}
     for folder, images in by_folder.items():
         if folder.startswith(top):
@@ -185,7 +179,9 @@ def _common_top(folders: Iterable[str]) -> str:
 
 
 def list_digits() -> Listing:
-    """1,797 scans of handwritten digits, 8x8 grey (UCI Optical Recognition of Handwritten Digits), from scikit-learn."""
+    """1,797 scans of handwritten digits, 8x8 grey (UCI Optical Recognition of Handwritten Digits), from
+    scikit-learn.
+    """
     from sklearn.datasets import load_digits
 
     digits = load_digits()

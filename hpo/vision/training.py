@@ -1,7 +1,7 @@
 """fine_tune(): a generator that trains a network and yields what it measured after each epoch.
 
-It knows nothing of trials: its caller reports, prunes and keeps the weights. The shuffle and the augmentation of an epoch depend
-on (seed, epoch, image) alone.
+It knows nothing of trials: its caller reports, prunes and keeps the weights. The shuffle and the augmentation of an
+epoch depend on (seed, epoch, image) alone.
 """
 
 import math
@@ -106,10 +106,10 @@ def _schedule(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
 
 
-def _batches(
-    train: Split, recipe: Recipe, epoch: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(pixels, labels) of each batch of one epoch; a last batch of one image, which BatchNorm cannot take, is left out."""
+def _batches(train: Split, recipe: Recipe, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """(pixels, labels) of each batch of one epoch; a last batch of one image, which BatchNorm cannot take, is left
+    out.
+    """
     shuffle = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
     for chosen in torch.randperm(len(train), generator=shuffle).split(recipe.batch_size):
         if len(chosen) == 1 and len(train) > 1:

