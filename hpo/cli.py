@@ -101,9 +101,9 @@ def spec_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Worker processes on this machine.",
 )
 def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int) -> None:
-    """Submit a study and work on it here until its budget is used.
+    """Submit a study, work on it here, print the best.
 
-    Shows progress, then prints the best configurations. Run again to go on where it stopped. Relative paths in the
+    Works until the budget is used. Shows progress, then prints the best configurations. Run again to go on where it stopped. Relative paths in the
     study file are relative to the current folder.
     """
     from hpo.run import run_study
@@ -116,7 +116,10 @@ def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int) 
 @spec_arguments
 @storage_option
 def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
-    """Put a study into the database, for workers to take. Saying it twice changes nothing."""
+    """Put a study into the database, for workers to take.
+
+    Saying it twice changes nothing; a change to what is already searched is refused.
+    """
     from hpo.search.storage import open_database, parse_url
     from hpo.search.study import submit as submit_study
     from hpo.spec import load_spec
@@ -141,7 +144,10 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 )
 @click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
 def worker(studies: Sequence[str], storage: str, threads: int | None, forever: bool) -> None:
-    """Take trials of these studies (of all, if none is named) until their budgets are used."""
+    """Take trials of studies until their budgets are used.
+
+    Of all studies in the database, if none is named.
+    """
     from hpo.search.storage import open_database, parse_url
     from hpo.search.worker import work
     from hpo.stopping import Stopped, stop_on_signals
@@ -193,7 +199,7 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
 @json_option
 @click.option("--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`.")
 def best(study: str, storage: str, as_json: bool, as_toml: bool) -> None:
-    """The best configuration of a study, with its accuracies and the baseline's."""
+    """The best configuration of a study, beside its baseline."""
     from hpo import display
     from hpo.search.queries import best_trials
 

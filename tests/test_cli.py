@@ -10,7 +10,7 @@ from pathlib import Path
 import optuna
 import pytest
 import tomli_w
-from conftest import make_spec
+from conftest import make_spec, open_fresh
 
 from hpo.cli import cli
 
@@ -48,9 +48,7 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_
     assert "tuning images, the same for all trials" in ran.stdout
     assert "hpo top study" in ran.stderr
 
-    optuna_study = optuna.load_study(
-        study_name="study", storage=storage_url.replace("postgresql:", "postgresql+psycopg:")
-    )
+    optuna_study = optuna.load_study(study_name="study", storage=open_fresh(storage_url).storage)
     best = json.loads(hpo("best", "study", "--json", **storage).stdout)
     assert best["score"] == optuna_study.best_value
     assert best["params"] == optuna_study.trials[best["number"]].params

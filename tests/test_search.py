@@ -4,6 +4,7 @@ import collections
 import threading
 from collections.abc import Callable
 from math import log10
+from pathlib import Path
 
 import optuna
 import pytest
@@ -81,7 +82,7 @@ def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_bas
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "none"])
-def test_every_sampler_and_pruner_finishes_the_budget(tmp_path: object, sampler: str, pruner: str) -> None:
+def test_every_sampler_and_pruner_finishes_the_budget(tmp_path: Path, sampler: str, pruner: str) -> None:
     database = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
     study = run(database, make_spec(budget=7, sampler={"name": sampler}, pruner={"name": pruner}))
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
@@ -265,13 +266,13 @@ def test_workers_take_all_open_studies(database: Database) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_trials_are_reproducible_and_no_two_alike(tmp_path: object, sampler: str) -> None:
+def test_trials_are_reproducible_and_no_two_alike(tmp_path: Path, sampler: str) -> None:
     drawn = []
     for number in range(2):
         database = open_fresh(f"sqlite:///{tmp_path}/{number}.db")
         study = run(database, make_spec(sampler={"name": sampler}))
         drawn.append([trial.params for trial in study.trials])
-        assert drawn[0] == drawn[1]
+    assert drawn[0] == drawn[1]
     assert len({tuple(params.items()) for params in drawn[0]}) == len(drawn[0])
 
 
