@@ -103,8 +103,8 @@ def spec_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
 def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int) -> None:
     """Submit a study, work on it here, print the best.
 
-    Works until the budget is used. Shows progress, then prints the best configurations. Run again to go on where it stopped. Relative paths in the
-    study file are relative to the current folder.
+    Works until the budget is used. Shows progress, then prints the best configurations. Run again to go on where it
+    stopped. Relative paths in the study file are relative to the current folder.
     """
     from hpo.run import run_study
     from hpo.spec import load_spec
@@ -177,8 +177,9 @@ def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
 @storage_option
 @json_option
 def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
-    """Budget, finished, complete, pruned, failed, running and waiting trials of these studies (of all, if none is
-    named).
+    """How far studies are: their budgets, and their trials by state.
+
+    All studies of the database, if none is named.
     """
     from hpo import display
     from hpo.search.queries import status as status_of

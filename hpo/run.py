@@ -2,6 +2,8 @@
 
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -80,13 +82,16 @@ def _work_here(engine: sa.Engine, study: Study, storage: str, count: int) -> Non
 
 def _print_next(study: Study, storage: str) -> None:
     """What to type now; the storage is repeated where it is neither the default nor in the environment."""
+    program = "hpo" if shutil.which("hpo") else os.path.relpath(Path(sys.executable).parent / "hpo")
     name = shlex.quote(study.name)
     given = storage != DEFAULT_STORAGE and os.environ.get("HPO_STORAGE") != storage
     where = f" --storage {shlex.quote(masked(parse_url(storage)))}" if given else ""
     click.echo("\nNext:", err=True)
-    for command, does in (
-        (f"hpo top {name} -n 10{where}", "more of them; --json for programs"),
-        (f"hpo best {name} --toml{where}", "the best as a study file that `hpo run` takes"),
-        (f"hpo status{where}", "all studies of this database"),
-    ):
-        click.echo(f"  {command:<40} {does}", err=True)
+    suggestions = {
+        f"{program} top {name} -n 10{where}": "more of them; --json for programs",
+        f"{program} best {name} --toml{where}": "the best as a study file that `hpo run` takes",
+        f"{program} status{where}": "all studies of this database",
+    }
+    width = max(map(len, suggestions))
+    for command, does in suggestions.items():
+        click.echo(f"  {command:<{width}}   {does}", err=True)
