@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -15,7 +16,7 @@ from hpo.search.queries import TrialResult
 from hpo.search.study import Study
 
 POLL_SECS = 0.5
-WIDTH_WITHOUT_TERMINAL = 150
+WIDTH_WITHOUT_TERMINAL = 120
 
 
 def console(stderr: bool = False) -> Console:
@@ -39,19 +40,30 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _table(title: str | None = None) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
 def results_table(results: Sequence[TrialResult], baseline: TrialResult | None, title: str) -> Table:
-    """The results, best first, and below them the baseline; only columns that differ from trial to trial, or are
-    accuracies.
-    """
+    """The results, best first, and below them the baseline; narrow enough for 80 columns."""
     rows = [*results, *([baseline] if baseline else [])]
     accuracies = list(dict.fromkeys(name for row in rows for name in row.perturbed_accuracy))
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ("", "trial", "score", "clean", *accuracies, *params):
-        table.add_column(heading.replace("_", "\n").replace("-", "\n"), justify="right", no_wrap=True)
-    for rank, row in enumerate(results, start=1):
-        table.add_row(str(rank), *_cells(row, accuracies, params), style="" if row.feasible else "dim")
+    table = _table(title)
+    for heading in ("trial", "score", "clean", *accuracies, *params):
+        short = heading.replace("augmentation", "augment.").replace("_", "\n").replace("-", "\n")
+        table.add_column(short, justify="right", overflow="fold")
+    for row in results:
+        table.add_row(str(row.number), *_cells(row, accuracies, params), style="" if row.feasible else "dim")
     if baseline:
         table.add_section()
         table.add_row("baseline", *_cells(baseline, accuracies, params))
@@ -60,7 +72,6 @@ def results_table(results: Sequence[TrialResult], baseline: TrialResult | None, 
 
 def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str]) -> list[str]:
     return [
-        str(row.number),
         shown_score(row.score),
         percent(row.clean_accuracy),
         *(percent(row.perturbed_accuracy.get(name)) for name in accuracies),
@@ -101,7 +112,7 @@ def _comparison(best: TrialResult, baseline: TrialResult) -> str:
 
 def status_table(records: Sequence[dict[str, Any]]) -> Table:
     """A row a study."""
-    table = Table(header_style="bold")
+    table = _table()
     table.add_column("study", overflow="fold")
     columns = ("budget", "finished", "complete", "pruned", "failed", "running", "waiting")
     for column in columns:
