@@ -158,7 +158,7 @@ def worker(studies: Sequence[str], storage: str, threads: int | None, forever: b
         database = open_database(parse_url(storage))
         work(database, studies, _objective_loader(threads), name, click.echo, forever)
     except Stopped:
-        click.echo(f"worker {name} stopped; its slot was given back")
+        click.echo(f"worker {name} stopped; a trial that it ran was given back")
 
 
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:

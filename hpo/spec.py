@@ -64,28 +64,31 @@ class TrainingSpec(Section):
     """Whether a mirrored image is still of its class; false for text and digits."""
 
 
-class GaussianNoise(Section):
+class PerturbationSpec(Section):
+    """What every perturbation has."""
+
+    weight: Annotated[float, Field(gt=0, le=1)]
+    """Share of this accuracy in the score."""
+
+
+class GaussianNoise(PerturbationSpec):
     """Independent normal noise on every value of every pixel."""
 
     name: Literal["gaussian-noise"]
     sigma: Annotated[float, Field(gt=0, le=1)]
     """Standard deviation on the [0, 1] pixel range."""
-    weight: Annotated[float, Field(gt=0, le=1)]
-    """Share of this accuracy in the score."""
 
     @property
     def severity(self) -> float:
         return self.sigma
 
 
-class PixelRecolor(Section):
+class PixelRecolor(PerturbationSpec):
     """A random subset of the pixels gets random colours."""
 
     name: Literal["pixel-recolor"]
     fraction: Annotated[float, Field(gt=0, le=1)]
     """Share of the pixels."""
-    weight: Annotated[float, Field(gt=0, le=1)]
-    """Share of this accuracy in the score."""
 
     @property
     def severity(self) -> float:

@@ -37,7 +37,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
             "search.learning_rate={low = 0.1, hihg = 1}",
             "search.learning_rate.hihg: unknown key; allowed here: low, high,",
         ),
-        ("objective.perturbations.0.sgma=1", "unknown key; allowed here: name, sigma, weight. Did you mean 'sigma'?"),
+        ("objective.perturbations.0.sgma=1", "unknown key; allowed here: weight, name, sigma. Did you mean 'sigma'?"),
         ("budget='many'", "budget: must be a valid integer, not 'many'"),
         ("budget=-5", "budget: must be greater than or equal to 1, not -5"),
         ("budget=true", "budget: must be a valid integer, not True"),

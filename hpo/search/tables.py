@@ -26,22 +26,6 @@ study_directions = sa.Table(
     sa.Column("study_id", sa.Integer, nullable=False),
     sa.Column("objective", sa.Integer, nullable=False),
 )
-study_user_attributes = sa.Table(
-    "study_user_attributes",
-    metadata,
-    sa.Column("study_user_attribute_id", sa.Integer, primary_key=True),
-    sa.Column("study_id", sa.Integer),
-    sa.Column("key", sa.String(512)),
-    sa.Column("value_json", sa.Text),
-)
-study_system_attributes = sa.Table(
-    "study_system_attributes",
-    metadata,
-    sa.Column("study_system_attribute_id", sa.Integer, primary_key=True),
-    sa.Column("study_id", sa.Integer),
-    sa.Column("key", sa.String(512)),
-    sa.Column("value_json", sa.Text),
-)
 trials = sa.Table(
     "trials",
     metadata,
@@ -52,22 +36,24 @@ trials = sa.Table(
     sa.Column("datetime_start", sa.DateTime),
     sa.Column("datetime_complete", sa.DateTime),
 )
-trial_user_attributes = sa.Table(
-    "trial_user_attributes",
-    metadata,
-    sa.Column("trial_user_attribute_id", sa.Integer, primary_key=True),
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("key", sa.String(512)),
-    sa.Column("value_json", sa.Text),
-)
-trial_system_attributes = sa.Table(
-    "trial_system_attributes",
-    metadata,
-    sa.Column("trial_system_attribute_id", sa.Integer, primary_key=True),
-    sa.Column("trial_id", sa.Integer),
-    sa.Column("key", sa.String(512)),
-    sa.Column("value_json", sa.Text),
-)
+
+
+def _attributes(owner: str, kind: str) -> sa.Table:
+    """study_user_attributes and its three likes: JSON text by key."""
+    return sa.Table(
+        f"{owner}_{kind}_attributes",
+        metadata,
+        sa.Column(f"{owner}_{kind}_attribute_id", sa.Integer, primary_key=True),
+        sa.Column(f"{owner}_id", sa.Integer),
+        sa.Column("key", sa.String(512)),
+        sa.Column("value_json", sa.Text),
+    )
+
+
+study_user_attributes = _attributes("study", "user")
+study_system_attributes = _attributes("study", "system")
+trial_user_attributes = _attributes("trial", "user")
+trial_system_attributes = _attributes("trial", "system")
 trial_params = sa.Table(
     "trial_params",
     metadata,

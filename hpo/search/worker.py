@@ -148,7 +148,8 @@ def _pursue(
         trial.report(measurement.score, measurement.step)
         epochs.append({"epoch": measurement.step, "score": measurement.score, **measurement.parts})
         trial.set_user_attr("epochs", epochs)
-        pruned = trial.should_prune() and not baseline
+        unfinished = measurement.step < study.spec.training.epochs  # nothing is saved by pruning after the last epoch
+        pruned = trial.should_prune() and unfinished and not baseline
         if pruned:
             break
     if measurement is None:
