@@ -31,6 +31,9 @@ def main() -> NoReturn:
         cli(prog_name="hpo", standalone_mode=False)
     except HpoError as error:
         _fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):

@@ -160,7 +160,7 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
     accuracies = {"clean": trial.clean_accuracy, **trial.perturbed_accuracy}
     measured = ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items())
     params = ", ".join(f"{key} {shown(trial.params[key])}" for key in study.spec.search.searched if key in trial.params)
-    return f"{name} {ended}: score {shown_score(trial.score)}, {measured} ({params})"
+    return f"{name} {ended}: score {shown_score(trial.score)}, {measured}{f' ({params})' if params else ''}"
 
 
 def _running_line(running: Sequence[TrialResult], study: Study) -> str:

@@ -15,10 +15,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
         raise SpecError(f"--set {override}: must be key=value, such as training.epochs=3")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
+    value = _value(text)
     place: Any = document
     for depth, part in enumerate(parts):
         if not isinstance(place, dict | list):
@@ -28,6 +25,14 @@ def apply_override(document: dict[str, Any], override: str) -> None:
             place[step] = value
         else:
             place = place.setdefault(step, {}) if isinstance(place, dict) else place[step]
+
+
+def _value(text: str) -> Any:
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text
+    return document["value"] if len(document) == 1 else text
 
 
 def _index(entries: list[Any], key: str, override: str) -> int:

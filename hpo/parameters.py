@@ -92,7 +92,7 @@ def _checkvalues_in(parameter: Value | Range | Choices, low: float, high: float,
     for value in values_in(parameter):
         allowed = f"{'a whole number' if integer else 'a number'} from {low:g} to {high:g}"
         if isinstance(value, str) or (integer and not isinstance(value, int)) or not low <= value <= high:
-            raise ValueError(f"{value!r} is not {allowed}")
+            raise ValueError(f"{str(value)[:60]} is not {allowed}")
 
 
 class SearchSpec(Section):
@@ -108,6 +108,11 @@ class SearchSpec(Section):
     """0 (no perturbed training images) to 1 (half of them, with up to twice the severity that is scored)."""
     initial_weights: Parameter = PLAIN_FINE_TUNING["initial_weights"]
     """`pretrained` (those of [model]), or `baseline` (what the study's own baseline trial learned)."""
+
+    @field_validator("*")
+    @classmethod
+    def _fix_a_single_choice(cls, value: Value | Range | Choices) -> Value | Range | Choices:
+        return value.choices[0] if isinstance(value, Choices) and len(value.choices) == 1 else value
 
     @field_validator("batch_size")
     @classmethod
@@ -161,7 +166,7 @@ class SearchSpec(Section):
         names, columns = [], []
         for name, parameter in self.parameters():
             if isinstance(parameter, Range):
-                raise ValueError(f"the grid sampler needs choices, but search.{name} is a range")
+                raise ValueError(f"sampler: the grid needs choices, but search.{name} is a range")
             names.append(name)
             columns.append(values_in(parameter))
         return [dict(zip(names, row, strict=True)) for row in itertools.product(*columns)]

@@ -80,9 +80,15 @@ def _work_here(engine: sa.Engine, study: Study, storage: str, count: int) -> Non
         raise WorkerError(f"a worker ended with exit code {code}: {reason} (its log: {failed.log})")
 
 
+def _path_of_hpo() -> str:
+    """Below the current folder as a relative path, elsewhere as an absolute one."""
+    path = Path(sys.executable).parent / "hpo"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
 def _print_next(study: Study, storage: str) -> None:
     """What to type now; the storage is repeated where it is neither the default nor in the environment."""
-    program = "hpo" if shutil.which("hpo") else os.path.relpath(Path(sys.executable).parent / "hpo")
+    program = "hpo" if shutil.which("hpo") else _path_of_hpo()
     name = shlex.quote(study.name)
     given = storage != DEFAULT_STORAGE and os.environ.get("HPO_STORAGE") != storage
     where = f" --storage {shlex.quote(masked(parse_url(storage)))}" if given else ""

@@ -10,12 +10,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from hpo.errors import SpecError
 from hpo.overrides import apply_override
 from hpo.parameters import FREEZABLE_LAYERS, SearchSpec, Section, values_in
 from hpo.spec_errors import explain
+
+
+def _checked_path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"must be a path, not {text!r}")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text!r} names the home of a user who does not exist") from None
+    return text
+
+
+def _checked_name(name: str) -> str:
+    if not name.isprintable() or name[0] in " -" or "/" in name or "\\" in name:
+        raise ValueError(f"must not begin with space or '-', nor contain slashes or control characters, not {name!r}")
+    return name
+
+
+PathText = Annotated[str, AfterValidator(_checked_path)]
+"""A path as text; `~` is the home folder."""
 
 
 class DataSpec(Section):
@@ -25,9 +45,9 @@ class DataSpec(Section):
     """`tiny-imagenet`, `image-folder` (a folder or zip with a folder a class), `digits` (scikit-learn's handwritten
     digits).
     """
-    root: str = "~/.cache/hpo"
+    root: PathText = "~/.cache/hpo"
     """Where downloads and decoded images are kept on this machine; HPO_DATA_ROOT wins over it."""
-    archive: str | None = None
+    archive: PathText | None = None
     """A zip or a folder with the images, instead of a download."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """The share of the training images of each class that scores trials (the tuning images) and is not trained on."""
@@ -47,7 +67,7 @@ class ModelSpec(Section):
     """The network."""
 
     name: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
-    weights: str = "imagenet"
+    weights: PathText = "imagenet"
     """`imagenet` (torchvision's), a .safetensors or .pth file, or `none` (random)."""
     input_size: Annotated[int, Field(ge=8, le=1024)] = 64
     """Height and width that images are resized to, after they were perturbed."""
@@ -56,7 +76,7 @@ class ModelSpec(Section):
 class TrainingSpec(Section):
     """What is the same in all trials."""
 
-    epochs: Annotated[int, Field(ge=1)] = 10
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
     """Of the convolutions' and the head's weights; BatchNorm and biases have none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -141,7 +161,7 @@ class PrunerSpec(Section):
 class Spec(Section):
     """A whole study file."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\s/\\-][^/\\\x00-\x1f]*$")]
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_checked_name)]
     budget: Annotated[int, Field(ge=1, le=1_000_000)]
     """Trials that finish, complete or pruned, the baseline among them."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -157,8 +177,8 @@ class Spec(Section):
 
     @property
     def folder_name(self) -> str:
-        """The study's name as a folder's: a name holds no slashes, but may be '..'."""
-        return self.name.replace(".", "_")
+        """The study's name as a folder's: a name holds no slashes, but may be nothing but dots."""
+        return self.name if self.name.strip(".") else f"_{self.name}_"
 
     @model_validator(mode="after")
     def _check(self) -> "Spec":
@@ -166,13 +186,15 @@ class Spec(Section):
         for value in values_in(self.search.frozen_layers):
             if isinstance(value, int) and value > most:
                 raise ValueError(f"search.frozen_layers: {value} is more than the {most} of {self.model.name}")
+        if self.pruner.min_epochs is not None and self.pruner.min_epochs > self.training.epochs:
+            least, epochs = self.pruner.min_epochs, self.training.epochs
+            raise ValueError(f"pruner.min_epochs: {least} is more than training.epochs = {epochs}")
         if not self.search.searched and self.budget > 2:
             raise ValueError(
                 "search: nothing to search; give a range or choices to one of "
                 f"{', '.join(SearchSpec.model_fields)}, or budget = 2 for one fixed configuration and the baseline"
             )
-        if self.sampler.name == "grid" and self.budget > 1 + len(self.search.grid()):
-            points = len(self.search.grid())
+        if self.sampler.name == "grid" and self.budget > 1 + (points := len(self.search.grid())):
             raise ValueError(
                 f"budget: the grid has {points} points; with the baseline at most {points + 1}, not {self.budget}"
             )
@@ -185,14 +207,14 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
     Raises SpecError, whose one line names the file, the key, what is allowed and the nearest name.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SpecError(f"{path}: no such study file") from None
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise SpecError(f"{path}: not a text file in UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own error, numbers of thousands of digits, deep nesting
         raise SpecError(f"{path}: not valid TOML: {error}") from None
     for override in overrides:
         apply_override(document, override)

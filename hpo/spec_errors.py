@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from hpo.errors import nearest
 
-_UNION_TAGS = {"range", "choices", "value", "gaussian-noise", "pixel-recolor", "int", "float", "str"}
+_UNION_TAGS = {"range", "choices", "value", "gaussian-noise", "pixel-recolor"}
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -23,8 +23,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _path(details: ErrorDetails) -> list[str]:
-    """The key as it stands in the file: union tags, which pydantic puts into the location, left out."""
-    return [str(part) for part in details["loc"] if part not in _UNION_TAGS]
+    """The key as it stands in the file, without the union members that pydantic puts into the location."""
+    path = [str(part) for part in details["loc"]]
+    if path[-1:] and path[-1] in ("int", "float", "str"):
+        path.pop()
+    position = {"search": 2, "objective": 3}.get(path[0]) if path else None
+    if position is not None and len(path) > position and path[position] in _UNION_TAGS:
+        path.pop(position)
+    return path
 
 
 def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
@@ -39,7 +45,7 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
         case "literal_error":
             expected = str(details.get("ctx", {}).get("expected", ""))
             allowed = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
-            return f"must be {expected}, not {given!r}.{nearest(str(given), allowed)}"
+            return f"must be {expected}, not {_short(given)}.{nearest(str(given), allowed)}"
         case "union_tag_invalid":
             context = details.get("ctx", {})
             expected, tag = str(context.get("expected_tags", "")), str(context.get("tag", ""))
@@ -49,14 +55,28 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
             return "name is required: gaussian-noise or pixel-recolor"
         case "value_error":
             return str(details.get("ctx", {}).get("error", details["msg"]))
-        case "string_pattern_mismatch":
-            return f"must not begin with space or '-', nor contain slashes or control characters, not {given!r}"
         case "too_short":
             return "must not be empty"
-        case "model_type" | "dict_type":
-            return f"must be a table, not {given!r}"
-    message = details["msg"].replace("Input should be", "must be").replace("Input should have", "must have")
-    return f"{message}, not {given!r}" if not isinstance(given, dict | list) else message
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"must be a table, not {_short(given)}"
+    if details["loc"][-1] in ("int", "float"):  # one of several types that would do
+        return f"must be a finite number, not {_short(given)}"
+    message = (
+        details["msg"]
+        .replace("Input should be", "must be")
+        .replace("Input should have", "must have")
+        .replace("String should", "must")
+    )
+    return f"{message}, not {_short(given)}"
+
+
+def _short(given: Any) -> str:
+    """The value as it was given, but never more than a line of it."""
+    try:
+        text = repr(given)
+    except ValueError:  # an integer of thousands of digits
+        return "so large a number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:

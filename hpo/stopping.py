@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a request to stop, to be obeyed at once and without losing anything."""
+"""SIGTERM, SIGINT and SIGHUP (a closed terminal) as a request to stop, obeyed at once and without losing anything."""
 
 import signal
 
@@ -8,10 +8,10 @@ class Stopped(BaseException):
 
 
 def stop_on_signals() -> None:
-    """From now on SIGTERM and SIGINT raise Stopped."""
+    """From now on these signals raise Stopped."""
 
     def stop(*_: object) -> None:
         raise Stopped
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, stop)

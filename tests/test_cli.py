@@ -1,14 +1,18 @@
 """The real command in real processes: the main job end to end, and what a user sees when something is wrong."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 import optuna
+import psutil
 import pytest
 import tomli_w
 from conftest import make_spec, open_fresh
@@ -133,6 +137,9 @@ def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> 
         (["run", "study.toml", "--workers", "0"], "--workers"),
         (["run", "study.toml", "--storage", "mysql://host/db"], "'mysql' is not supported"),
         (["run", "study.toml", "--storage", "nonsense"], "not a database URL"),
+        (["run", "study.toml", "--storage", "postgresql://u:p@host:port/db"], "not a database URL"),
+        (["submit", "study.toml", "--storage", "sqlite:///absent/x.db"], "must be a file in a folder that exists"),
+        (["submit", "study.toml", "--storage", "sqlite:///."], "must be a file in a folder that exists"),
         (["runn", "study.toml"], "No such command 'runn'"),
         (["best"], "Missing argument 'STUDY'"),
         (["best", "study"], "does not exist yet"),
@@ -147,10 +154,41 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
 
 
-def test_an_unreachable_database_is_one_line_without_the_password(hpo: Hpo) -> None:
-    line = one_line(hpo("status", "--storage", "postgresql://user:s3cret@127.0.0.1:9/db"), exit_code=3)
-    assert "postgresql://user:***@127.0.0.1:9/db cannot be opened" in line
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://user:s3cret@127.0.0.1:9/db", "postgresql://user:***@127.0.0.1:9/db"),
+        ("postgresql://user@127.0.0.1:9/db?password=s3cret", "postgresql://user@127.0.0.1:9/db?password="),
+    ],
+)
+def test_an_unreachable_database_is_one_line_without_the_password(hpo: Hpo, url: str, shown: str) -> None:
+    line = one_line(hpo("status", "--storage", url), exit_code=3)
+    assert shown in line
+    assert "cannot be opened" in line
     assert "s3cret" not in line
+
+
+def test_a_stopped_run_gives_its_slots_back_and_goes_on_to_exactly_its_budget(
+    hpo: Hpo, tmp_path: Path, data_root: Path
+) -> None:
+    study = write_study(tmp_path, budget=3, training={"epochs": 5, "horizontal_flip": False})
+    environment = os.environ | {"HPO_DATA_ROOT": str(data_root)}
+    command = [sys.executable, "-m", "hpo", "run", study, "--workers", "2"]
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while hpo("status", "study").returncode != 0 or json.loads(hpo("status", "study", "--json").stdout)["running"] < 2:
+        time.sleep(0.2)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert said.strip().splitlines()[-1] == "hpo: stopped before the budget was used; the same command goes on"
+    assert len(workers) == 2
+    assert not any(worker.is_running() for worker in workers)
+    status = json.loads(hpo("status", "study", "--json").stdout)
+    assert status["running"] == 0
+    assert status["finished"] + status["waiting"] == 3
+    assert hpo("run", study, "--workers", "2").returncode == 0
+    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 3
 
 
 def test_reading_commands_import_no_torch(hpo: Hpo, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ),
         ("objective.perturbations=[]", "objective.perturbations: must not be empty"),
         ("sampler.name=tpee", "sampler.name: must be 'tpe', 'gp', 'random' or 'grid', not 'tpee'. Did you mean 'tpe'?"),
-        ("sampler.name=grid", "the grid sampler needs choices, but search.learning_rate is a range"),
+        ("sampler.name=grid", "sampler: the grid needs choices, but search.learning_rate is a range"),
         ("pruner.name=hyperbnd", "Did you mean 'hyperband'?"),
         ("search={}", "search: nothing to search; give a range or choices to one of batch_size, learning_rate,"),
         ("data.name=mnist", "data.name: must be 'tiny-imagenet', 'image-folder' or 'digits', not 'mnist'"),
@@ -63,6 +63,20 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ("data=3", "data: must be a table, not 3"),
         ("name=a/b", "name: must not begin with"),
         ("budget", "--set budget: must be key=value"),
+        ("budget=" + "9" * 5000, "budget: must be a valid integer, not '999"),
+        ("budget=1\nseed=5", "budget: must be a valid integer, not '1\\nseed=5'"),
+        ("seed=4294967296", "seed: must be less than 4294967296"),
+        ("training.epochs=1000000000000", "training.epochs: must be less than or equal to 100000"),
+        ("pruner.min_epochs=4", "pruner.min_epochs: 4 is more than training.epochs = 3"),
+        ("search.learning_rate={low = nan, high = 1}", "search.learning_rate.low: must be a finite number, not nan"),
+        (
+            "search.learning_rate={choices = [true, 0.1]}",
+            "search.learning_rate.choices.0: must be a finite number, not True",
+        ),
+        ("model.weights=", "model.weights: must be a path, not ''"),
+        ("data.root=~nosuchuser/x", "data.root: '~nosuchuser/x' names the home of a user who does not exist"),
+        ('data.root="a\\u0000b"', "data.root: must be a path"),
+        ('name="a\\u2028b"', "name: must not begin with"),
         ("budget.of.what=3", "--set budget.of.what=3: budget is a value, not a table"),
         ("objective.perturbations.7.sigma=1", "'7' is not among gaussian-noise, pixel-recolor"),
     ],
@@ -77,6 +91,8 @@ def test_a_perturbation_given_twice_is_refused(tmp_path: Path) -> None:
 
 
 def test_files_that_are_no_study_files(tmp_path: Path) -> None:
+    assert "not valid TOML" in refused(tmp_path, "a = " + "[" * 3000)
+    assert "not valid TOML" in refused(tmp_path, "budget = " + "9" * 5000)
     assert "not valid TOML" in refused(tmp_path, "name = [")
     assert "name: required, but not given (and" in refused(tmp_path, "")
     with pytest.raises(SpecError, match="no such study file"):
@@ -120,6 +136,17 @@ def test_the_baseline_is_plain_fine_tuning_as_near_as_the_file_allows() -> None:
     search = {"frozen_layers": {"low": 0, "high": 9, "default": 3}, "augmentation_strength": 0.5}
     baseline = make_spec(search=search).search.baseline()
     assert (baseline["frozen_layers"], baseline["augmentation_strength"]) == (3, 0.0)
+
+
+def test_a_single_choice_is_a_fixed_value() -> None:
+    search = {
+        "initial_weights": {"choices": ["pretrained"]},
+        "batch_size": {"choices": [32]},
+        "frozen_layers": {"low": 0, "high": 1},
+    }
+    spec = make_spec(search=search)
+    assert (spec.search.initial_weights, spec.search.batch_size) == ("pretrained", 32)
+    assert spec.search.searched == ["frozen_layers"]
 
 
 numbers = st.floats(1e-6, 1.0)

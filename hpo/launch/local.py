@@ -34,7 +34,7 @@ def start_workers(study: str, storage: str, count: int, logs: Path) -> list[Work
     started = []
     for number in range(1, count + 1):
         log = logs / f"worker-{number}.log"
-        with log.open("wb") as stream:
+        with log.open("ab") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", "hpo", "worker", "--threads", str(threads), "--", study],
                 env=environment,

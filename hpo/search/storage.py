@@ -1,6 +1,8 @@
 """Opens SQLite or PostgreSQL: as an SQLAlchemy engine for queries, and together with Optuna's storage for workers."""
 
+import hashlib
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -41,7 +43,7 @@ def parse_url(text: str) -> sa.URL:
     """sqlite:///file.db or postgresql://user:password@host/database. Raises InputError; never shows a password."""
     try:
         url = sa.make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise InputError(
             "--storage: not a database URL; give sqlite:///file.db or postgresql://user:password@host/database"
         ) from None
@@ -49,13 +51,21 @@ def parse_url(text: str) -> sa.URL:
         url = url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise InputError(f"--storage: '{url.drivername}' is not supported; give sqlite:///… or postgresql://…")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise InputError("--storage: workers share the database, so it must be a file: sqlite:///file.db")
+    if url.get_backend_name() == "sqlite":
+        _check_sqlite_file(url.database)
     return url
 
 
+def _check_sqlite_file(file: str | None) -> None:
+    if file in (None, "", ":memory:"):
+        raise InputError("--storage: workers share the database, so it must be a file: sqlite:///file.db")
+    if Path(file).is_dir() or not Path(file).parent.is_dir():
+        raise InputError(f"--storage: {file} must be a file in a folder that exists")
+
+
 def masked(url: sa.URL) -> str:
-    """The URL as it may be shown: without its password."""
+    """The URL as it may be shown: without its password, wherever it stands."""
+    url = url.update_query_dict({key: "***" for key in url.query if "pass" in key.lower()})
     return url.render_as_string(hide_password=True).replace("postgresql+psycopg://", "postgresql://")
 
 
@@ -97,7 +107,7 @@ def open_database(url: sa.URL, create: bool = False) -> Database:
 def _create_backend(url: sa.URL) -> "RDBStorage":
     """Makes what is missing, one process at a time: Optuna's own creation of tables collides with another's."""
     if (file := _sqlite_file(url)) is not None:
-        with FileLock(Path(file).with_name(f".{Path(file).name}.lock")):
+        with FileLock(_lock_file(file)):
             backend = _open_backend(url, skip_table_creation=False)
             _prepare(backend.engine)
         return backend
@@ -107,6 +117,12 @@ def _create_backend(url: sa.URL) -> "RDBStorage":
         backend = _open_backend(url, skip_table_creation=False)
         _prepare(backend.engine)
     return backend
+
+
+def _lock_file(file: str) -> Path:
+    """In the temporary folder, since a lock beside the database would stay there for ever."""
+    digest = hashlib.sha256(str(Path(file).resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"hpo-{os.getuid() if hasattr(os, 'getuid') else 0}-{digest}.lock"
 
 
 def _open_backend(url: sa.URL, skip_table_creation: bool) -> "RDBStorage":
@@ -140,6 +156,6 @@ def unreachable(url: sa.URL, error: Exception) -> HpoError:
     """One line for a database that cannot be opened, without its password."""
     cause = getattr(error, "orig", None) or error.__cause__ or error
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    if url.password:
-        reason = reason.replace(str(url.password), "***")
+    for secret in (url.password, *(value for key, value in url.query.items() if "pass" in key.lower())):
+        reason = reason.replace(str(secret), "***") if secret else reason
     return StorageError(f"--storage: {masked(url)} cannot be opened: {reason}")

@@ -103,7 +103,7 @@ def prepare_images(data: DataSpec, image_size: int, progress: Progress | None = 
     identity = json.dumps([CACHE_FORMAT, data.name, size, _identity(data, archive)])
     folder = root / "images" / f"{data.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     if not (folder / "meta.json").exists():
-        with FileLock(f"{folder}.lock"):
+        with FileLock(root / "images" / ".lock"):
             if not (folder / "meta.json").exists():
                 _build(_list(data, archive, root, progress), size, folder, progress)
     return folder
