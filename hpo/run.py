@@ -77,7 +77,9 @@ def _work_here(engine: sa.Engine, study: Study, storage: str, count: int) -> Non
         code, reason = failed.process.returncode, failed.last_line().removeprefix("hpo: ")
         if code == InputError.exit_code:
             raise InputError(reason)
-        raise WorkerError(f"a worker ended with exit code {code}: {reason} (its log: {failed.log})")
+        raise WorkerError(
+            f"a worker ended with exit code {code}: {reason} (its log: {failed.log}); the same command goes on"
+        )
 
 
 def _path_of_hpo() -> str:

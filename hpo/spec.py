@@ -186,9 +186,6 @@ class Spec(Section):
         for value in values_in(self.search.frozen_layers):
             if isinstance(value, int) and value > most:
                 raise ValueError(f"search.frozen_layers: {value} is more than the {most} of {self.model.name}")
-        if self.pruner.min_epochs is not None and self.pruner.min_epochs > self.training.epochs:
-            least, epochs = self.pruner.min_epochs, self.training.epochs
-            raise ValueError(f"pruner.min_epochs: {least} is more than training.epochs = {epochs}")
         if not self.search.searched and self.budget > 2:
             raise ValueError(
                 "search: nothing to search; give a range or choices to one of "

@@ -67,7 +67,6 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ("budget=1\nseed=5", "budget: must be a valid integer, not '1\\nseed=5'"),
         ("seed=4294967296", "seed: must be less than 4294967296"),
         ("training.epochs=1000000000000", "training.epochs: must be less than or equal to 100000"),
-        ("pruner.min_epochs=4", "pruner.min_epochs: 4 is more than training.epochs = 3"),
         ("search.learning_rate={low = nan, high = 1}", "search.learning_rate.low: must be a finite number, not nan"),
         (
             "search.learning_rate={choices = [true, 0.1]}",

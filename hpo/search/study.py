@@ -286,7 +286,9 @@ def _pruner(spec: Spec) -> "optuna.pruners.BasePruner":
             return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
         case "hyperband":
             return optuna.pruners.HyperbandPruner(
-                min_resource=least, max_resource=spec.training.epochs, reduction_factor=factor
+                min_resource=min(least, spec.training.epochs),
+                max_resource=spec.training.epochs,
+                reduction_factor=factor,
             )
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=least - 1)
