@@ -20,12 +20,12 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
-from sklearn.model_selection import train_test_split
 
 from hpo.errors import DataError
 from hpo.spec import DataSpec
 from hpo.vision.download import TINY_IMAGENET_MD5, download_tiny_imagenet
 from hpo.vision.sources import Listing, Tree, list_digits, list_image_folder, list_tiny_imagenet, open_tree
+from hpo.vision.splits import stratified_split
 
 CACHE_FORMAT = 1
 TINY_IMAGENET_SIZE = 64
@@ -74,7 +74,12 @@ def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress |
     for part in ("train", "test"):
         pixels[part] = np.load(folder / f"{part}_pixels.npy", mmap_mode="r")
         labels[part] = np.load(folder / f"{part}_labels.npy")
-    kept, tuning = _stratified_split(labels["train"], data.validation_fraction, seed)
+    try:
+        kept, tuning = stratified_split(labels["train"], data.validation_fraction, seed)
+    except ValueError as error:
+        raise DataError(
+            f"data.validation_fraction: no tuning images can be split from the training images: {error}"
+        ) from None
     if data.images_per_class is not None:
         kept = _limit_per_class(labels["train"], kept, data.images_per_class, seed)
     first_test_key = len(labels["train"])
@@ -201,21 +206,6 @@ def _decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8]:
     if rgb.size != (size, size):
         rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
     return np.asarray(rgb)
-
-
-def _stratified_split(
-    labels: NDArray[np.int64], fraction: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(train, tuning) rows in ascending order, each class in proportion."""
-    try:
-        kept, held_out = train_test_split(
-            np.arange(len(labels)), test_size=fraction, stratify=labels, random_state=seed
-        )
-    except ValueError as error:
-        raise DataError(
-            f"data.validation_fraction: {fraction} of {len(labels)} images cannot be split: {error}"
-        ) from None
-    return np.sort(kept), np.sort(held_out)
 
 
 def _limit_per_class(labels: NDArray[np.int64], rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
-from sklearn.model_selection import train_test_split
 
 from hpo.errors import DataError
+from hpo.vision.splits import stratified_split
 
 IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
 TINY_IMAGENET_LAYOUT = "wnids.txt, train/<wnid>/images/, val/images/, val/val_annotations.txt"
@@ -125,7 +125,7 @@ def list_image_folder(tree: Tree) -> Listing:
     train, classes = _labelled(tree, by_folder, train_top, None)
     if train_top == top:
         labels = [label for _, label in train]
-        kept, held_out = _stratified(labels, str(tree.where))
+        kept, held_out = _hold_out_test_images(labels, str(tree.where))
         return Listing(
             str(tree.where), classes, [train[i] for i in kept], [train[i] for i in held_out], tree.open_image
         )
@@ -187,7 +187,7 @@ def list_digits() -> Listing:
     digits = load_digits()
     scans = (digits.images * (255 / 16)).round().astype(np.uint8)
     labels = [int(label) for label in digits.target]
-    kept, held_out = _stratified(labels, "digits")
+    kept, held_out = _hold_out_test_images(labels, "digits")
     return Listing(
         where="scikit-learn's digits",
         classes=tuple(str(name) for name in digits.target_names),
@@ -197,15 +197,13 @@ def list_digits() -> Listing:
     )
 
 
-def _stratified(labels: list[int], where: str) -> tuple[list[int], list[int]]:
+def _hold_out_test_images(labels: list[int], where: str) -> tuple[list[int], list[int]]:
     """(kept, held out) positions; the same for ever, so that the test set stays locked whatever a study's seed is."""
     try:
-        kept, held_out = train_test_split(
-            np.arange(len(labels)), test_size=HELD_OUT_FRACTION, stratify=labels, random_state=0
-        )
+        kept, held_out = stratified_split(np.array(labels), HELD_OUT_FRACTION, seed=0)
     except ValueError as error:
         raise DataError(f"data.archive: {where}: too few images to hold out a test set: {error}") from None
-    return sorted(kept.tolist()), sorted(held_out.tolist())
+    return kept.tolist(), held_out.tolist()
 
 
 def _images_by_folder(tree: Tree) -> dict[str, list[str]]:
