@@ -99,8 +99,9 @@ def test_the_best_configuration_run_again_with_the_same_seed_gives_the_same_accu
 
 
 def test_a_search_that_starts_from_the_baselines_weights(hpo: Hpo, tmp_path: Path) -> None:
-    search = {"initial_weights": "baseline", "learning_rate": {"low": 0.001, "high": 0.01}}
-    ran = hpo("run", write_study(tmp_path, budget=3, search=search), "--workers", "2")
+    search = {"initial_weights": "baseline", "learning_rate": {"low": 0.01, "high": 0.03}, "batch_size": 16}
+    data = {"name": "digits", "images_per_class": 60, "validation_fraction": 0.1}  # enough for the baseline to learn
+    ran = hpo("run", write_study(tmp_path, budget=3, search=search, data=data), "--workers", "2")
     assert ran.returncode == 0, ran.stderr
     top = json.loads(hpo("top", "study", "--json").stdout)
     later = [trial for trial in top if not trial["baseline"]]
