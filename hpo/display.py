@@ -169,7 +169,7 @@ def _running_line(running: Sequence[TrialResult], study: Study) -> str:
 
 
 class StepProgress:
-    """Shows how far a long preparation is: a bar in a terminal, a line at its start and its end in a log."""
+    """Shows how far a long preparation is: a bar in a terminal, a line at its end in a log."""
 
     def __init__(self) -> None:
         self._out = console(stderr=True)
@@ -186,6 +186,6 @@ class StepProgress:
     def __call__(self, what: str, done: int, total: int) -> None:
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total)
-            if not self._out.is_terminal:
-                self._out.print(f"{what} ({total:,})")
+        if done == total and not self._out.is_terminal:
+            self._out.print(f"{what}: {total:,} done")
         self._bar.update(self._tasks[what], completed=done)
