@@ -27,7 +27,7 @@ from hpo.vision.download import TINY_IMAGENET_MD5, download_tiny_imagenet
 from hpo.vision.sources import Listing, Tree, list_digits, list_image_folder, list_tiny_imagenet, open_tree
 from hpo.vision.splits import stratified_split
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 TINY_IMAGENET_SIZE = 64
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, of how many)."""
