@@ -5,7 +5,6 @@ stdout is data, stderr is talk. Exit codes: hpo.errors.
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,15 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from hpo import __version__
-from hpo.errors import HpoError
+from hpo.errors import HpoError, StorageError
+from hpo.stopping import INTERRUPTED_EXIT_CODE
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from hpo.search.study import Study
     from hpo.spec import Spec
-
-INTERRUPTED_EXIT_CODE = 130
 
 
 def main() -> NoReturn:
@@ -50,11 +48,11 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 
 
 def _fail_if_database_lost(error: Exception) -> None:
-    import sqlalchemy.exc
+    from hpo.search.outages import first_line, is_outage
 
-    cause = error if isinstance(error, sqlalchemy.exc.SQLAlchemyError) else error.__cause__
-    if isinstance(cause, sqlalchemy.exc.OperationalError):
-        _fail(f"the database was lost: {str(cause.orig).strip().splitlines()[0]}", 3)
+    cause = error if is_outage(error) else error.__cause__
+    if cause is not None and is_outage(cause):
+        _fail(f"the database was lost: {first_line(cause)}", StorageError.exit_code)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -123,15 +121,15 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 
     Saying it twice changes nothing; a change to what is already searched is refused.
     """
-    from hpo.search.storage import open_database, parse_url
+    from hpo.search.storage import create_database, parse_url
     from hpo.search.study import submit as submit_study
     from hpo.spec import load_spec
 
     spec = load_spec(study_file, overrides)
-    study, new = submit_study(open_database(parse_url(storage), create=True), spec)
+    study, new = submit_study(create_database(parse_url(storage)), spec)
     said = "submitted" if new else "was submitted before; nothing changed"
     click.echo(
-        f"study {study.name} {said}: budget {spec.budget}. Start workers with: hpo worker {study.name}",
+        f"study {study.name} {said}: budget {study.budget}. Start workers with: hpo launch {study.name} --workers 2",
         err=True,
     )
 
@@ -142,35 +140,41 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 @click.option(
     "--threads",
     type=click.IntRange(min=1),
+    envvar="HPO_THREADS",
     default=None,
     help="CPU threads of this worker. Default: all cores.",
 )
 @click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
-def worker(studies: Sequence[str], storage: str, threads: int | None, forever: bool) -> None:
+@click.option("--supervised", is_flag=True, hidden=True, help="End when stdin does: `hpo launch` says this.")
+def worker(studies: Sequence[str], storage: str, threads: int | None, forever: bool, supervised: bool) -> None:
     """Take trials of studies until their budgets are used.
 
-    Of all studies in the database, if none is named.
+    Of all studies in the database, if none is named. SIGTERM or Ctrl-C: the running trial's slot is given back, to go
+    on from its last epoch elsewhere, and the worker ends within 10 seconds.
     """
-    from hpo.search.storage import open_database, parse_url
+    from hpo.launch.local import worker_name
+    from hpo.search.storage import open_engine, parse_url
     from hpo.search.worker import work
-    from hpo.stopping import Stopped, stop_on_signals
+    from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
 
-    stop_on_signals()
-    name = f"{socket.gethostname()}:{os.getpid()}"
+    stop_on_signals(exit_for_certain=True)
+    name = worker_name(os.getpid())
     try:
-        database = open_database(parse_url(storage))
-        work(database, studies, _objective_loader(threads), name, click.echo, forever)
+        if supervised:
+            stop_with_parent()
+        work(open_engine(parse_url(storage)), studies, _objective_loader(threads), name, click.echo, forever)
     except Stopped:
         click.echo(f"worker {name} stopped; a trial that it ran was given back")
 
 
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
-    artifacts = Path(os.environ.get("HPO_ARTIFACTS", "hpo-artifacts"))
+    location = os.environ.get("HPO_ARTIFACTS", "hpo-artifacts")
 
     def load(spec: "Spec") -> Any:
+        from hpo.artifacts import Artifacts
         from hpo.objective import RobustAccuracy
 
-        return RobustAccuracy(spec, threads, artifacts)
+        return RobustAccuracy(spec, threads, Artifacts(location))
 
     return load
 
@@ -178,23 +182,95 @@ def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
 @cli.command()
 @click.argument("studies", nargs=-1, metavar="[STUDY …]")
 @storage_option
+@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Worker processes.")
+def launch(studies: Sequence[str], storage: str, workers: int) -> None:
+    """Keep workers at work on submitted studies.
+
+    Of all studies in the database, if none is named. Each worker has its share of the cores, or a GPU; one that dies
+    is started again. Ends when the budgets are used.
+    """
+    from hpo.run import launch as launch_workers
+
+    launch_workers(studies, storage, workers)
+
+
+@cli.command()
+@click.argument("study")
+@storage_option
+def stop(study: str, storage: str) -> None:
+    """Stop a study: its workers, wherever they are, give back what they run.
+
+    `hpo resume` lets it go on.
+    """
+    from hpo.search import heartbeats
+    from hpo.search.queries import status as status_of
+    from hpo.search.study import stop as stop_study
+
+    engine, found = _open_study(study, storage)
+    counts = status_of(engine, found)
+    if counts["finished"] >= found.budget:
+        said = f"has used its budget of {found.budget}; nothing is left to stop"
+    elif stop_study(engine, found, "`hpo stop` was said"):
+        said = (
+            f"is stopped; its running trials ({counts['running']}) are given back within "
+            f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s. `hpo resume {study}` lets it go on where they were"
+        )
+    else:
+        said = f"was stopped before; `hpo resume {study}` lets it go on"
+    click.echo(f"study {study} {said}", err=True)
+
+
+@cli.command()
+@click.argument("study")
+@storage_option
+def resume(study: str, storage: str) -> None:
+    """Let a stopped study go on, also one that stopped because trials failed."""
+    from hpo.search.study import resume as resume_study
+
+    engine, found = _open_study(study, storage)
+    said = "goes on" if resume_study(engine, found) else "was not stopped; nothing changed"
+    click.echo(f"study {study} {said}. Start workers with: hpo launch {study} --workers 2", err=True)
+
+
+@cli.command()
+@click.argument("study")
+@click.option("--budget", type=click.IntRange(1, 1_000_000), required=True, help="The new budget, in all.")
+@storage_option
+def extend(study: str, budget: int, storage: str) -> None:
+    """Raise a study's budget, also a finished one's."""
+    from hpo.search.study import extend as extend_study
+
+    engine, found = _open_study(study, storage)
+    added = extend_study(engine, found, budget)
+    said = f"{added} trials added" if added else "nothing changed"
+    click.echo(f"study {study} has a budget of {budget}: {said}", err=True)
+
+
+@cli.command()
+@click.argument("studies", nargs=-1, metavar="[STUDY …]")
+@storage_option
 @json_option
 def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
-    """How far studies are: their budgets, and their trials by state.
+    """How far studies are: their budgets, their trials by state, and what failed.
 
-    All studies of the database, if none is named.
+    All studies of the database, if none is named; a single one with the tracebacks of its failures. Gives out again
+    the slots of trials whose workers are gone.
     """
     from hpo import display
+    from hpo.search.heartbeats import reap_if_allowed
     from hpo.search.queries import status as status_of
     from hpo.search.storage import open_engine, parse_url
     from hpo.search.study import find_studies
 
     engine = open_engine(parse_url(storage))
-    records = [status_of(engine, study) for study in find_studies(engine, studies)]
+    found = find_studies(engine, studies)
+    for study in found:
+        reap_if_allowed(engine, study.study_id)
+    records = [status_of(engine, study) for study in found]
     if as_json:
         click.echo(json.dumps(records[0] if len(studies) == 1 else records, indent=2))
     else:
-        display.console().print(display.status_table(records))
+        display.print_status(display.console(), records, tracebacks=len(studies) == 1)
 
 
 @cli.command()

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,10 +13,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from hpo.search import queries
+from hpo.search.outages import outlast
 from hpo.search.queries import TrialResult
 from hpo.search.study import Study
 
 POLL_SECS = 0.5
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
 WIDTH_WITHOUT_TERMINAL = 120
 
 
@@ -110,8 +113,8 @@ def _comparison(best: TrialResult, baseline: TrialResult) -> str:
     return f"Trial {best.number} against the baseline, in points: {', '.join(gains)}."
 
 
-def status_table(records: Sequence[dict[str, Any]]) -> Table:
-    """A row a study."""
+def print_status(out: Console, records: Sequence[dict[str, Any]], tracebacks: bool) -> None:
+    """A row a study; below, why studies are stopped and what failed."""
     table = _table()
     table.add_column("study", overflow="fold")
     columns = ("budget", "finished", "complete", "pruned", "failed", "running", "waiting")
@@ -119,13 +122,23 @@ def status_table(records: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column, justify="right")
     for record in records:
         table.add_row(record["study"], *(str(record[column]) for column in columns))
-    return table
+    out.print(table)
+    for record in records:
+        for failure in record["failures"]:
+            text = failure["traceback"].strip()
+            reason = text if tracebacks else text.splitlines()[-1]
+            line = f"{record['study']}: trial {failure['number']} failed: {reason}"
+            out.print(line, soft_wrap=True, markup=False)
+        if record["stopped"]:
+            line = f"{record['study']} is stopped: {record['stopped']}; `hpo resume {record['study']}` lets it go on"
+            out.print(line, soft_wrap=True, markup=False)
 
 
 def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None:
     """Shows trials as they end, until `working()` is false: live in a terminal, a line each in a log."""
     out = console(stderr=True)
-    seen = {trial.number for trial in queries.trials_in(engine, study.name, ("COMPLETE", "PRUNED", "FAIL"))}
+    say = partial(out.print, soft_wrap=True, markup=False)
+    seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -136,16 +149,19 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
         transient=True,
     )
     with bar:
-        task = bar.add_task("trials", total=study.spec.budget)
+        task = bar.add_task("trials", total=study.budget)
         while True:
             still_working = working()  # before the look at the database, so that the last trials are not missed
-            for trial in queries.trials_in(engine, study.name, ("COMPLETE", "PRUNED", "FAIL")):
+            look = partial(queries.trials_in, engine, study.name, (*ENDED, "RUNNING"))
+            found = outlast(look, say)
+            running = [trial for trial in found if trial.state == "running"]
+            ended = [trial for trial in found if trial.state != "running"]
+            for trial in ended:
                 if trial.number not in seen:
                     seen.add(trial.number)
-                    out.print(_trial_line(trial, study), soft_wrap=True)
-            record = queries.status(engine, study)
-            running = queries.trials_in(engine, study.name, ("RUNNING",))
-            bar.update(task, completed=record["finished"], description=_running_line(running, study))
+                    say(_trial_line(trial, study))
+            finished = sum(trial.state != "fail" for trial in ended)
+            bar.update(task, completed=finished, description=_running_line(running, study))
             if not still_working:
                 return
             time.sleep(POLL_SECS)
@@ -153,9 +169,11 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
 
 def _trial_line(trial: TrialResult, study: Study) -> str:
     name = "baseline" if trial.baseline else f"trial {trial.number}"
+    if trial.interruption:
+        return f"{name} interrupted after epoch {len(trial.epochs)}: {trial.interruption}; its slot is given out again"
     if trial.state == "fail":
-        reason = (trial.failure or trial.interruption or "no reason was kept").strip().splitlines()[-1]
-        return f"{name} failed: {reason}; its slot was given out again"
+        reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
+        return f"{name} failed: {reason}; its slot is given out again"
     ended = "complete" if trial.state == "complete" else f"pruned after epoch {len(trial.epochs)}"
     accuracies = {"clean": trial.clean_accuracy, **trial.perturbed_accuracy}
     measured = ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items())

@@ -7,8 +7,9 @@ HpoError              1  something the user should know, in one line
 │   ├── WeightsError     the weights
 │   └── StudyError       no such study, or it was already submitted otherwise
 ├── StorageError      3  the database cannot be opened or reached
-├── WorkerError       4  workers ended before the budget was used
-└── StoppedEarly    130  the user stopped it
+└── WorkerError       4  workers ended before the budget was used
+
+What was asked to stop ends with 0, and at once with 130 when it was asked twice (hpo.stopping).
 """
 
 import difflib
@@ -53,12 +54,6 @@ class WorkerError(HpoError):
     """Workers ended before the budget was used."""
 
     exit_code = 4
-
-
-class StoppedEarly(HpoError):  # noqa: N818 (a request, not an error)
-    """The user stopped it before the budget was used."""
-
-    exit_code = 130
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

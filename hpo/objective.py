@@ -1,5 +1,6 @@
 """Where the two worlds meet: a trial's parameters become a training run, and what it measured a score."""
 
+import json
 import os
 import platform
 import socket
@@ -15,16 +16,18 @@ import torch
 import torchvision
 
 import hpo
+from hpo.artifacts import Artifacts
 from hpo.errors import WeightsError
 from hpo.parameters import Params
-from hpo.search.worker import Measurement
+from hpo.search.worker import Measurement, Trial
 from hpo.spec import Spec
 from hpo.vision.augmentation import Augmentation
+from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes, weights_as_bytes, weights_from_bytes
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.evaluation import CLEAN, build_evaluation_set
 from hpo.vision.images import load_images
-from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights, save_weights
-from hpo.vision.training import EpochResult, Recipe, fine_tune
+from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
+from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
 
 
 class RobustAccuracy:
@@ -34,34 +37,80 @@ class RobustAccuracy:
     wrong with them shows before a trial is claimed. Raises DataError, WeightsError.
     """
 
-    def __init__(self, spec: Spec, threads: int | None, artifacts: Path) -> None:
+    def __init__(self, spec: Spec, threads: int | None, artifacts: Artifacts) -> None:
         self.spec = spec
+        self.artifacts = artifacts
         self.compute: Compute = choose_compute(threads)
         self.perturbations = [(p.name, p.severity) for p in spec.objective.perturbations]
         self.images = load_images(spec.data, spec.model.input_size, spec.seed)
         self.pretrained = read_weights(spec.model.name, spec.model.weights)
         self._network({"frozen_layers": 0}, self.pretrained)  # do the weights fit?
         self.fingerprints = {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained)}
-        self.baseline_file = artifacts / spec.folder_name / "baseline.safetensors"
+        self.baseline_weights = f"{spec.folder_name}/baseline.safetensors"
 
-    def run(self, params: Params, baseline: bool) -> Iterator[Measurement]:
-        """One measurement an epoch. The baseline's weights are kept if trials of this study may start from them."""
-        network = self._network(params, self._initial_weights(params))
-        results = fine_tune(network, self.images.train, self._tuning, self._recipe(params), self.compute)
-        for result in results:
-            yield self._measurement(result)
-        if baseline and self.spec.search.may_start_from_baseline:
-            save_weights(network, self.baseline_file)
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        """One measurement an epoch, and a checkpoint after each that the trial goes on from.
+
+        The baseline's weights are kept if trials of this study may start from them.
+        """
+        network = self._network(trial.params, self._initial_weights(trial.params))
+        training = Training(network, self._recipe(trial.params), self.compute)
+        measured = self._resume(training, trial)
+        yield from measured
+        resumed_after = len(measured)
+        for result in fine_tune(training, self.images.train, self._tuning):
+            measured.append(self._measurement(result, training, resumed_after))
+            yield measured[-1]
+            if result.epoch < self.spec.training.epochs and not result.diverged:
+                self._save_checkpoint(training, trial, measured)
+        if trial.baseline and self.spec.search.may_start_from_baseline:
+            self.artifacts.write(self.baseline_weights, weights_as_bytes(network))
+
+    def discard(self, trial: Trial) -> None:
+        """Removes the checkpoints of this trial and of those that it continues."""
+        for number in (trial.number, *trial.continues):
+            self.artifacts.remove(self._checkpoint_name(number))
+
+    def _checkpoint_name(self, number: int) -> str:
+        return f"{self.spec.folder_name}/trial-{number}.checkpoint.safetensors"
+
+    def _identity(self, trial: Trial) -> dict[str, Any]:
+        """What must be equal for a checkpoint to be this trial's: a study of the same name may have left another."""
+        spec = self.spec.model_dump(mode="json", include={"seed", "data", "model", "training", "objective"})
+        spec["data"] = self.fingerprints
+        spec["model"].pop("weights")
+        return spec | {"params": trial.params, "bf16": self.compute.bf16, "protocol": hpo.PROTOCOL}
+
+    def _save_checkpoint(self, training: Training, trial: Trial, measured: list[Measurement]) -> None:
+        kept = [{"step": m.step, "score": m.score, "parts": dict(m.parts)} for m in measured]
+        header = {"identity": json.dumps(self._identity(trial)), "measured": json.dumps(kept)}
+        content = checkpoint_as_bytes(training.tensors(), header)
+        self.artifacts.write(self._checkpoint_name(trial.number), content)
+        for number in set(trial.continues) - {trial.number}:  # the last one only
+            self.artifacts.remove(self._checkpoint_name(number))
+
+    def _resume(self, training: Training, trial: Trial) -> list[Measurement]:
+        """Restores the latest checkpoint of the trials that this one continues; what had been measured until then."""
+        identity = json.dumps(self._identity(trial))
+        for number in trial.continues:
+            content = self.artifacts.read(self._checkpoint_name(number))
+            checkpoint = checkpoint_from_bytes(content) if content else None
+            if checkpoint and checkpoint.header["identity"] == identity:
+                training.restore(checkpoint.tensors)
+                kept = json.loads(checkpoint.header["measured"])
+                return [Measurement(**entry, attributes={}, resumed=True) for entry in kept]
+        return []
 
     def _initial_weights(self, params: Params) -> Weights:
         if params["initial_weights"] == "pretrained":
             return self.pretrained
-        if not self.baseline_file.exists():
+        content = self.artifacts.read(self.baseline_weights)
+        if content is None:
             raise WeightsError(
-                f"{self.baseline_file} (the baseline's weights) is not on this machine; "
-                "set HPO_ARTIFACTS to a folder that all workers share"
+                f"{self.artifacts.location}/{self.baseline_weights} (what the baseline learned) cannot be found from "
+                "this machine; set HPO_ARTIFACTS to a folder or bucket that all workers share"
             )
-        return read_weights(self.spec.model.name, str(self.baseline_file))
+        return weights_from_bytes(content)
 
     def _network(self, params: Params, weights: Weights) -> Classifier:
         model = self.spec.model
@@ -86,7 +135,7 @@ class RobustAccuracy:
     def _tuning(self) -> Any:
         return build_evaluation_set(self.images.tuning, self.perturbations, self.compute.device)
 
-    def _measurement(self, result: EpochResult) -> Measurement:
+    def _measurement(self, result: EpochResult, training: Training, resumed_after: int) -> Measurement:
         objective = self.spec.objective
         parts = {name: accuracy.fraction for name, accuracy in result.accuracies.items()}
         perturbed = {p.name: parts[p.name] for p in objective.perturbations}
@@ -104,6 +153,8 @@ class RobustAccuracy:
                 "diverged": result.diverged,
                 "images_per_second": round(result.images_per_second, 1),
                 "made_by": self._made_by,
+                **({"resumed_after_epoch": resumed_after} if resumed_after else {}),
+                **({"micro_batch_size": training.micro_batch} if training.was_split else {}),
             },
         )
 

@@ -1,44 +1,94 @@
-"""The main job, from a study file to the best configurations: check, submit, work here, print."""
+"""Commands that work here: `hpo run`, from a study file to the best configurations, and `hpo launch`."""
 
 import os
 import shlex
 import shutil
 import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
 import sqlalchemy as sa
 
 from hpo import display
-from hpo.errors import InputError, StoppedEarly, WorkerError
-from hpo.launch.local import start_workers, stop_workers
+from hpo.errors import StudyError
+from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
+from hpo.search import heartbeats
+from hpo.search.outages import outlast
 from hpo.search.queries import status
-from hpo.search.storage import DEFAULT_STORAGE, masked, open_database, parse_url
-from hpo.search.study import Study, submit
+from hpo.search.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
+from hpo.search.study import Study, find_studies, submit
 from hpo.spec import Spec
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.vision.images import load_images
 
 LOGS = Path("hpo-logs")
 SHOWN = 5
+TEND_SECS = 0.5
 
 
 def run_study(spec: Spec, storage: str, workers: int) -> None:
     """Submits a study, works on it with so many processes until its budget is used, prints the best configurations."""
     url = parse_url(storage)
     _check_inputs(spec)
-    database = open_database(url, create=True)
-    study, new = submit(database, spec)
-    counts = status(database.engine, study)
-    if counts["waiting"] + counts["running"]:
+    engine = create_database(url)
+    study, new = submit(engine, spec)
+    if study.stopped:
+        raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
+    heartbeats.reap(engine, study.study_id)
+    if status(engine, study)["finished"] < study.budget:
         does = "submitted" if new else "goes on"
-        count = "1 worker" if workers == 1 else f"{workers} workers"
-        click.echo(f"study {study.name} {does}: budget {spec.budget}, {count}, logs in {_logs(study)}/", err=True)
-        _work_here(database.engine, study, storage, workers)
+        logs = LOGS / study.spec.folder_name
+        click.echo(f"study {study.name} {does}: budget {study.budget}, {_counted(workers)}, logs in {logs}/", err=True)
+        with _fleet(engine, storage, [study.name], workers, logs) as fleet:
+            display.follow(engine, study, partial(tend, fleet))
     else:
-        click.echo(f"study {study.name} is done: {counts['finished']} trials are finished", err=True)
-    display.print_best(display.console(), database.engine, study, SHOWN)
-    _print_next(study, storage)
+        click.echo(f"study {study.name} is done: all {study.budget} trials are finished", err=True)
+    _print_end(engine, study, storage)
+
+
+def launch(names: Sequence[str], storage: str, workers: int) -> None:
+    """Keeps so many workers at work on studies that were submitted, until their budgets are used."""
+    engine = open_engine(parse_url(storage))
+    studies = find_studies(engine, names)
+    logs = LOGS / studies[0].spec.folder_name if len(names) == 1 else LOGS
+    click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
+    with _fleet(engine, storage, names, workers, logs) as fleet:
+        while tend(fleet):
+            time.sleep(TEND_SECS)
+        click.echo("all workers have ended: nothing is left to do", err=True)
+
+
+@contextmanager
+def _fleet(engine: sa.Engine, storage: str, names: Sequence[str], count: int, logs: Path) -> Iterator[Fleet]:
+    """Supervised workers. A signal stops them, and what follows in the block is left out."""
+    command = [sys.executable, "-m", "hpo", "worker", "--supervised", "--", *names]
+    say = partial(click.echo, err=True)
+    stop_on_signals()
+    fleet = None
+    try:
+        # the URL goes through the environment, where `ps` does not show it
+        fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, engine), say)
+        yield fleet
+    except Stopped:
+        click.echo("stopping: each worker gives its slot back", err=True)
+    finally:
+        if fleet is not None:
+            stop_fleet(fleet)
+
+
+def _bury(engine: sa.Engine, worker: str) -> bool:
+    try:
+        return heartbeats.bury(engine, worker)
+    except sa.exc.SQLAlchemyError:  # the database is away; its trial will be reaped
+        return True
+
+
+def _counted(workers: int) -> str:
+    return "1 worker" if workers == 1 else f"{workers} workers"
 
 
 def _check_inputs(spec: Spec) -> None:
@@ -52,34 +102,17 @@ def _check_inputs(spec: Spec) -> None:
         build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, frozen_layers=0, seed=0)
 
 
-def _logs(study: Study) -> Path:
-    return LOGS / study.spec.folder_name
-
-
-def _work_here(engine: sa.Engine, study: Study, storage: str, count: int) -> None:
-    """Shows progress until every worker has ended; one that ended with an error ends them all."""
-    stop_on_signals()
-    workers = start_workers(study.name, storage, count, _logs(study))
-
-    def working() -> bool:
-        codes = [worker.process.poll() for worker in workers]
-        return None in codes and all(code in (None, 0) for code in codes)
-
-    try:
-        display.follow(engine, study, working)
-    except Stopped:
-        click.echo("stopping: each worker gives its slot back", err=True)
-        raise StoppedEarly("stopped before the budget was used; the same command goes on") from None
-    finally:
-        stop_workers(workers)
-    failed = next((worker for worker in workers if worker.process.returncode != 0), None)
-    if failed is not None:
-        code, reason = failed.process.returncode, failed.last_line().removeprefix("hpo: ")
-        if code == InputError.exit_code:
-            raise InputError(reason)
-        raise WorkerError(
-            f"a worker ended with exit code {code}: {reason} (its log: {failed.log}); the same command goes on"
-        )
+def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
+    """What was found, and whether the budget was used."""
+    say: Callable[[str], None] = partial(click.echo, err=True)
+    study = outlast(lambda: find_studies(engine, [study.name]), say)[0]
+    display.print_best(display.console(), engine, study, SHOWN)
+    finished = status(engine, study)["finished"]
+    if study.stopped:
+        say(f"study {study.name} is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on")
+    elif finished < study.budget:
+        say(f"stopped with {finished} of {study.budget} trials finished; the same command goes on")
+    _print_next(study, storage)
 
 
 def _path_of_hpo() -> str:

@@ -1,17 +1,110 @@
-"""SIGTERM, SIGINT and SIGHUP (a closed terminal) as a request to stop, obeyed at once and without losing anything."""
+"""Requests to stop: SIGTERM, SIGINT, SIGHUP (a closed terminal), the end of the process that started this one, or
+another thread's word. They are obeyed at once, except within `deferred()`.
+"""
 
+import contextlib
+import os
 import signal
+import threading
+from collections.abc import Callable, Iterator
+
+EXIT_SECS = 8.0
+"""A process that was asked to stop and is still there is ended: what it had is given out again by others."""
+INTERRUPTED_EXIT_CODE = 130
 
 
 class Stopped(BaseException):
-    """Raised in the main thread when a signal asks to stop; not an error, so no `except Exception` takes it."""
+    """Raised in the main thread when something asks to stop; not an error, so no `except Exception` takes it."""
 
 
-def stop_on_signals() -> None:
-    """From now on these signals raise Stopped."""
+_deferring = False
+_pending: BaseException | None = None
+_requested = False
 
-    def stop(*_: object) -> None:
-        raise Stopped
+
+def stop_on_signals(exit_for_certain: bool = False) -> None:
+    """From now on these signals raise Stopped, once; a second SIGINT ends the process there and then.
+
+    exit_for_certain: the process ends EXIT_SECS after the first, whatever it is doing.
+    """
+
+    def stop(number: int, _: object) -> None:
+        global _requested  # noqa: PLW0603 (signals belong to the process)
+        if _requested:
+            if number == signal.SIGINT:
+                os._exit(INTERRUPTED_EXIT_CODE)
+            return
+        _requested = True
+        if exit_for_certain:
+            _exit_later()
+        _raise(Stopped())
 
     for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
         signal.signal(number, stop)
+
+
+def _exit_later() -> None:
+    timer = threading.Timer(EXIT_SECS, os._exit, [0])
+    timer.daemon = True
+    timer.start()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[BaseException], None]]:
+    """Gives a function with which another thread raises an error in this one while the block runs.
+
+    Only the main thread can be interrupted; elsewhere the function does nothing.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield lambda error: None
+        return
+    errors: list[BaseException] = []
+
+    def take(*_: object) -> None:
+        if errors:
+            _raise(errors.pop())
+
+    def interrupt(error: BaseException) -> None:
+        errors.append(error)
+        signal.pthread_kill(main.ident or 0, signal.SIGUSR1)
+
+    signal.signal(signal.SIGUSR1, take)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _raise(error: BaseException) -> None:
+    global _pending  # noqa: PLW0603
+    if not _deferring:
+        raise error
+    if not isinstance(_pending, Stopped):
+        _pending = error
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """A request to stop that comes within this block is obeyed at its end."""
+    global _deferring, _pending  # noqa: PLW0603
+    _deferring = True
+    try:
+        yield
+    finally:
+        _deferring = False
+        error, _pending = _pending, None
+        if error is not None:
+            raise error
+
+
+def stop_with_parent() -> None:
+    """Stops this process when the one that started it ends, however it ends: then its end of stdin's pipe closes."""
+
+    def watch() -> None:
+        while os.read(0, 1):  # not sys.stdin, whose lock would be in the way of the interpreter's end
+            pass
+        _exit_later()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watching the supervisor", daemon=True).start()

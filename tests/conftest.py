@@ -7,11 +7,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from sqlalchemy.pool import NullPool
 
-from hpo.search.storage import Database, open_database, parse_url
+from hpo.search.storage import create_database, parse_url
 from hpo.spec import Spec
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -47,12 +50,19 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return _fresh_database(request.getfixturevalue("postgresql_server"))
 
 
-_opened: list[Database] = []
+_opened: list[Any] = []
 
 
-def open_fresh(url: str | sa.URL) -> Database:
-    """The database as another process would see it, with nothing cached; closed when the test ends."""
-    _opened.append(open_database(parse_url(url) if isinstance(url, str) else url, create=True))
+def open_fresh(url: str | sa.URL) -> sa.Engine:
+    """The database as another process would open it; closed when the test ends."""
+    _opened.append(create_database(parse_url(url) if isinstance(url, str) else url))
+    return _opened[-1]
+
+
+def optuna_storage(url: str | sa.URL) -> RDBStorage:
+    """The database as Optuna's own API sees it, with nothing cached; closed when the test ends."""
+    made = parse_url(url) if isinstance(url, str) else url
+    _opened.append(RDBStorage(made.render_as_string(hide_password=False), engine_kwargs={"poolclass": NullPool}))
     return _opened[-1]
 
 
@@ -61,12 +71,13 @@ def _close_databases() -> Iterator[None]:
     yield
     while _opened:
         opened = _opened.pop()
-        opened.storage.remove_session()
-        opened.engine.dispose()
+        if isinstance(opened, RDBStorage):
+            opened.remove_session()
+        (opened.engine if isinstance(opened, RDBStorage) else opened).dispose()
 
 
 @pytest.fixture
-def database(storage_url: str) -> Database:
+def engine(storage_url: str) -> sa.Engine:
     return open_fresh(storage_url)
 
 

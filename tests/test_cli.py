@@ -15,7 +15,7 @@ import optuna
 import psutil
 import pytest
 import tomli_w
-from conftest import make_spec, open_fresh
+from conftest import make_spec, optuna_storage
 
 from hpo.cli import cli
 
@@ -54,7 +54,7 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_
     assert "tuning images, the same for all trials" in ran.stdout
     assert "hpo top study" in ran.stderr
 
-    optuna_study = optuna.load_study(study_name="study", storage=open_fresh(storage_url).storage)
+    optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(storage_url))
     best = json.loads(hpo("best", "study", "--json", **storage).stdout)
     assert best["score"] == optuna_study.best_value
     assert best["params"] == optuna_study.trials[best["number"]].params

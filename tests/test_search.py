@@ -9,32 +9,32 @@ from pathlib import Path
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, open_fresh
+from conftest import make_spec, open_fresh, optuna_storage
 from free_objective import FreeObjective
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hpo.errors import StudyError, WorkerError
 from hpo.parameters import Params
-from hpo.search import budget, queries
+from hpo.search import budget, heartbeats, queries
 from hpo.search.ordered_choices import to_choice
-from hpo.search.storage import Database, masked, parse_url
+from hpo.search.storage import masked, parse_url
 from hpo.search.study import Study, check_fingerprints, find_studies, submit
 from hpo.search.tables import trials
 from hpo.search.worker import work
 from hpo.spec import Spec
 
 
-def run(database: Database, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
+def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
     """Submits and works until the end; the study as Optuna loads it in another process, with nothing cached."""
-    submit(database, spec)
-    work(database, [spec.name], lambda given: FreeObjective(given, fault), "worker", lambda text: None)
-    return optuna.load_study(study_name=spec.name, storage=open_fresh(database.url).storage)
+    submit(engine, spec)
+    work(engine, [spec.name], lambda given: FreeObjective(given, fault), "worker", lambda text: None)
+    return optuna.load_study(study_name=spec.name, storage=optuna_storage(engine.url))
 
 
-def test_the_budget_is_used_exactly_and_the_baseline_comes_first(database: Database) -> None:
+def test_the_budget_is_used_exactly_and_the_baseline_comes_first(engine: sa.Engine) -> None:
     spec = make_spec(budget=8, pruner={"name": "asha"}, training={"epochs": 9})
-    study = run(database, spec)
+    study = run(engine, spec)
     states = collections.Counter(trial.state.name for trial in study.trials)
     assert states["COMPLETE"] + states["PRUNED"] == len(study.trials) == 8
     assert study.trials[0].params == spec.search.baseline()
@@ -44,34 +44,34 @@ def test_the_budget_is_used_exactly_and_the_baseline_comes_first(database: Datab
         assert sorted(trial.intermediate_values) == list(range(1, reported + 1))
 
 
-def test_best_is_what_optuna_says(database: Database) -> None:
-    study = run(database, make_spec(budget=12))
-    best = queries.best_trials(database.engine, "study", 12)
+def test_best_is_what_optuna_says(engine: sa.Engine) -> None:
+    study = run(engine, make_spec(budget=12))
+    best = queries.best_trials(engine, "study", 12)
     assert best[0].score == study.best_value
     assert best[0].number == study.best_trial.number
     assert best[0].params == study.best_params
     assert [trial.score for trial in best] == sorted((trial.value for trial in study.trials), reverse=True)
 
 
-def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_baseline(database: Database) -> None:
+def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_baseline(engine: sa.Engine) -> None:
     objective = {
         "clean": 0.5,
         "max_clean_drop": 0.02,
         "perturbations": [{"name": "gaussian-noise", "sigma": 0.1, "weight": 0.5}],
     }
     spec = make_spec(budget=12, objective=objective)
-    submitted, _ = submit(database, spec)
-    baseline = budget.claim(database, submitted.study_id)
+    submitted, _ = submit(engine, spec)
+    baseline = budget.claim(engine, submitted.study_id, "other")
     assert baseline is not None
-    thread = threading.Timer(1.0, lambda: budget.give_back(database, baseline, "interruption", "later"))
+    thread = threading.Timer(1.0, lambda: budget.give_back(engine, baseline.trial_id, "interruption", "later"))
     thread.start()  # the baseline's slot is given back, and so it runs last
-    study = run(database, spec)
+    study = run(engine, spec)
     thread.join()
     feasible = {t.number for t in study.trials if t.constraints and all(v <= 0 for v in t.constraints.values())}
     complete = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
     assert complete[-1].user_attrs["baseline"]
     assert all(trial.constraints for trial in complete)
-    shown = queries.best_trials(database.engine, "study", 20)
+    shown = queries.best_trials(engine, "study", 20)
     assert {trial.number for trial in shown if trial.feasible} == feasible
     assert 0 < len(feasible) < len(complete)
     assert shown[0].number == study.best_trial.number
@@ -83,54 +83,54 @@ def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_bas
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
 @pytest.mark.parametrize("pruner", ["asha", "hyperband", "median", "none"])
 def test_every_sampler_and_pruner_finishes_the_budget(tmp_path: Path, sampler: str, pruner: str) -> None:
-    database = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
-    study = run(database, make_spec(budget=7, sampler={"name": sampler}, pruner={"name": pruner}))
+    engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
+    study = run(engine, make_spec(budget=7, sampler={"name": sampler}, pruner={"name": pruner}))
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
     assert len(study.trials) == 7
     assert {trial.params["batch_size"] for trial in study.trials} <= {16, 32, 64}
     assert len({trial.params["learning_rate"] for trial in study.trials}) == 7
 
 
-def test_the_grid_covers_every_point_once(database: Database) -> None:
+def test_the_grid_covers_every_point_once(engine: sa.Engine) -> None:
     search = {"batch_size": {"choices": [16, 32]}, "learning_rate": {"choices": [0.01, 0.1]}, "frozen_layers": 3}
-    study = run(database, make_spec(budget=5, search=search, sampler={"name": "grid"}))
+    study = run(engine, make_spec(budget=5, search=search, sampler={"name": "grid"}))
     points = [(trial.params["batch_size"], trial.params["learning_rate"]) for trial in study.trials[1:]]
     assert sorted(points) == [(16, 0.01), (16, 0.1), (32, 0.01), (32, 0.1)]
     assert {trial.params["frozen_layers"] for trial in study.trials} == {3}
 
 
-def test_the_files_defaults_are_tried_right_after_the_baseline(database: Database) -> None:
+def test_the_files_defaults_are_tried_right_after_the_baseline(engine: sa.Engine) -> None:
     search = {
         "augmentation_strength": {"low": 0.0, "high": 1.0, "default": 0.7},
         "learning_rate": {"low": 0.01, "high": 1},
     }
-    study = run(database, make_spec(budget=3, search=search))
+    study = run(engine, make_spec(budget=3, search=search))
     assert [trial.params["augmentation_strength"] for trial in study.trials[:2]] == [0.0, 0.7]
     assert study.trials[0].params["learning_rate"] == study.trials[1].params["learning_rate"] == 0.02
 
 
 @pytest.mark.parametrize("value", ["baseline", {"choices": ["pretrained", "baseline"]}])
-def test_trials_that_start_from_the_baseline_wait_for_it(database: Database, value: object) -> None:
+def test_trials_that_start_from_the_baseline_wait_for_it(engine: sa.Engine, value: object) -> None:
     search = {"initial_weights": value, "learning_rate": {"low": 0.01, "high": 0.1}}
-    study, _ = submit(database, make_spec(search=search))
-    baseline = budget.claim(database, study.study_id, baseline_alone=True)
+    study, _ = submit(engine, make_spec(search=search))
+    baseline = budget.claim(engine, study.study_id, "other", baseline_alone=True)
     assert baseline is not None
-    assert budget.claim(database, study.study_id, baseline_alone=True) is None
-    budget.give_back(database, baseline, "interruption", "test")
-    optuna_study = run(database, study.spec)
+    assert budget.claim(engine, study.study_id, "other", baseline_alone=True) is None
+    budget.give_back(engine, baseline.trial_id, "interruption", "test")
+    optuna_study = run(engine, study.spec)
     finished = [trial for trial in optuna_study.trials if trial.state.name == "COMPLETE"]
     assert min(finished, key=lambda trial: trial.datetime_start).user_attrs["baseline"]
     starts = [trial.params["initial_weights"] for trial in finished if "baseline" not in trial.user_attrs]
     assert set(starts) <= ({"baseline"} if value == "baseline" else {"pretrained", "baseline"})
 
 
-def test_no_slot_is_claimed_twice(database: Database) -> None:
-    study, _ = submit(database, make_spec(budget=40))
+def test_no_slot_is_claimed_twice(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=40))
     claimed: list[int] = []
 
     def claim_all() -> None:
-        while (trial_id := budget.claim(database, study.study_id)) is not None:
-            claimed.append(trial_id)
+        while (claim := budget.claim(engine, study.study_id, "other")) is not None:
+            claimed.append(claim.trial_id)
 
     threads = [threading.Thread(target=claim_all) for _ in range(16)]
     for thread in threads:
@@ -138,47 +138,48 @@ def test_no_slot_is_claimed_twice(database: Database) -> None:
     for thread in threads:
         thread.join()
     assert len(claimed) == len(set(claimed)) == 40
-    assert budget.count(database.engine, study.study_id) == budget.Counts(running=40)
+    assert budget.count(engine, study.study_id) == budget.Counts(running=40)
 
 
-def test_a_slot_that_is_given_back_keeps_its_values_and_its_place_in_the_budget(database: Database) -> None:
-    study, _ = submit(database, make_spec(budget=3))
-    baseline = budget.claim(database, study.study_id)
+def test_a_slot_that_is_given_back_keeps_its_values_and_its_place_in_the_budget(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=3))
+    baseline = budget.claim(engine, study.study_id, "other")
     assert baseline is not None
-    assert budget.give_back(database, baseline, "interruption", "stopped")
-    assert not budget.give_back(database, baseline, "interruption", "stopped"), "once only"
-    assert budget.count(database.engine, study.study_id) == budget.Counts(failed=1, waiting=3)
-    optuna_study = run(database, study.spec)
+    assert budget.give_back(engine, baseline.trial_id, "interruption", "stopped")
+    assert not budget.give_back(engine, baseline.trial_id, "interruption", "stopped"), "once only"
+    assert budget.count(engine, study.study_id) == budget.Counts(failed=1, waiting=3)
+    optuna_study = run(engine, study.spec)
     last = optuna_study.trials[-1]
     assert (last.number, last.params, last.user_attrs["baseline"]) == (3, study.spec.search.baseline(), True)
     assert optuna_study.trials[0].user_attrs["interruption"] == "stopped"
 
 
-def test_trials_of_dead_workers_are_given_out_again(database: Database) -> None:
-    study, _ = submit(database, make_spec(budget=4))
+def test_trials_of_dead_workers_are_given_out_again(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "GRACE_PERIOD_SECS", 1.0)  # the server itself must be older
+    study, _ = submit(engine, make_spec(budget=4))
     for _ in range(3):
-        budget.claim(database, study.study_id)
-    with database.engine.begin() as connection:
+        budget.claim(engine, study.study_id, "other")
+    with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2026-01-01 00:00:00' WHERE trial_id <= 1")
         connection.exec_driver_sql("DELETE FROM trial_heartbeats WHERE trial_id = 2")
         connection.exec_driver_sql("UPDATE trials SET datetime_start = '2026-01-01 00:00:00' WHERE trial_id = 2")
-    assert budget.reap(database, study.study_id) == 2
-    assert budget.reap(database, study.study_id) == 0
-    assert budget.count(database.engine, study.study_id) == budget.Counts(failed=2, running=1, waiting=3)
+    assert heartbeats.reap(engine, study.study_id) == 2
+    assert heartbeats.reap(engine, study.study_id) == 0
+    assert budget.count(engine, study.study_id) == budget.Counts(failed=2, running=1, waiting=3)
 
 
-def test_submitting_twice_changes_nothing_and_a_change_is_refused(database: Database) -> None:
+def test_submitting_twice_changes_nothing_and_a_change_is_refused(engine: sa.Engine) -> None:
     spec = make_spec()
-    first, new = submit(database, spec)
-    again, not_new = submit(database, spec)
+    first, new = submit(engine, spec)
+    again, not_new = submit(engine, spec)
     assert (new, not_new) == (True, False)
     assert first == again
     with pytest.raises(StudyError, match=r"submitted with training\.epochs = 3, not 5; choose another name"):
-        submit(database, make_spec(training={"epochs": 5, "horizontal_flip": False}))
-    assert len(optuna.load_study(study_name="study", storage=database.storage).trials) == 6
-    optuna.create_study(study_name="foreign", storage=database.storage)
+        submit(engine, make_spec(training={"epochs": 5, "horizontal_flip": False}))
+    assert len(optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials) == 6
+    optuna.create_study(study_name="foreign", storage=optuna_storage(engine.url))
     with pytest.raises(StudyError, match="was not made by hpo"):
-        submit(database, make_spec(name="foreign"))
+        submit(engine, make_spec(name="foreign"))
 
 
 def test_processes_that_submit_at_once_make_one_study(storage_url: str) -> None:
@@ -195,71 +196,69 @@ def test_processes_that_submit_at_once_make_one_study(storage_url: str) -> None:
     assert sorted(outcomes) == [False] * 5 + [True]
 
 
-def test_a_budget_of_10000_is_submitted_at_once(database: Database) -> None:
-    study, _ = submit(database, make_spec(budget=10_000))
-    assert budget.count(database.engine, study.study_id).waiting == 10_000
+def test_a_budget_of_10000_is_submitted_at_once(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=10_000))
+    assert budget.count(engine, study.study_id).waiting == 10_000
 
 
-def test_an_unknown_study_suggests_the_nearest(database: Database) -> None:
-    submit(database, make_spec(name="robust"))
+def test_an_unknown_study_suggests_the_nearest(engine: sa.Engine) -> None:
+    submit(engine, make_spec(name="robust"))
     with pytest.raises(StudyError, match=r"no study 'robsut' .* there are: robust\. Did you mean 'robust'\?"):
-        find_studies(database.engine, ["robsut"])
+        find_studies(engine, ["robsut"])
 
 
-def test_a_failed_trial_keeps_its_traceback_and_its_slot_is_used_by_another(database: Database) -> None:
+def test_a_failed_trial_keeps_its_traceback_and_its_slot_is_used_by_another(engine: sa.Engine) -> None:
     failures = iter([True])
 
     def fail_once(params: Params) -> None:
         if params["augmentation_strength"] != 0 and next(failures, False):
             raise ZeroDivisionError("a bug")
 
-    study = run(database, make_spec(), fail_once)
+    study = run(engine, make_spec(), fail_once)
     failed = [trial for trial in study.trials if trial.state.name == "FAIL"]
     assert len(failed) == 1
     assert failed[0].user_attrs["failure"].endswith("ZeroDivisionError: a bug\n")
     assert sum(trial.state.name == "COMPLETE" for trial in study.trials) == 6
 
 
-def test_a_study_whose_trials_all_fail_stops_and_says_why(database: Database) -> None:
+def test_a_study_whose_trials_all_fail_stops_and_says_why(engine: sa.Engine) -> None:
     def fail(params: Params) -> None:
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(WorkerError, match=r"3 trials failed, .* trial 2: ZeroDivisionError: a bug"):
-        run(database, make_spec(), fail)
+        run(engine, make_spec(), fail)
 
 
-def test_a_worker_that_lost_its_trial_drops_it_and_goes_on(database: Database) -> None:
-    study, _ = submit(database, make_spec())
+def test_a_worker_that_lost_its_trial_drops_it_and_goes_on(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
     lost: list[int] = []
 
     def lose_the_first(params: Params) -> None:
         if not lost:
-            with database.engine.connect() as connection:
+            with engine.connect() as connection:
                 running = sa.select(trials.c.trial_id).where(trials.c.state == "RUNNING")
                 lost.append(connection.execute(running).scalar_one())
-            budget.give_back(database, lost[0], "interruption", "taken over")
+            budget.give_back(engine, lost[0], "interruption", "taken over")
 
-    optuna_study = run(database, study.spec, lose_the_first)
+    optuna_study = run(engine, study.spec, lose_the_first)
     states = collections.Counter(trial.state.name for trial in optuna_study.trials)
     assert states == {"COMPLETE": 6, "FAIL": 1}
     assert optuna_study.trials[0].intermediate_values == {}
 
 
-def test_a_worker_with_other_images_refuses_to_join(database: Database) -> None:
-    study, _ = submit(database, make_spec())
-    check_fingerprints(database, study, {"images": "a" * 64, "weights": "none"})
-    check_fingerprints(database, study, {"images": "a" * 64, "weights": "none"})
+def test_a_worker_with_other_images_refuses_to_join(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
+    check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"})
+    check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"})
     with pytest.raises(StudyError, match=r"this machine's images differ from the study's \(fingerprint bbbbbbbbbbbb"):
-        check_fingerprints(database, study, {"images": "b" * 64, "weights": "none"})
+        check_fingerprints(engine, study, {"images": "b" * 64, "weights": "none"})
 
 
-def test_workers_take_all_open_studies(database: Database) -> None:
+def test_workers_take_all_open_studies(engine: sa.Engine) -> None:
     for name in ("first", "second"):
-        submit(database, make_spec(name=name, budget=3))
-    work(database, [], FreeObjective, "worker", lambda text: None)
-    assert {
-        study.name: queries.status(database.engine, study)["finished"] for study in find_studies(database.engine)
-    } == {
+        submit(engine, make_spec(name=name, budget=3))
+    work(engine, [], FreeObjective, "worker", lambda text: None)
+    assert {study.name: queries.status(engine, study)["finished"] for study in find_studies(engine)} == {
         "first": 3,
         "second": 3,
     }
@@ -269,8 +268,8 @@ def test_workers_take_all_open_studies(database: Database) -> None:
 def test_trials_are_reproducible_and_no_two_alike(tmp_path: Path, sampler: str) -> None:
     drawn = []
     for number in range(2):
-        database = open_fresh(f"sqlite:///{tmp_path}/{number}.db")
-        study = run(database, make_spec(sampler={"name": sampler}))
+        engine = open_fresh(f"sqlite:///{tmp_path}/{number}.db")
+        study = run(engine, make_spec(sampler={"name": sampler}))
         drawn.append([trial.params for trial in study.trials])
     assert drawn[0] == drawn[1]
     assert len({tuple(params.items()) for params in drawn[0]}) == len(drawn[0])
@@ -301,7 +300,7 @@ def test_a_password_is_never_shown() -> None:
     assert "s3cret" not in repr(url)
 
 
-def test_study_objects_load_from_any_process(database: Database) -> None:
-    submitted, _ = submit(database, make_spec(name="naïve 中文"))
-    found = find_studies(database.engine, ["naïve 中文"])
-    assert found == [Study(submitted.study_id, submitted.spec)]
+def test_study_objects_load_from_any_process(engine: sa.Engine) -> None:
+    submitted, _ = submit(engine, make_spec(name="naïve 中文"))
+    found = find_studies(engine, ["naïve 中文"])
+    assert found == [Study(submitted.study_id, submitted.spec, budget=6)]

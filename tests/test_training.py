@@ -1,6 +1,10 @@
 """Training and evaluation on real digits: reproducible, robust where it should be, right against a slow reference."""
 
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +12,13 @@ import torch
 
 from hpo.spec import DataSpec
 from hpo.vision.augmentation import Augmentation
+from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
 from hpo.vision.device import Compute
 from hpo.vision.evaluation import build_evaluation_set, evaluate
 from hpo.vision.images import ImageSet, load_images
 from hpo.vision.network import build_network, fingerprint
 from hpo.vision.perturbations import perturb
-from hpo.vision.training import EpochResult, Recipe, _optimizer, fine_tune
+from hpo.vision.training import EpochResult, Recipe, Training, _accumulate_gradients, fine_tune
 
 PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
 FP32 = Compute(torch.device("cpu"), bf16=False)
@@ -25,15 +30,21 @@ def digits(data_root: Path) -> ImageSet:
     return load_images(data, 32, seed=0)
 
 
-def train(
-    digits: ImageSet, compute: Compute = FP32, seed: int = 0, frozen: int = 0, **recipe: object
-) -> list[EpochResult]:
+def start(compute: Compute = FP32, seed: int = 0, frozen: int = 0, **recipe: object) -> Training:
     network = build_network("resnet18", 10, {}, 32, frozen, seed)
-    tuning = build_evaluation_set(digits.tuning, PERTURBATIONS, compute.device)
     settings = {"epochs": 2, "batch_size": 32, "learning_rate": 0.02} | recipe
     augmentation = Augmentation(0.5, PERTURBATIONS, horizontal_flip=False)
     full = Recipe(weight_decay=5e-4, label_smoothing=0.1, augmentation=augmentation, seed=seed, **settings)  # type: ignore[arg-type]
-    return list(fine_tune(network, digits.train, tuning, full, compute))
+    return Training(network, full, compute)
+
+
+def go_on(training: Training, digits: ImageSet) -> Iterator[EpochResult]:
+    tuning = build_evaluation_set(digits.tuning, PERTURBATIONS, training.compute.device)
+    return fine_tune(training, digits.train, tuning)
+
+
+def train(digits: ImageSet, compute: Compute = FP32, **recipe: object) -> list[EpochResult]:
+    return list(go_on(start(compute, **recipe), digits))
 
 
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
@@ -58,6 +69,68 @@ def test_a_diverged_training_ends_as_a_bad_result(digits: ImageSet) -> None:
     assert results[-1].diverged
     assert len(results) < 3
     assert results[-1].accuracies["clean"].fraction < 0.3
+
+
+@pytest.mark.parametrize(("bf16", "frozen"), [(False, 0), (True, 3)], ids=["fp32", "bf16 frozen"])
+def test_a_training_that_goes_on_from_a_checkpoint_gives_what_the_unbroken_one_gives(
+    digits: ImageSet, bf16: bool, frozen: int
+) -> None:
+    compute = Compute(torch.device("cpu"), bf16)
+    settings: dict[str, Any] = {"compute": compute, "frozen": frozen, "epochs": 3, "batch_size": 64}
+    unbroken = start(**settings)
+    expected = [(result.loss, result.accuracies) for result in go_on(unbroken, digits)]
+    broken = start(**settings)
+    first = next(go_on(broken, digits))
+    content = checkpoint_as_bytes(broken.tensors(), {"said": "ünï"})
+    resumed = start(**settings)
+    checkpoint = checkpoint_from_bytes(content)
+    assert checkpoint is not None
+    assert checkpoint.header == {"said": "ünï"}
+    resumed.restore(checkpoint.tensors)
+    rest = [(result.loss, result.accuracies) for result in go_on(resumed, digits)]
+    assert [(first.loss, first.accuracies), *rest] == expected
+    assert fingerprint(resumed.network.state_dict()) == fingerprint(unbroken.network.state_dict())
+
+
+def test_a_damaged_checkpoint_is_none(digits: ImageSet) -> None:
+    content = checkpoint_as_bytes(start().tensors(), {})
+    for damaged in (b"", content[:7], content[: len(content) // 2], b"x" * 100):
+        assert checkpoint_from_bytes(damaged) is None
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_split() -> None:
+    """In a process that may have so little more memory that PyTorch's own allocator refuses the whole batch."""
+    code = """
+import resource, torch
+from test_training import start
+from hpo.vision.training import _update
+torch.set_num_threads(1)
+training = start(batch_size=512)
+images, labels = torch.rand(512, 3, 32, 32), torch.arange(512) % 10
+_update(start(batch_size=8), images[:8], labels[:8], 0.5)  # what PyTorch sets up once
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 260 * 2**20,) * 2)
+print(_update(training, images, labels, 0.5).isfinite().item(), training.micro_batch)
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
+    finite, micro_batch = ran.stdout.split()
+    assert finite == "True", ran.stderr
+    assert 8 <= int(micro_batch) < 512
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
+    """With BatchNorm in eval mode, since its statistics are those of a micro-batch."""
+    images, labels = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    gradients = []
+    for micro_batch in (20, 8):
+        training = start(batch_size=20)
+        training.network.eval()
+        training.micro_batch = micro_batch
+        loss = _accumulate_gradients(training, images, labels)
+        gradients.append((loss, training.network.resnet.conv1.weight.grad))
+    (loss, whole), (sum_of_losses, in_parts) = gradients
+    torch.testing.assert_close(sum_of_losses, loss)
+    torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5)
 
 
 def test_evaluation_agrees_with_a_slow_reference(digits: ImageSet) -> None:
@@ -89,7 +162,7 @@ def test_the_tuning_images_are_perturbed_as_the_spec_says(digits: ImageSet) -> N
 def test_batchnorm_and_biases_have_no_weight_decay() -> None:
     network = build_network("resnet18", 10, {}, 32, 2, seed=0)
     recipe = Recipe(1, 1, 0.1, 5e-4, 0.0, Augmentation(0, [], False), 0)
-    decayed, free = _optimizer(network, recipe).param_groups
+    decayed, free = Training(network, recipe, FP32).optimizer.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
     names = {id(p): name for name, p in network.named_parameters()}
     assert all("bn" in names[id(p)] or "downsample.1" in names[id(p)] or "bias" in names[id(p)] for p in free["params"])
@@ -104,6 +177,6 @@ def test_trained_weights_differ_only_where_they_may(digits: ImageSet) -> None:
     before = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
     tuning = build_evaluation_set(digits.tuning, [], FP32.device)
     recipe = Recipe(1, 64, 0.1, 5e-4, 0.0, Augmentation(0, [], False), 0)
-    list(fine_tune(network, digits.train, tuning, recipe, FP32))
+    list(fine_tune(Training(network, recipe, FP32), digits.train, tuning))
     after = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
     assert after == before

@@ -7,10 +7,10 @@ import random
 import optuna
 import pytest
 import sqlalchemy as sa
+from conftest import optuna_storage
 from optuna.storages._rdb import models
 
 from hpo.search import tables
-from hpo.search.storage import Database
 
 
 def test_our_tables_are_a_part_of_optunas() -> None:
@@ -55,19 +55,22 @@ def fill(study: optuna.Study, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_trial_results_is_what_optunas_api_says(database: Database, seed: int) -> None:
+def test_trial_results_is_what_optunas_api_says(engine: sa.Engine, seed: int) -> None:
     for name in ("öne", "two"):
         sampler = optuna.samplers.RandomSampler(seed=seed)
         fill(
-            optuna.create_study(study_name=name, storage=database.storage, direction="maximize", sampler=sampler), seed
+            optuna.create_study(
+                study_name=name, storage=optuna_storage(engine.url), direction="maximize", sampler=sampler
+            ),
+            seed,
         )
-    optuna.create_study(study_name="empty", storage=database.storage)
-    with database.engine.connect() as connection:
+    optuna.create_study(study_name="empty", storage=optuna_storage(engine.url))
+    with engine.connect() as connection:
         rows = connection.execute(sa.text("SELECT * FROM trial_results ORDER BY study, number")).mappings().all()
         best = connection.execute(sa.text("SELECT * FROM best_configs ORDER BY study, rank")).mappings().all()
     assert {row["study"] for row in rows} == {"öne", "two"}
     for name in ("öne", "two"):
-        study = optuna.load_study(study_name=name, storage=database.storage)
+        study = optuna.load_study(study_name=name, storage=optuna_storage(engine.url))
         mine = [row for row in rows if row["study"] == name]
         assert len(mine) == len(study.trials) == 13
         for row, trial in zip(mine, study.trials, strict=True):
@@ -89,10 +92,10 @@ def test_trial_results_is_what_optunas_api_says(database: Database, seed: int) -
         assert ranked == [t.number for t in sorted(feasible, key=lambda t: (-t.value, t.number))]
 
 
-def test_optunas_own_tools_go_on_working(database: Database) -> None:
-    study = optuna.create_study(study_name="s", storage=database.storage)
+def test_optunas_own_tools_go_on_working(engine: sa.Engine) -> None:
+    study = optuna.create_study(study_name="s", storage=optuna_storage(engine.url))
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=3)
-    backend = database.storage._backend
+    backend = optuna_storage(engine.url)
     assert backend.get_current_version() == backend.get_head_version()
     backend.upgrade()
     assert len(optuna.load_study(study_name="s", storage=backend).trials) == 3

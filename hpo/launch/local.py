@@ -1,60 +1,170 @@
-"""Workers as processes of this machine, each with its share of the cores and a log file of its own."""
+"""Workers as supervised processes of this machine: each with its share of the cores or its GPU, and its own log.
+
+Those that die are started again, later each time; one that cannot start at all ends the attempt. No worker outlives
+its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL.
+"""
 
 import os
+import shutil
 import signal
+import socket
 import subprocess
-import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-STOP_SECS = 10
+from hpo.errors import InputError, StorageError, WorkerError
+
+STOP_SECS = 10.0
+RESTART_SECS = (1, 2, 5, 10)
+"""Waits before a worker is started again, by how often in a row it died without having taken a trial."""
+MOST_VAIN_STARTS = 4
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+OnDeath = Callable[[str], bool]
+Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class WorkerProcess:
-    """A worker that was started, and where it writes what it does."""
+@dataclass
+class LocalWorker:
+    """A worker's place: its number from 1, its log, its process, and how often in a row that died before it had taken
+    a trial.
+    """
 
-    process: subprocess.Popen[bytes]
+    number: int
     log: Path
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    restart_at: float = 0.0
+    vain_starts: int = 0
+
+    @property
+    def name(self) -> str:
+        """As the worker calls itself in the database."""
+        return worker_name(self.process.pid if self.process else 0)
 
     def last_line(self) -> str:
-        """What the worker said last: the reason, when it ended with an error."""
+        """What it said last: the reason, when it ended with an error."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 
 
-def start_workers(study: str, storage: str, count: int, logs: Path) -> list[WorkerProcess]:
-    """Starts `count` workers for one study. The storage URL goes through the environment, where `ps` does not show
-    it.
+@dataclass
+class Fleet:
+    """The workers that one supervisor looks after. on_death: takes the name of one that died, gives back what it had,
+    and says whether it had ever taken a trial.
     """
+
+    command: Sequence[str]
+    workers: list[LocalWorker]
+    on_death: OnDeath
+    say: Say
+    ended: list[LocalWorker] = field(default_factory=list)
+
+
+def worker_name(pid: int) -> str:
+    """Unique among the workers that live."""
+    return f"{socket.gethostname()}:{pid}"
+
+
+def start_fleet(
+    command: Sequence[str], count: int, logs: Path, environment: Mapping[str, str], on_death: OnDeath, say: Say
+) -> Fleet:
+    """Starts `count` workers with this command."""
     logs.mkdir(parents=True, exist_ok=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // count) if hasattr(os, "sched_getaffinity") else 1
-    limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    environment = os.environ | limits | {"HPO_STORAGE": storage, "PYTHONUNBUFFERED": "1"}
-    started = []
+    gpus = visible_gpus()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = max(1, cores // count)
+    workers = []
     for number in range(1, count + 1):
-        log = logs / f"worker-{number}.log"
-        with log.open("ab") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "hpo", "worker", "--threads", str(threads), "--", study],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        started.append(WorkerProcess(process, log))
-    return started
+        share = dict.fromkeys(THREAD_VARIABLES, str(threads)) | {"HPO_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+        if gpus:
+            share["CUDA_VISIBLE_DEVICES"] = gpus[(number - 1) % len(gpus)]
+        workers.append(LocalWorker(number, logs / f"worker-{number}.log", os.environ | environment | share))
+    fleet = Fleet(command, workers, on_death, say)
+    for worker in workers:
+        _start(fleet, worker)
+    return fleet
 
 
-def stop_workers(workers: list[WorkerProcess]) -> None:
+def visible_gpus() -> list[str]:
+    """The GPUs that workers may be dealt, as CUDA_VISIBLE_DEVICES names them; none without NVIDIA's driver."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def _start(fleet: Fleet, worker: LocalWorker) -> None:
+    with worker.log.open("ab") as stream:
+        worker.process = subprocess.Popen(
+            fleet.command,
+            env=dict(worker.environment),
+            stdin=subprocess.PIPE,  # only its end matters
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def tend(fleet: Fleet) -> bool:
+    """One look at all workers: starts those again that died. False when all have ended because their work is done.
+
+    Raises InputError if a worker refuses to work as it was told, WorkerError if one dies again and again.
+    """
+    for worker in fleet.workers:
+        if worker in fleet.ended:
+            continue
+        if worker.process is None:
+            if time.monotonic() >= worker.restart_at:
+                _start(fleet, worker)
+            continue
+        code = worker.process.poll()
+        if code == 0:
+            fleet.ended.append(worker)
+        elif code is not None:
+            _plan_restart(fleet, worker, code)
+    return len(fleet.ended) < len(fleet.workers)
+
+
+def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
+    had_taken_a_trial = fleet.on_death(worker.name)
+    reason = worker.last_line().removeprefix("hpo: ")
+    if code == InputError.exit_code:
+        raise InputError(reason)
+    if code == WorkerError.exit_code:
+        raise WorkerError(reason)
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}: {reason}"
+    if had_taken_a_trial:
+        worker.vain_starts = 0
+    elif code != StorageError.exit_code:  # a database that is away is no fault of the worker's
+        worker.vain_starts += 1
+    if worker.vain_starts >= MOST_VAIN_STARTS:
+        raise WorkerError(
+            f"worker {worker.number} cannot start: {worker.vain_starts} times in a row it {how} (its log: {worker.log})"
+        )
+    wait = RESTART_SECS[min(worker.vain_starts, len(RESTART_SECS) - 1)]
+    worker.process = None
+    worker.restart_at = time.monotonic() + wait
+    fleet.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")
+
+
+def stop_fleet(fleet: Fleet) -> None:
     """Asks those still running to stop, and waits; after STOP_SECS they are killed."""
-    for worker in workers:
-        if worker.process.poll() is None:
-            worker.process.send_signal(signal.SIGTERM)
-    for worker in workers:
+    running = [worker.process for worker in fleet.workers if worker.process and worker.process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECS
+    for process in running:
         try:
-            worker.process.wait(timeout=STOP_SECS)
+            process.wait(timeout=max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
-            worker.process.kill()
-            worker.process.wait()
+            process.kill()
+            process.wait()
+    for worker in fleet.workers:
+        if worker.process and worker.process.stdin:
+            worker.process.stdin.close()

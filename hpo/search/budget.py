@@ -1,7 +1,8 @@
-"""The budget as slots: every trial that may still start is a WAITING trial, claimed by one atomic statement.
+"""The budget as slots: finished + running + waiting trials of a study are always exactly its budget.
 
-All changes here are single transactions, so that a process killed at any point leaves the slot in one place or the
-other. Times are compared on the database's clock, in UTC; workers' clocks may differ.
+A slot is a WAITING trial. Every change here is one transaction, so that a process killed at any point leaves a slot in
+one place or the other, and every change may be said twice. Times are compared on the database's clock, in UTC;
+workers' clocks may differ.
 """
 
 import json
@@ -12,28 +13,57 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from hpo.search.storage import Database
+from hpo.search import attributes
+from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY, read_params
+from hpo.search.storage import writing
 from hpo.search.tables import (
     studies,
+    study_user_attributes,
     trial_heartbeats,
+    trial_intermediate_values,
     trial_system_attributes,
     trial_user_attributes,
     trials,
 )
 
-HEARTBEAT_INTERVAL_SECS = 10
-GRACE_PERIOD_SECS = 60
-"""A trial whose last heartbeat is older was given up by its worker."""
+DEATHS_BORNE = 3
+"""So many workers in a row may die in the same epoch of a configuration before it counts as failed."""
+LOST = "its worker was lost"
 
 
 @dataclass(frozen=True)
 class Slot:
     """A trial that may start. fixed_params: values that the sampler does not choose; baseline: whether it is the
-    baseline.
+    baseline; continues: numbers of the trials whose checkpoints it may go on from, latest first.
     """
 
     fixed_params: Mapping[str, Any] = field(default_factory=dict)
     baseline: bool = False
+    continues: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A slot that was claimed: now a RUNNING trial of this worker, until somebody takes it away."""
+
+    trial_id: int
+    number: int
+    slot: Slot
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials of a study by state."""
+
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+
+    @property
+    def finished(self) -> int:
+        return self.complete + self.pruned
 
 
 def add_slots(connection: sa.Connection, study_id: int, slots: Sequence[Slot]) -> None:
@@ -51,14 +81,19 @@ def add_slots(connection: sa.Connection, study_id: int, slots: Sequence[Slot]) -
     system, user = [], []
     for trial_id, slot in zip(inserted, slots, strict=True):
         if slot.fixed_params:
-            value = json.dumps(dict(slot.fixed_params))
-            system.append({"trial_id": trial_id, "key": "fixed_params", "value_json": value})
+            system.append(_attribute(trial_id, "fixed_params", dict(slot.fixed_params)))
         if slot.baseline:
-            user.append({"trial_id": trial_id, "key": "baseline", "value_json": "true"})
+            user.append(_attribute(trial_id, "baseline", True))
+        if slot.continues:
+            user.append(_attribute(trial_id, "continues", list(slot.continues)))
     if system:
         connection.execute(trial_system_attributes.insert(), system)
     if user:
         connection.execute(trial_user_attributes.insert(), user)
+
+
+def _attribute(trial_id: int, key: str, value: Any) -> dict[str, Any]:
+    return {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
 
 
 def lock_study(connection: sa.Connection, study_id: int) -> None:
@@ -66,32 +101,47 @@ def lock_study(connection: sa.Connection, study_id: int) -> None:
     connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name))
 
 
-def claim(database: Database, study_id: int, baseline_alone: bool = False) -> int | None:
-    """Takes the lowest waiting slot and gives its trial_id, RUNNING and with a first heartbeat; None if there is none.
+def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = False) -> Claim | None:
+    """Takes the lowest waiting slot: RUNNING, with its worker's name and a first heartbeat. None if there is none.
 
-    baseline_alone: give out nothing else until the baseline is complete (trials need its weights).
+    There is none in a study that was stopped. baseline_alone: give out nothing else until the baseline is complete
+    (trials need its weights).
     """
+    stopped = sa.exists().where(
+        study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == STOPPED_KEY
+    )
     waiting = (
         sa.select(trials.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "WAITING")
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~stopped)
         .order_by(trials.c.number)
         .limit(1)
     )
     if baseline_alone:
         waiting = waiting.where(_is_baseline() | _baseline_is_complete(study_id))
-    if database.engine.dialect.name == "postgresql":
-        waiting = waiting.with_for_update(skip_locked=True)
-    started_at = datetime.now(UTC).replace(tzinfo=None)
-    with database.engine.begin() as connection:
-        trial_id = connection.execute(
+    if engine.dialect.name == "postgresql":
+        waiting = waiting.with_for_update(skip_locked=True, of=trials)
+    with writing(engine) as connection:
+        row = connection.execute(
             trials.update()
             .where(trials.c.trial_id == waiting.scalar_subquery(), trials.c.state == "WAITING")
-            .values(state="RUNNING", datetime_start=started_at)
-            .returning(trials.c.trial_id)
-        ).scalar()
-        if trial_id is not None:
-            connection.execute(trial_heartbeats.insert().values(trial_id=trial_id, heartbeat=_utc_now(connection)))
-    return trial_id
+            .values(state="RUNNING", datetime_start=utc_now())
+            .returning(trials.c.trial_id, trials.c.number)
+        ).one_or_none()
+        if row is None:
+            return None
+        connection.execute(trial_heartbeats.insert().values(trial_id=row.trial_id, heartbeat=database_now(connection)))
+        connection.execute(trial_user_attributes.insert(), [_attribute(row.trial_id, "worker", worker)])
+        return Claim(row.trial_id, row.number, _read_slot(connection, row.trial_id))
+
+
+def _read_slot(connection: sa.Connection, trial_id: int) -> Slot:
+    system, user = trial_system_attributes.c, trial_user_attributes.c
+    queries = [
+        sa.select(table.key, table.value_json).where(table.trial_id == trial_id, table.key.in_(keys))
+        for table, keys in ((system, ["fixed_params"]), (user, ["baseline", "continues"]))
+    ]
+    found = {key: json.loads(value) for key, value in connection.execute(sa.union_all(*queries))}
+    return Slot(found.get("fixed_params", {}), "baseline" in found, tuple(found.get("continues", ())))
 
 
 def _is_baseline() -> sa.ColumnElement[bool]:
@@ -110,88 +160,112 @@ def _baseline_is_complete(study_id: int) -> sa.ColumnElement[bool]:
     )
 
 
-def beat(database: Database, trial_id: int) -> None:
-    """Records that the worker of this trial is alive."""
-    with database.engine.begin() as connection:
-        connection.execute(
-            trial_heartbeats.update()
-            .where(trial_heartbeats.c.trial_id == trial_id)
-            .values(heartbeat=_utc_now(connection))
-        )
-
-
-def give_back(database: Database, trial_id: int, why: Literal["failure", "interruption"], text: str) -> bool:
+def give_back(engine: sa.Engine, trial_id: int, why: Literal["failure", "interruption"], text: str) -> bool:
     """Fails a RUNNING trial and appends a slot in its place, in one transaction; False if it was no longer running.
 
     `text` is kept with the trial: the traceback of a failure, or what interrupted it. Only failures count against the
-    study.
+    study. After an interruption the slot tries the same configuration again, from its checkpoint; after a failure
+    another one, unless it is the baseline, which every other trial is compared with.
     """
-    with database.engine.begin() as connection:
-        study_id = connection.execute(
+    with writing(engine) as connection:
+        row = connection.execute(
             trials.update()
             .where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
-            .values(state="FAIL", datetime_complete=datetime.now(UTC).replace(tzinfo=None))
-            .returning(trials.c.study_id)
-        ).scalar()
-        if study_id is None:
+            .values(state="FAIL", datetime_complete=utc_now())
+            .returning(trials.c.study_id, trials.c.number)
+        ).one_or_none()
+        if row is None:
             return False
-        connection.execute(
-            trial_user_attributes.insert().values(trial_id=trial_id, key=why, value_json=json.dumps(text))
-        )
-        fixed = connection.scalar(
-            sa.select(trial_system_attributes.c.value_json).where(
-                trial_system_attributes.c.trial_id == trial_id,
-                trial_system_attributes.c.key == "fixed_params",
-            )
-        )
-        baseline = connection.scalar(sa.select(_is_baseline()).where(trials.c.trial_id == trial_id))
-        add_slots(connection, study_id, [Slot(json.loads(fixed) if fixed else {}, bool(baseline))])
+        slot = _read_slot(connection, trial_id)
+        if text == LOST and _died_repeatedly(connection, row.study_id, trial_id, slot.continues):
+            why = "failure"
+            text = f"{DEATHS_BORNE} workers in a row died in the same epoch of this configuration (out of memory?)"
+        connection.execute(trial_user_attributes.insert(), [_attribute(trial_id, why, text)])
+        if why == "interruption" and (params := read_params(connection, trial_id)):
+            again = Slot(params, slot.baseline, (row.number, *slot.continues))
+        elif why == "failure":
+            again = Slot(slot.fixed_params if slot.baseline else {}, slot.baseline)
+        else:
+            again = slot
+        add_slots(connection, row.study_id, [again])
     return True
 
 
-def reap(database: Database, study_id: int) -> int:
-    """Gives back the slots of trials whose workers are gone; the number of them."""
-    with database.engine.connect() as connection:
-        stale = connection.execute(_stale_trials(connection, study_id)).scalars().all()
-    reason = f"no heartbeat for {GRACE_PERIOD_SECS} s: its worker is gone"
-    return sum(give_back(database, trial_id, "interruption", reason) for trial_id in stale)
-
-
-def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[Any]:
-    """RUNNING trials whose last sign of life, the start if there was no heartbeat, is older than the grace period."""
-    last_sign = sa.func.coalesce(trial_heartbeats.c.heartbeat, trials.c.datetime_start)
-    if connection.dialect.name == "postgresql":
-        oldest: sa.ColumnElement[Any] = sa.literal_column(
-            f"timezone('utc', now()) - interval '{GRACE_PERIOD_SECS} seconds'"
+def _died_repeatedly(connection: sa.Connection, study_id: int, trial_id: int, continues: Sequence[int]) -> bool:
+    """Whether this trial and those before it lost so many workers in a row without finishing one more epoch."""
+    before = list(continues[: DEATHS_BORNE - 1])
+    last_step = sa.func.coalesce(sa.func.max(trial_intermediate_values.c.step), 0)
+    query = (
+        sa.select(trials.c.trial_id, last_step)
+        .outerjoin(trial_intermediate_values, trial_intermediate_values.c.trial_id == trials.c.trial_id)
+        .outerjoin(
+            trial_user_attributes,
+            (trial_user_attributes.c.trial_id == trials.c.trial_id) & (trial_user_attributes.c.key == "interruption"),
         )
-    else:
-        oldest = sa.func.datetime("now", f"-{GRACE_PERIOD_SECS} seconds")
-    return (
-        sa.select(trials.c.trial_id)
-        .outerjoin(trial_heartbeats, trial_heartbeats.c.trial_id == trials.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "RUNNING", last_sign < oldest)
+        .where(trials.c.study_id == study_id)
+        .where(
+            (trials.c.trial_id == trial_id)
+            | (trials.c.number.in_(before) & (trial_user_attributes.c.value_json == json.dumps(LOST)))
+        )
+        .group_by(trials.c.trial_id)
     )
+    steps = [step for _, step in connection.execute(query.order_by(trials.c.trial_id))]
+    return len(steps) == DEATHS_BORNE and steps[-1] <= steps[0]
 
 
-def _utc_now(connection: sa.Connection) -> sa.ColumnElement[Any]:
+SQLITE_TIME = "%Y-%m-%d %H:%M:%f"
+
+
+def database_now(connection: sa.Connection) -> sa.ColumnElement[Any]:
+    """The time on the database's clock, in UTC."""
     if connection.dialect.name == "postgresql":
-        return sa.literal_column("timezone('utc', now())")
-    return sa.func.datetime("now")
+        return sa.literal_column("timezone('utc', clock_timestamp())")
+    return sa.func.strftime(SQLITE_TIME, "now")
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Trials of a study by state. The budget is used when `finished` reaches it."""
+def utc_now() -> datetime:
+    """As Optuna stores times: UTC that does not say so."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0
-    running: int = 0
-    waiting: int = 0
 
-    @property
-    def finished(self) -> int:
-        return self.complete + self.pruned
+def heal(engine: sa.Engine, study_id: int) -> None:
+    """Restores the budget after what hpo did not do: trials failed, added or deleted by other tools."""
+    if _missing(engine, study_id) == 0:
+        return
+    with writing(engine) as connection:
+        lock_study(connection, study_id)
+        missing = _missing(connection, study_id)
+        if missing > 0:
+            add_slots(connection, study_id, [Slot()] * missing)
+        elif missing < 0:
+            _withdraw(connection, study_id, -missing)
+
+
+def _missing(source: sa.Engine | sa.Connection, study_id: int) -> int:
+    if isinstance(source, sa.Engine):
+        with source.connect() as connection:
+            return _missing(connection, study_id)
+    counts = count_in(source, study_id)
+    budget: int = attributes.read_study(source, study_id, BUDGET_KEY)
+    return budget - counts.finished - counts.running - counts.waiting
+
+
+def _withdraw(connection: sa.Connection, study_id: int, most: int) -> None:
+    """Fails the last waiting slots, as many as there are too many."""
+    last = (
+        sa.select(trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING")
+        .order_by(trials.c.number.desc())
+        .limit(most)
+    )
+    if connection.dialect.name == "postgresql":
+        last = last.with_for_update(skip_locked=True)
+    withdrawn = connection.execute(last).scalars().all()
+    ended = {"state": "FAIL", "datetime_complete": utc_now()}
+    connection.execute(trials.update().where(trials.c.trial_id.in_(withdrawn)).values(ended))
+    texts = [_attribute(trial_id, "interruption", "more slots than the budget") for trial_id in withdrawn]
+    if texts:
+        connection.execute(trial_user_attributes.insert(), texts)
 
 
 _FIELD_OF_STATE = {
@@ -205,6 +279,11 @@ _FIELD_OF_STATE = {
 
 def count(engine: sa.Engine, study_id: int) -> Counts:
     """How many trials of a study are in each state."""
-    query = sa.select(trials.c.state, sa.func.count()).where(trials.c.study_id == study_id).group_by(trials.c.state)
     with engine.connect() as connection:
-        return Counts(**{_FIELD_OF_STATE[state]: number for state, number in connection.execute(query)})
+        return count_in(connection, study_id)
+
+
+def count_in(connection: sa.Connection, study_id: int) -> Counts:
+    """The same within a transaction."""
+    query = sa.select(trials.c.state, sa.func.count()).where(trials.c.study_id == study_id).group_by(trials.c.state)
+    return Counts(**{_FIELD_OF_STATE[state]: number for state, number in connection.execute(query)})

@@ -13,6 +13,7 @@ from hpo.search.budget import Counts, count
 from hpo.search.study import Study
 from hpo.search.tables import studies, trial_results, trial_user_attributes, trials
 
+FAILURES_SHOWN = 5
 DETAILS = (
     "perturbed_accuracy",
     "correct",
@@ -88,9 +89,30 @@ def trials_in(engine: sa.Engine, study: str, states: Sequence[str]) -> list[Tria
 
 
 def status(engine: sa.Engine, study: Study) -> dict[str, Any]:
-    """The counts of `hpo status --json`."""
+    """What `hpo status --json` prints: counts, why the study is stopped (or None), and its latest failures."""
     counts: Counts = count(engine, study.study_id)
-    return {"study": study.name, "budget": study.spec.budget, "finished": counts.finished, **asdict(counts)}
+    return {
+        "study": study.name,
+        "budget": study.budget,
+        "finished": counts.finished,
+        **asdict(counts),
+        "stopped": study.stopped,
+        "failures": _latest_failures(engine, study),
+    }
+
+
+def _latest_failures(engine: sa.Engine, study: Study) -> list[dict[str, Any]]:
+    a = trial_user_attributes.c
+    query = (
+        sa.select(trials.c.number, a.value_json)
+        .join(trial_user_attributes, a.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study.study_id, a.key == "failure")
+        .order_by(trials.c.number.desc())
+        .limit(FAILURES_SHOWN)
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query).all()
+    return [{"number": number, "traceback": json.loads(text)} for number, text in reversed(rows)]
 
 
 def _read(engine: sa.Engine, query: sa.Select[Any]) -> list[TrialResult]:

@@ -1,11 +1,12 @@
-"""Opens SQLite or PostgreSQL: as an SQLAlchemy engine for queries, and together with Optuna's storage for workers."""
+"""Opens SQLite or PostgreSQL with Optuna's tables in it. Optuna itself is needed only to make them."""
 
+import contextlib
 import hashlib
 import os
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import sqlalchemy as sa
 from filelock import FileLock
@@ -13,10 +14,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
-from hpo.search.tables import view_statements
-
-if TYPE_CHECKING:
-    from optuna.storages import BaseStorage, RDBStorage
+from hpo.search.tables import OPTUNA_SCHEMA, alembic_version, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
@@ -27,16 +25,8 @@ POSTGRESQL_CONNECT_ARGS = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds until data that nobody acknowledges count as a lost connection
 }
-
-
-@dataclass(frozen=True)
-class Database:
-    """One database seen from both sides: Optuna's storage and an engine for SQL."""
-
-    url: sa.URL
-    storage: "BaseStorage"
-    engine: sa.Engine
 
 
 def parse_url(text: str) -> sa.URL:
@@ -65,58 +55,73 @@ def _check_sqlite_file(file: str | None) -> None:
 
 def masked(url: sa.URL) -> str:
     """The URL as it may be shown: without its password, wherever it stands."""
-    url = url.update_query_dict({key: "***" for key in url.query if "pass" in key.lower()})
+    url = url.update_query_dict(dict.fromkeys(_secrets(url), "***"))
     return url.render_as_string(hide_password=True).replace("postgresql+psycopg://", "postgresql://")
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
-    """For queries on a database that exists. Raises InputError or StorageError if it does not, or cannot be reached."""
+    """Opens a database that exists. Raises InputError or StorageError if it does not, or cannot be reached."""
     file = _sqlite_file(url)
     if file is not None and not os.path.exists(file):
         raise InputError(f"--storage: {masked(url)} does not exist yet; `hpo run` or `hpo submit` makes it")
-    engine = sa.create_engine(url, **_engine_arguments(url))
+    engine = _engine(url)
     try:
         with engine.connect() as connection:
             tables = sa.inspect(connection).get_table_names()
-    except SQLAlchemyError as error:
+            version = connection.scalar(sa.select(alembic_version)) if "alembic_version" in tables else None
+    except (SQLAlchemyError, ImportError) as error:
         raise unreachable(url, error) from None
     if "trials" not in tables:
         raise InputError(f"--storage: {masked(url)} holds no studies yet; `hpo submit` puts one there")
+    if version != OPTUNA_SCHEMA:
+        raise StorageError(
+            f"--storage: {masked(url)} has Optuna's tables in version {version}, not {OPTUNA_SCHEMA}; "
+            "`optuna storage upgrade` brings older ones up to date, newer ones need a newer hpo"
+        )
     return engine
 
 
-def open_database(url: sa.URL, create: bool = False) -> Database:
-    """Opens for work; `create` makes the file, Optuna's tables and the views where they are missing.
+def create_database(url: sa.URL) -> sa.Engine:
+    """Opens a database, and first makes the file, Optuna's tables and the views where they are missing.
 
-    Raises InputError if there is nothing to open, StorageError if it cannot be opened.
+    One process at a time, since Optuna's own creation of tables collides with another's. Raises StorageError.
     """
-    if not create:
-        open_engine(url).dispose()
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        backend = _create_backend(url) if create else _open_backend(url, skip_table_creation=True)
-    except (SQLAlchemyError, optuna.exceptions.StorageInternalError, ImportError, OSError) as error:
+        if (file := _sqlite_file(url)) is not None:
+            with FileLock(_lock_file(file)):
+                _create_tables(url)
+        else:
+            locking = sa.create_engine(url, poolclass=NullPool, connect_args=POSTGRESQL_CONNECT_ARGS)
+            with locking.connect() as connection:
+                connection.exec_driver_sql(f"SELECT pg_advisory_lock({CREATION_LOCK})")  # until the connection closes
+                _create_tables(url)
+    except (SQLAlchemyError, ImportError, OSError) as error:
         raise unreachable(url, error) from None
-    except RuntimeError as error:  # Optuna's word for tables of another version
-        raise StorageError(f"--storage: {masked(url)}: {str(error).splitlines()[0]}") from None
-    return Database(url, optuna.storages.get_storage(backend), backend.engine)
+    return open_engine(url)
 
 
-def _create_backend(url: sa.URL) -> "RDBStorage":
-    """Makes what is missing, one process at a time: Optuna's own creation of tables collides with another's."""
-    if (file := _sqlite_file(url)) is not None:
-        with FileLock(_lock_file(file)):
-            backend = _open_backend(url, skip_table_creation=False)
-            _prepare(backend.engine)
-        return backend
-    locking = sa.create_engine(url, poolclass=NullPool, connect_args=POSTGRESQL_CONNECT_ARGS)
-    with locking.connect() as connection:
-        connection.exec_driver_sql(f"SELECT pg_advisory_lock({CREATION_LOCK})")  # until the connection closes
-        backend = _open_backend(url, skip_table_creation=False)
-        _prepare(backend.engine)
-    return backend
+def _create_tables(url: sa.URL) -> None:
+    """Optuna's tables by Optuna; WAL; and the views as this version of hpo defines them, in one transaction."""
+    engine = _engine(url)
+    with engine.connect() as connection:
+        exists = sa.inspect(connection).has_table("trials")
+    if not exists:
+        from optuna.exceptions import StorageInternalError
+        from optuna.storages import RDBStorage
+
+        try:
+            made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_engine_arguments(url))
+        except StorageInternalError as error:
+            raise unreachable(url, error) from None
+        made.remove_session()
+        made.engine.dispose()
+    if engine.dialect.name == "sqlite":
+        with engine.connect() as connection:
+            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+    with writing(engine) as connection:
+        for statement in view_statements(engine.dialect.name):
+            connection.exec_driver_sql(statement)
+    engine.dispose()
 
 
 def _lock_file(file: str) -> Path:
@@ -125,37 +130,48 @@ def _lock_file(file: str) -> Path:
     return Path(tempfile.gettempdir()) / f"hpo-{os.getuid() if hasattr(os, 'getuid') else 0}-{digest}.lock"
 
 
-def _open_backend(url: sa.URL, skip_table_creation: bool) -> "RDBStorage":
-    from optuna.storages import RDBStorage
-
-    text = url.render_as_string(hide_password=False)
-    return RDBStorage(text, engine_kwargs=_engine_arguments(url), skip_table_creation=skip_table_creation)
-
-
-def _prepare(engine: sa.Engine) -> None:
-    """WAL, and the views as this version of hpo defines them, replaced in one transaction."""
-    with engine.begin() as connection:
-        if engine.dialect.name == "sqlite":
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-        for statement in view_statements(engine.dialect.name):
-            connection.exec_driver_sql(statement)
+def _engine(url: sa.URL) -> sa.Engine:
+    engine = sa.create_engine(url, **_engine_arguments(url))
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+    return engine
 
 
-def _engine_arguments(url: sa.URL) -> dict[str, object]:
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    """With WAL, NORMAL keeps every transaction whole; only a power failure can take the last ones back."""
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _engine_arguments(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_SECS}, "poolclass": NullPool}
     return {"connect_args": POSTGRESQL_CONNECT_ARGS, "pool_pre_ping": True, "pool_size": 2}
+
+
+@contextlib.contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that writes. On SQLite it takes the lock at once: one that reads first and then finds that
+    another has written in between would fail without waiting.
+    """
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
 
 
 def _sqlite_file(url: sa.URL) -> str | None:
     return url.database if url.get_backend_name() == "sqlite" else None
 
 
+def _secrets(url: sa.URL) -> dict[str, str]:
+    """The query's keys that hold passwords, and their values."""
+    return {key: str(value) for key, value in url.query.items() if "pass" in key.lower()}
+
+
 def unreachable(url: sa.URL, error: Exception) -> HpoError:
     """One line for a database that cannot be opened, without its password."""
     cause = getattr(error, "orig", None) or error.__cause__ or error
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
-    for secret in (url.password, *(value for key, value in url.query.items() if "pass" in key.lower())):
+    for secret in (url.password, *_secrets(url).values()):
         reason = reason.replace(str(secret), "***") if secret else reason
     return StorageError(f"--storage: {masked(url)} cannot be opened: {reason}")

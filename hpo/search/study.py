@@ -1,66 +1,71 @@
-"""A study in the database: submit a spec, load it back, draw parameters as it says."""
+"""A study in the database: submit a spec, load it back, extend, stop and resume it."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
+from hpo import PROTOCOL, __version__
 from hpo.errors import StudyError, nearest
-from hpo.parameters import Params
-from hpo.search.budget import Slot, add_slots, lock_study
-from hpo.search.storage import Database
+from hpo.search import attributes
+from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY
+from hpo.search.budget import Slot, add_slots, count_in, lock_study
+from hpo.search.storage import writing
 from hpo.search.tables import (
-    CONSTRAINT_KEY,
     studies,
     study_directions,
     study_system_attributes,
     study_user_attributes,
-    trial_system_attributes,
     trial_user_attributes,
     trials,
 )
 from hpo.spec import Spec, flatten
 
-if TYPE_CHECKING:
-    import optuna
-
 SPEC_KEY = "spec"
+PROTOCOL_KEY = "protocol"
 FINGERPRINTS_KEY = "fingerprints"
-INTEGERS = {"batch_size", "frozen_layers"}
-LOGARITHMIC = {"batch_size", "learning_rate"}
-"""Numeric choices of these are searched on a logarithmic scale."""
+FORGIVEN_KEY = "failures_forgiven"
+FAILURES_ALWAYS_BORNE = 2
 
 
 @dataclass(frozen=True)
 class Study:
-    """A submitted study."""
+    """A submitted study. budget: as submitted or as extended since; stopped: why no trials are given out, if so;
+    failing: because too many trials failed.
+    """
 
     study_id: int
     spec: Spec
+    budget: int
+    stopped: str | None = None
+    failing: bool = False
 
     @property
     def name(self) -> str:
         return self.spec.name
 
 
-def submit(database: Database, spec: Spec) -> tuple[Study, bool]:
+def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
     """Puts a study with all its slots into the database, in one transaction; (the study, whether it is new).
 
     The same spec again changes nothing. Raises StudyError if the name is taken by a study with another spec.
     """
     try:
-        with database.engine.begin() as connection:
+        with writing(engine) as connection:
             existing = _find(connection, spec.name)
             if existing is None:
-                return Study(_insert(connection, spec), spec), True
+                return Study(_insert(connection, spec), spec, spec.budget), True
     except IntegrityError:  # another process has just submitted a study of this name
-        with database.engine.connect() as connection:
+        with engine.connect() as connection:
             existing = _find(connection, spec.name)
-    if existing is None or existing.spec != spec:
+    if existing is None:
+        raise StudyError(f"study '{spec.name}' exists, but was not made by hpo; choose another name")
+    as_submitted = spec.model_copy(update={"budget": existing.spec.budget})
+    if as_submitted != existing.spec or spec.budget not in (existing.spec.budget, existing.budget):
         raise StudyError(_difference(spec, existing))
     return existing, False
 
@@ -69,12 +74,9 @@ def _insert(connection: sa.Connection, spec: Spec) -> int:
     row = connection.execute(studies.insert().values(study_name=spec.name).returning(studies.c.study_id))
     study_id = int(row.scalar_one())
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))
-    spec_json = spec.model_dump_json()
-    connection.execute(study_user_attributes.insert().values(study_id=study_id, key=SPEC_KEY, value_json=spec_json))
-    names = json.dumps(["score"])
-    connection.execute(
-        study_system_attributes.insert().values(study_id=study_id, key="study:metric_names", value_json=names)
-    )
+    kept = {SPEC_KEY: spec.model_dump(mode="json"), PROTOCOL_KEY: [PROTOCOL, __version__], BUDGET_KEY: spec.budget}
+    attributes.write(connection, study_user_attributes, study_id, kept)
+    attributes.write(connection, study_system_attributes, study_id, {"study:metric_names": ["score"]})
     add_slots(connection, study_id, _slots(spec))
     return study_id
 
@@ -92,204 +94,172 @@ def _slots(spec: Spec) -> list[Slot]:
         return [*slots, *(Slot(point) for point in points)][: spec.budget]
     if search.defaults() != search.baseline():
         slots.append(Slot(search.defaults()))
-    fixed = {"initial_weights": "baseline"} if search.initial_weights == "baseline" else {}
-    return [*slots, *(Slot(fixed) for _ in range(spec.budget))][: spec.budget]
+    return [*slots, *(Slot() for _ in range(spec.budget))][: spec.budget]
 
 
-def _difference(spec: Spec, existing: Study | None) -> str:
-    if existing is None:
-        return f"study '{spec.name}' exists, but was not made by hpo; choose another name"
-    old, new = flatten(existing.spec.model_dump()), flatten(spec.model_dump())
+def _difference(spec: Spec, existing: Study) -> str:
+    old = flatten(existing.spec.model_dump()) | {"budget": existing.budget}
+    new = flatten(spec.model_dump())
     changed = [key for key in new | old if new.get(key) != old.get(key)]
-    advice = "choose another name (--set name=…) or take the change back"
     key = changed[0]
+    advice = "choose another name (--set name=…) or take the change back"
+    if changed == ["budget"] and spec.budget > existing.budget:
+        advice = f"to add to it: hpo extend {spec.name} --budget {spec.budget}"
     return (
         f"study '{spec.name}' was submitted with {key} = {old.get(key)}, not {new.get(key)}"
         f"{f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''}; {advice}"
     )
 
 
+def _query_studies(*keys: str) -> sa.Select[Any]:
+    """(study_id, name, attribute's key, its JSON) of these attributes of all studies."""
+    a = study_user_attributes.c
+    return (
+        sa.select(studies.c.study_id, studies.c.study_name, a.key, a.value_json)
+        .join(study_user_attributes, a.study_id == studies.c.study_id)
+        .where(a.key.in_(keys))
+        .order_by(studies.c.study_id)
+    )
+
+
+def _load(connection: sa.Connection, names: Sequence[str]) -> dict[str, Study | StudyError]:
+    """Studies that hpo submitted, by name; instead of one that this version of hpo cannot read, what differs."""
+    query = _query_studies(SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY)
+    if names:
+        query = query.where(studies.c.study_name.in_(names))
+    kept: dict[tuple[int, str], dict[str, str]] = {}
+    for study_id, name, key, text in connection.execute(query):
+        kept.setdefault((study_id, name), {})[key] = text
+    found: dict[str, Study | StudyError] = {}
+    for (study_id, name), texts in kept.items():
+        if SPEC_KEY not in texts:
+            continue
+        protocol, version = json.loads(texts.get(PROTOCOL_KEY, '[0, "0.1.0"]'))
+        if protocol != PROTOCOL:
+            found[name] = StudyError(
+                f"study '{name}' was submitted by hpo {version} (protocol {protocol}), this is hpo {__version__} "
+                f"(protocol {PROTOCOL}); use the same version on every machine"
+            )
+        else:
+            spec = Spec.model_validate_json(texts[SPEC_KEY])
+            stopped = json.loads(texts.get(STOPPED_KEY, "{}"))
+            found[name] = Study(
+                study_id, spec, int(texts[BUDGET_KEY]), stopped.get("reason"), stopped.get("failing", False)
+            )
+    return found
+
+
 def _find(connection: sa.Connection, name: str) -> Study | None:
     """None if there is no such study, or if it was not made by hpo."""
-    query = (
-        sa.select(studies.c.study_id, study_user_attributes.c.value_json)
-        .join(study_user_attributes, study_user_attributes.c.study_id == studies.c.study_id)
-        .where(studies.c.study_name == name, study_user_attributes.c.key == SPEC_KEY)
-    )
-    row = connection.execute(query).one_or_none()
-    return Study(row.study_id, Spec.model_validate_json(row.value_json)) if row else None
+    found = _load(connection, [name]).get(name)
+    if isinstance(found, StudyError):
+        raise found
+    return found
 
 
 def find_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[Study]:
-    """The named studies, or all that hpo submitted. Raises StudyError for a name that is not there."""
-    query = (
-        sa.select(studies.c.study_id, study_user_attributes.c.value_json)
-        .join(study_user_attributes, study_user_attributes.c.study_id == studies.c.study_id)
-        .where(study_user_attributes.c.key == SPEC_KEY)
-        .order_by(studies.c.study_id)
-    )
+    """The named studies, or all that this version of hpo can work on. Raises StudyError for a name that is not there,
+    or was submitted by an incompatible version.
+    """
     with engine.connect() as connection:
-        rows = connection.execute(query).all()
-    found = {study.name: study for study in (Study(r.study_id, Spec.model_validate_json(r.value_json)) for r in rows)}
+        found = _load(connection, names)
+        there = [name for _, name, *_ in connection.execute(_query_studies(SPEC_KEY))] if names else []
     for name in names:
         if name not in found:
-            there = f"there are: {', '.join(found)}" if found else "there are none; `hpo submit` makes one"
-            raise StudyError(f"no study '{name}' in this storage; {there}.{nearest(name, found)}")
-    return [found[name] for name in names] if names else list(found.values())
+            others = f"there are: {', '.join(there)}" if there else "there are none; `hpo submit` makes one"
+            raise StudyError(f"no study '{name}' in this storage; {others}.{nearest(name, there)}")
+        if isinstance(incompatible := found[name], StudyError):
+            raise incompatible
+    return [study for name in names or found if isinstance(study := found[name], Study)]
 
 
-def check_fingerprints(database: Database, study: Study, fingerprints: Mapping[str, str]) -> None:
-    """The first worker's images and weights become the study's; raises StudyError for a worker with others."""
-    with database.engine.begin() as connection:
+def extend(engine: sa.Engine, study: Study, budget: int) -> int:
+    """Adds slots until the study has this budget, also to a finished study; the number of slots added.
+
+    Raises StudyError if the budget is smaller than it was, or more than a grid has points.
+    """
+    if study.spec.sampler.name == "grid" and budget > (points := len(study.spec.search.grid()) + 1):
+        raise StudyError(f"study '{study.name}': the grid and the baseline are {points} trials, not {budget}")
+    with writing(engine) as connection:
         lock_study(connection, study.study_id)
-        stored = connection.scalar(
-            sa.select(study_user_attributes.c.value_json).where(
-                study_user_attributes.c.study_id == study.study_id,
-                study_user_attributes.c.key == FINGERPRINTS_KEY,
+        before = int(attributes.read_study(connection, study.study_id, BUDGET_KEY))
+        if budget < before:
+            raise StudyError(f"study '{study.name}' has a budget of {before}; --budget must be more, not {budget}")
+        counts = count_in(connection, study.study_id)
+        added = budget - counts.finished - counts.running - counts.waiting
+        attributes.write(connection, study_user_attributes, study.study_id, {BUDGET_KEY: budget})
+        if added > 0:
+            slots = _slots(study.spec.model_copy(update={"budget": budget}))
+            add_slots(connection, study.study_id, slots[-added:])
+    return budget - before
+
+
+def stop(engine: sa.Engine, study: Study, reason: str, failing: bool = False) -> bool:
+    """From now on no trial of the study is given out, and its workers give back what they run; False if it was stopped
+    before.
+    """
+    with writing(engine) as connection:
+        lock_study(connection, study.study_id)
+        if attributes.read_study(connection, study.study_id, STOPPED_KEY) is not None:
+            return False
+        value = {"reason": reason, "failing": failing}
+        attributes.write(connection, study_user_attributes, study.study_id, {STOPPED_KEY: value})
+    return True
+
+
+def resume(engine: sa.Engine, study: Study) -> bool:
+    """Lets a stopped study go on; the failures so far no longer count. False if it was not stopped."""
+    with writing(engine) as connection:
+        lock_study(connection, study.study_id)
+        forgiven = {FORGIVEN_KEY: len(_failures(connection, study))}
+        attributes.write(connection, study_user_attributes, study.study_id, forgiven)
+        removed = connection.execute(
+            study_user_attributes.delete().where(
+                study_user_attributes.c.study_id == study.study_id, study_user_attributes.c.key == STOPPED_KEY
             )
         )
-        if stored is None:
-            value = json.dumps(dict(fingerprints))
-            connection.execute(
-                study_user_attributes.insert().values(study_id=study.study_id, key=FINGERPRINTS_KEY, value_json=value)
-            )
+    return removed.rowcount > 0
+
+
+def stop_if_failing(engine: sa.Engine, study: Study) -> None:
+    """Stops a study of which more trials have failed than its spec bears, and keeps the reason."""
+    with engine.connect() as connection:
+        forgiven = attributes.read_study(connection, study.study_id, FORGIVEN_KEY) or 0
+        failures = _failures(connection, study)
+    if len(failures) - forgiven > max(FAILURES_ALWAYS_BORNE, study.spec.max_failed_share * study.budget):
+        number, text = failures[-1]
+        last_line = json.loads(text).strip().splitlines()[-1]
+        reason = (
+            f"{len(failures) - forgiven} trials failed, more than max_failed_share = "
+            f"{study.spec.max_failed_share:g} of the budget allows; the last, trial {number}: {last_line}"
+        )
+        stop(engine, study, reason, failing=True)
+
+
+def _failures(connection: sa.Connection, study: Study) -> Sequence[Any]:
+    failure = trial_user_attributes
+    query = (
+        sa.select(trials.c.number, failure.c.value_json)
+        .join(failure, failure.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study.study_id, failure.c.key == "failure")
+        .order_by(trials.c.number)
+    )
+    return connection.execute(query).all()
+
+
+def check_fingerprints(engine: sa.Engine, study: Study, fingerprints: Mapping[str, str]) -> None:
+    """The first worker's images and weights become the study's; raises StudyError for a worker with others."""
+    with writing(engine) as connection:
+        lock_study(connection, study.study_id)
+        expected = attributes.read_study(connection, study.study_id, FINGERPRINTS_KEY)
+        if expected is None:
+            kept = {FINGERPRINTS_KEY: dict(fingerprints)}
+            attributes.write(connection, study_user_attributes, study.study_id, kept)
             return
-    for name, expected in json.loads(stored).items():
+    for name, known in expected.items():
         given = fingerprints.get(name, "missing")
-        if given != expected:
+        if given != known:
             raise StudyError(
                 f"study '{study.name}': this machine's {name} differ from the study's "
-                f"(fingerprint {given[:12]}, not {expected[:12]}); use the same {name} on every machine"
+                f"(fingerprint {given[:12]}, not {known[:12]}); use the same {name} on every machine"
             )
-
-
-def record_constraints(database: Database, study: Study) -> None:
-    """Sets Optuna's constraint on every scored trial that lacks it, once the baseline's clean accuracy is known.
-
-    Called when a trial has written its accuracies and before it is told: whichever of it and the baseline comes second
-    sees the other's, so that no complete trial stays without a constraint. The drop is a user attribute too, since
-    optuna-dashboard 0.21 does not show constraints.
-    """
-    most = study.spec.objective.max_clean_drop
-    if most is None:
-        return
-    clean = trial_user_attributes.alias()
-    marker = trial_user_attributes.alias()
-    has_marker = sa.exists().where(marker.c.trial_id == trials.c.trial_id, marker.c.key == "baseline")
-    has_constraint = sa.exists().where(
-        trial_system_attributes.c.trial_id == trials.c.trial_id,
-        trial_system_attributes.c.key == CONSTRAINT_KEY,
-    )
-    scored = (
-        sa.select(trials.c.trial_id, clean.c.value_json, has_marker.label("baseline"), has_constraint.label("known"))
-        .join(clean, clean.c.trial_id == trials.c.trial_id)
-        .where(trials.c.study_id == study.study_id, trials.c.state.in_(["RUNNING", "COMPLETE"]))
-        .where(clean.c.key == "clean_accuracy")
-    )
-    with database.engine.begin() as connection:
-        lock_study(connection, study.study_id)
-        rows = connection.execute(scored).all()
-        baseline = next((float(row.value_json) for row in rows if row.baseline), None)
-        if baseline is None:
-            return
-        for row in rows:
-            if row.known:
-                continue
-            drop = baseline - float(row.value_json)
-            connection.execute(
-                trial_system_attributes.insert().values(
-                    trial_id=row.trial_id, key=CONSTRAINT_KEY, value_json=json.dumps(drop - most)
-                )
-            )
-            connection.execute(
-                trial_user_attributes.insert().values(
-                    trial_id=row.trial_id, key="clean_drop", value_json=json.dumps(drop)
-                )
-            )
-
-
-def start_trial(database: Database, study: Study, trial_id: int) -> "tuple[optuna.Trial, Params]":
-    """Optuna's trial for a claimed slot, and its parameters.
-
-    The sampler is seeded from the study's seed and the trial's number, so that no two workers draw alike.
-    """
-    import optuna
-
-    database.storage.get_all_trials(
-        study.study_id, deepcopy=False
-    )  # Optuna's cache must know the trial before it is changed
-    slot = database.storage.get_trial(trial_id)
-    optuna_study = optuna.load_study(
-        study_name=study.name,
-        storage=database.storage,
-        sampler=_sampler(study.spec, slot.number),
-        pruner=_pruner(study.spec),
-    )
-    trial = optuna.Trial(optuna_study, trial_id)
-    fixed = slot.system_attrs.get("fixed_params", {})
-    return trial, {name: _suggest(trial, name, study.spec, fixed) for name, _ in study.spec.search.parameters()}
-
-
-def _suggest(trial: "optuna.Trial", name: str, spec: Spec, fixed: Mapping[str, Any]) -> Any:
-    """One parameter. A fixed one is suggested from its single value, so that it stands among the trial's parameters."""
-    parameter = getattr(spec.search, name)
-    if name == "initial_weights":
-        both = parameter != "pretrained"
-        return trial.suggest_categorical(name, ["pretrained", "baseline"] if both else ["pretrained"])
-    if not isinstance(parameter, int | float | str):
-        low, high, logarithmic = _bounds(name, parameter)
-    else:
-        low = high = fixed.get(name, parameter)
-        logarithmic = False
-    if name in INTEGERS:
-        return trial.suggest_int(name, low, high, log=logarithmic)
-    return trial.suggest_float(name, low, high, log=logarithmic)
-
-
-def _bounds(name: str, parameter: Any) -> tuple[Any, Any, bool]:
-    if hasattr(parameter, "choices"):
-        low, high = min(parameter.choices), max(parameter.choices)
-        return low, high, name in LOGARITHMIC
-    return parameter.low, parameter.high, parameter.log
-
-
-def _sampler(spec: Spec, number: int) -> "optuna.samplers.BaseSampler":
-    import optuna
-
-    from hpo.search.ordered_choices import OrderedChoicesSampler
-
-    seed = Random(f"{spec.seed}/{number}").getrandbits(32)  # noqa: S311 (not for secrets)
-    startup = min(10, max(4, spec.budget // 4))
-    inner: optuna.samplers.BaseSampler
-    match spec.sampler.name:
-        case "tpe":
-            inner = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-        case "gp":
-            inner = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        case _:  # random; a grid's points are in its slots
-            inner = optuna.samplers.RandomSampler(seed=seed)
-    choices = {
-        name: (parameter.choices, name in LOGARITHMIC)
-        for name, parameter in spec.search.parameters()
-        if hasattr(parameter, "choices") and name != "initial_weights"
-    }
-    return OrderedChoicesSampler(inner, choices)
-
-
-def _pruner(spec: Spec) -> "optuna.pruners.BasePruner":
-    import optuna
-
-    least = spec.pruner.min_epochs or max(1, spec.training.epochs // 3)
-    factor = spec.pruner.reduction_factor
-    match spec.pruner.name:
-        case "asha":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(
-                min_resource=min(least, spec.training.epochs),
-                max_resource=spec.training.epochs,
-                reduction_factor=factor,
-            )
-        case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=least - 1)
-    return optuna.pruners.NopPruner()

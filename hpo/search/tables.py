@@ -8,6 +8,9 @@ import sqlalchemy as sa
 
 metadata = sa.MetaData()
 
+OPTUNA_SCHEMA = "v3.2.0.a"
+alembic_version = sa.table("alembic_version", sa.column("version_num"))
+
 _STATES = ("RUNNING", "COMPLETE", "PRUNED", "FAIL", "WAITING")
 _VALUE_TYPES = ("FINITE", "INF_POS", "INF_NEG")
 _INTERMEDIATE_VALUE_TYPES = (*_VALUE_TYPES, "NAN")

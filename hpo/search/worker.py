@@ -1,32 +1,51 @@
-"""The worker's loop: reap, claim, run, record, until the budget is used.
+"""The worker's loop: tidy up after the dead, claim a slot, run the trial, record; until the budgets are used.
 
 The objective is handed in by whoever starts the worker, so that the search knows nothing of what it searches.
 """
 
 import contextlib
-import json
+import itertools
+import math
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 import sqlalchemy as sa
 
-from hpo.errors import StudyError, WorkerError
+from hpo.errors import InputError, StorageError, WorkerError
 from hpo.parameters import Params
-from hpo.search import budget
-from hpo.search.storage import Database
-from hpo.search.study import Study, check_fingerprints, find_studies, record_constraints, start_trial
-from hpo.search.tables import trial_user_attributes, trials
+from hpo.search import budget, heartbeats
+from hpo.search.budget import Claim
+from hpo.search.failures import decide
+from hpo.search.outages import PATIENCE_SECS, outlast
+from hpo.search.records import TrialLost, finish, record_epoch, record_params
+from hpo.search.study import Study, check_fingerprints, find_studies, stop_if_failing
 from hpo.spec import Spec
+from hpo.stopping import deferred, interruptible
 
 if TYPE_CHECKING:
-    import optuna
+    from hpo.search.sampling import Search
 
 IDLE_SECS = 1.0
-FAILURES_ALWAYS_BORNE = 2
+WORST_SCORE = 0.0
+PARTING_SECS = 3.0
+"""How long a worker that was asked to stop tries to tell the database."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an objective measures. number: within the study; continues: numbers of the trials whose checkpoints it may
+    go on from, latest first.
+    """
+
+    number: int
+    params: Params
+    baseline: bool
+    continues: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,13 +53,14 @@ class Measurement:
     """What an objective yields at each step.
 
     step: from 1; score: what is maximised; parts: what the score is made of; attributes: kept with the trial if this
-    is its last.
+    is its last; resumed: measured before the checkpoint that the trial goes on from.
     """
 
     step: int
     score: float
     parts: Mapping[str, float]
     attributes: Mapping[str, Any]
+    resumed: bool = False
 
 
 class Objective(Protocol):
@@ -49,17 +69,44 @@ class Objective(Protocol):
     fingerprints: Mapping[str, str]
     """What must be the same for every worker of the study: its images, its weights."""
 
-    def run(self, params: Params, baseline: bool) -> Iterator[Measurement]:
-        """Measures one configuration, step by step; the caller stops taking when the trial is pruned."""
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        """Measures one configuration, step by step from 1, also those that a checkpoint has already; the caller stops
+        taking when the trial is pruned. Raises MemoryError if the configuration needs more memory than there is.
+        """
+        ...
+
+    def discard(self, trial: Trial) -> None:
+        """Removes the checkpoints of this trial and of those that it continues."""
         ...
 
 
 LoadObjective = Callable[[Spec], Objective]
 Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+class StudyStopped(BaseException):
+    """The study was stopped, here or elsewhere; raised in the middle of a trial."""
+
+
+@dataclass
+class Worker:
+    """What one worker process works with. ready: what it has set up, by study."""
+
+    engine: sa.Engine
+    load_objective: LoadObjective
+    name: str
+    say: Say
+    ready: "dict[int, tuple[Objective, Search]]" = field(default_factory=dict)
+    tidied: dict[int, float] = field(default_factory=dict)
+
+    def outlast(self, operation: Callable[..., T], *arguments: Any) -> T:
+        """What the operation gives, however long the database is away."""
+        return outlast(partial(operation, *arguments), self.say)
 
 
 def work(
-    database: Database,
+    engine: sa.Engine,
     names: Sequence[str],
     load_objective: LoadObjective,
     name: str,
@@ -70,99 +117,152 @@ def work(
 
     forever: then waits for new ones. Raises WorkerError when a study has failed too often to go on.
     """
-    objectives: dict[str, Objective] = {}
+    worker = Worker(engine, load_objective, name, say)
     while True:
-        studies = [study for study in find_studies(database.engine, names) if is_open(database, study)]
-        if not studies and not forever:
+        studies = worker.outlast(find_studies, engine, names)
+        still_open = [study for study in studies if not study.stopped and worker.outlast(_is_open, worker, study)]
+        if not still_open and not forever:
+            _say_why_stopped(studies, say)
             return
-        for study in studies:
-            if study.name not in objectives:
-                objectives[study.name] = load_objective(study.spec)
-                check_fingerprints(database, study, objectives[study.name].fingerprints)
-            budget.reap(database, study.study_id)
-            trial_id = budget.claim(database, study.study_id, study.spec.search.may_start_from_baseline)
-            if trial_id is not None:
-                run_trial(database, study, trial_id, objectives[study.name], name, say)
-                break
-        else:
+        if not any(_take_trials(worker, study) for study in still_open):
             time.sleep(IDLE_SECS)
 
 
-def is_open(database: Database, study: Study) -> bool:
-    """Whether trials of this study wait or run. Raises WorkerError if too many have failed."""
-    counts = budget.count(database.engine, study.study_id)
-    if counts.failed > FAILURES_ALWAYS_BORNE and counts.finished < study.spec.budget:
-        _check_failures(database, study)
-    return counts.waiting + counts.running > 0
+def _is_open(worker: Worker, study: Study) -> bool:
+    _tidy(worker, study)
+    return budget.count(worker.engine, study.study_id).finished < study.budget
 
 
-def _check_failures(database: Database, study: Study) -> None:
-    query = (
-        sa.select(trials.c.number, trial_user_attributes.c.value_json)
-        .join(trial_user_attributes, trial_user_attributes.c.trial_id == trials.c.trial_id)
-        .where(trials.c.study_id == study.study_id, trial_user_attributes.c.key == "failure")
-        .order_by(trials.c.number)
-    )
-    with database.engine.connect() as connection:
-        failures = connection.execute(query).all()
-    if len(failures) > max(FAILURES_ALWAYS_BORNE, study.spec.max_failed_share * study.spec.budget):
-        number, text = failures[-1]
-        last_line = json.loads(text).strip().splitlines()[-1]
-        raise WorkerError(
-            f"study '{study.name}' stopped: {len(failures)} trials failed, more than max_failed_share = "
-            f"{study.spec.max_failed_share:g} of the budget allows; the last, trial {number}: {last_line}"
-        )
+def _tidy(worker: Worker, study: Study) -> None:
+    """Now and then: gives back what dead workers had, and stops a study that fails."""
+    if time.monotonic() - worker.tidied.get(study.study_id, -math.inf) > heartbeats.HEARTBEAT_INTERVAL_SECS:
+        worker.tidied[study.study_id] = time.monotonic()
+        heartbeats.reap(worker.engine, study.study_id)
+        stop_if_failing(worker.engine, study)
 
 
-def run_trial(database: Database, study: Study, trial_id: int, objective: Objective, worker: str, say: Say) -> None:
-    """Runs a claimed trial to its end; whatever happens, its slot is used once or given out again."""
-    from optuna.exceptions import UpdateFinishedTrialError
+def _say_why_stopped(studies: Sequence[Study], say: Say) -> None:
+    for study in studies:
+        if study.failing:
+            raise WorkerError(f"study '{study.name}' stopped: {study.stopped}; `hpo resume {study.name}` lets it go on")
+        if study.stopped:
+            say(f"study {study.name} is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on")
 
+
+def _take_trials(worker: Worker, study: Study) -> int:
+    """Runs what waits in a study; how many trials that was."""
+    taken = 0
+    while _take_trial(worker, study):
+        taken += 1
+    return taken
+
+
+def _take_trial(worker: Worker, study: Study) -> bool:
+    """Claims a trial and runs it; whatever happens, its slot is used once or given out again. False if none waits."""
+    objective, search = _set_up(worker, study)
+    worker.outlast(_tidy, worker, study)
+    claim = None
     try:
-        with _heartbeats(database, trial_id):
-            trial, params = start_trial(database, study, trial_id)
-            say(f"trial {trial.number} starts: {_listed(params)}")
-            say(_pursue(database, study, trial, params, objective, worker))
-    except UpdateFinishedTrialError:
-        say("trial dropped: another worker has taken it over")
-    except Exception:
-        say(traceback.format_exc())
-        budget.give_back(database, trial_id, "failure", traceback.format_exc())
-    except BaseException:  # asked to stop: SIGINT, SIGTERM
-        budget.give_back(database, trial_id, "interruption", "its worker was asked to stop")
+        with deferred():
+            alone = study.spec.search.may_start_from_baseline
+            claim = worker.outlast(budget.claim, worker.engine, study.study_id, worker.name, alone)
+        if claim is not None:
+            with _heartbeats(worker, study, claim):
+                worker.say(_run(worker, study, claim, objective, search))
+    except TrialLost:
+        worker.say("trial dropped: another worker has taken it over")
+    except StudyStopped:
+        _give_back(worker, claim, "interruption", "the study was stopped")
+    except (InputError, StorageError) as error:  # this machine's affair: the trial goes on elsewhere
+        _give_back_in_haste(worker, claim, str(error))
         raise
+    except Exception:
+        worker.say(traceback.format_exc())
+        _give_back(worker, claim, "failure", traceback.format_exc())
+        worker.outlast(stop_if_failing, worker.engine, study)
+    except BaseException:  # asked to stop: SIGINT, SIGTERM
+        _give_back_in_haste(worker, claim, "its worker was asked to stop")
+        raise
+    return claim is not None
 
 
-def _pursue(
-    database: Database, study: Study, trial: "optuna.Trial", params: Params, objective: Objective, worker: str
-) -> str:
-    """Takes measurements until the objective ends or the pruner says so, and records them; what happened, in a line."""
-    from optuna.trial import TrialState
+def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
+    if study.study_id not in worker.ready:
+        from hpo.search.sampling import Search
 
-    baseline = bool(trial.user_attrs.get("baseline"))
-    trial.set_user_attr("worker", worker)
+        objective = worker.load_objective(study.spec)
+        worker.outlast(check_fingerprints, worker.engine, study, objective.fingerprints)
+        worker.ready[study.study_id] = objective, Search(worker.engine, study.study_id, study.spec)
+    return worker.ready[study.study_id]
+
+
+def _give_back(
+    worker: Worker,
+    claim: Claim | None,
+    why: Literal["failure", "interruption"],
+    text: str,
+    patience_secs: float = PATIENCE_SECS,
+) -> None:
+    if claim is not None:
+        outlast(partial(budget.give_back, worker.engine, claim.trial_id, why, text), worker.say, patience_secs)
+
+
+def _give_back_in_haste(worker: Worker, claim: Claim | None, text: str) -> None:
+    """Before the worker ends. If the database is away too, others give the slot out again."""
+    with contextlib.suppress(StorageError, sa.exc.SQLAlchemyError):
+        _give_back(worker, claim, "interruption", text, PARTING_SECS)
+
+
+def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, search: "Search") -> str:
+    """Draws the parameters, measures, and records; again if something failed that passes. What happened, in a line."""
+    params, distributions = worker.outlast(search.draw, claim)
+    worker.outlast(record_params, worker.engine, claim.trial_id, params, distributions)
+    trial = Trial(claim.number, params, claim.slot.baseline, claim.slot.continues)
+    worker.say(f"trial {trial.number} starts: {_listed(params)}")
+    for attempt in itertools.count():
+        try:
+            return _measure(worker, study, claim.trial_id, trial, objective, search)
+        except Exception as error:
+            decision = decide(error, attempt)
+            if decision.action == "score worst":
+                return _finish_with_worst_score(worker, study, claim.trial_id, trial, error)
+            if decision.action != "retry":
+                raise
+            worker.say(f"trial {trial.number} goes on in {decision.wait_secs:g} s after: {error!r}")
+            time.sleep(decision.wait_secs)
+            trial = replace(trial, continues=(trial.number, *claim.slot.continues))
+    raise AssertionError("unreachable")
+
+
+def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objective: Objective, search: "Search") -> str:
+    """Takes measurements until the objective ends or the pruner says so."""
     pruned = False
-    measurement = None
-    epochs = []
-    for measurement in objective.run(params, baseline):
-        trial.report(measurement.score, measurement.step)
-        epochs.append({"epoch": measurement.step, "score": measurement.score, **measurement.parts})
-        trial.set_user_attr("epochs", epochs)
-        unfinished = measurement.step < study.spec.training.epochs  # nothing is saved by pruning after the last epoch
-        pruned = trial.should_prune() and unfinished and not baseline
+    measured = None
+    epochs: list[dict[str, float]] = []
+    for measured in objective.run(trial):
+        epochs.append({"epoch": measured.step, "score": measured.score, **measured.parts})
+        pruned, notes = worker.outlast(search.judge, measured.step, measured.score)
+        worker.outlast(record_epoch, worker.engine, trial_id, measured.step, measured.score, epochs, notes)
+        unfinished = measured.step < study.spec.training.epochs  # nothing is saved by pruning after the last epoch
+        pruned = pruned and unfinished and not trial.baseline and not measured.resumed
         if pruned:
             break
-    if measurement is None:
-        raise StudyError("the objective measured nothing")
-    for key, value in measurement.attributes.items():
-        trial.set_user_attr(key, value)
-    if pruned:
-        trial.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
-    else:
-        record_constraints(database, study)
-        trial.study.tell(trial, measurement.score, skip_if_finished=True)
+    if measured is None:
+        raise RuntimeError("the objective measured nothing")
     ended = "pruned" if pruned else "complete"
-    return f"trial {trial.number} {ended} at epoch {measurement.step}: score {measurement.score:.4f}"
+    end = (ended.upper(), measured.score, measured.attributes, study.spec.objective.max_clean_drop)
+    worker.outlast(finish, worker.engine, trial_id, *end)
+    with contextlib.suppress(OSError):  # a leftover file harms nobody
+        objective.discard(trial)
+    return f"trial {trial.number} {ended} at epoch {measured.step}: score {measured.score:.4f}"
+
+
+def _finish_with_worst_score(worker: Worker, study: Study, trial_id: int, trial: Trial, error: Exception) -> str:
+    """So that the sampler learns where memory ends: failed trials it would not see."""
+    attributes = {"out_of_memory": str(error)}
+    most = study.spec.objective.max_clean_drop
+    worker.outlast(finish, worker.engine, trial_id, "COMPLETE", WORST_SCORE, attributes, most)
+    return f"trial {trial.number} complete with the worst score: out of memory ({error})"
 
 
 def _listed(params: Params) -> str:
@@ -172,19 +272,26 @@ def _listed(params: Params) -> str:
 
 
 @contextlib.contextmanager
-def _heartbeats(database: Database, trial_id: int) -> Iterator[None]:
-    """Beats in a thread while the block runs. A beat that fails is only late: the next one counts."""
+def _heartbeats(worker: Worker, study: Study, claim: Claim) -> Iterator[None]:
+    """Beats in a thread while the block runs, and interrupts it when the trial is lost or its study is stopped.
+
+    A beat that fails is only late: the next one counts.
+    """
     ended = threading.Event()
 
     def run() -> None:
-        while not ended.wait(budget.HEARTBEAT_INTERVAL_SECS):
+        while not ended.wait(heartbeats.HEARTBEAT_INTERVAL_SECS):
             with contextlib.suppress(sa.exc.SQLAlchemyError):
-                budget.beat(database, trial_id)
+                state = heartbeats.beat(worker.engine, study.study_id, claim.trial_id)
+                if state != "running":
+                    interrupt(TrialLost() if state == "lost" else StudyStopped())
+                    return
 
-    thread = threading.Thread(target=run, name=f"heartbeats of trial {trial_id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    with interruptible() as interrupt:
+        thread = threading.Thread(target=run, name=f"heartbeats of trial {claim.number}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -11,7 +11,7 @@ from typing import cast
 import torch
 import torchvision
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.resnet import ResNet
@@ -157,14 +157,6 @@ def _imagenet_weights(name: str) -> Weights:
         raise WeightsError(
             f"model.weights: 'imagenet' could not be downloaded ({reason}); give a .safetensors or .pth file, or 'none'"
         ) from None
-
-
-def save_weights(network: Classifier, path: Path) -> None:
-    """Writes torchvision's own tensor names as safetensors, whole or not at all."""
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: tensor.cpu().contiguous() for key, tensor in network.resnet.state_dict().items()}, partial)
-    partial.replace(path)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

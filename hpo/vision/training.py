@@ -1,12 +1,13 @@
 """fine_tune(): a generator that trains a network and yields what it measured after each epoch.
 
-It knows nothing of trials: its caller reports, prunes and keeps the weights. The shuffle and the augmentation of an
-epoch depend on (seed, epoch, image) alone.
+It knows nothing of trials: its caller reports, prunes and keeps checkpoints. The shuffle and the augmentation of an
+epoch depend on (seed, epoch, image) alone, so that a training that goes on from a checkpoint gives what the unbroken
+one would have given.
 """
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,8 @@ from hpo.vision.network import Classifier
 MOMENTUM = 0.9
 WARMUP_SHARE = 0.1
 """Of all updates: the learning rate rises linearly, then falls as half a cosine to 0."""
+SMALLEST_MICRO_BATCH = 8
+"""BatchNorm's statistics are those of a micro-batch, and of fewer images they are worth little."""
 
 
 @dataclass(frozen=True)
@@ -52,27 +55,67 @@ class EpochResult:
         return not math.isfinite(self.loss)
 
 
-def fine_tune(
-    network: Classifier, train: Split, tuning: EvaluationSet, recipe: Recipe, compute: Compute
-) -> Iterator[EpochResult]:
-    """Trains `network` in place and yields one result an epoch; ends early when the loss is no longer finite."""
-    network.to(compute.device)
-    optimizer = _optimizer(network, recipe)
+class Training:
+    """A network in training: all that a checkpoint holds. micro_batch: images that the device takes at once, fewer
+    than a batch when memory was short.
+    """
+
+    def __init__(self, network: Classifier, recipe: Recipe, compute: Compute) -> None:
+        self.network = network.to(compute.device)
+        self.recipe = recipe
+        self.compute = compute
+        self.optimizer = _optimizer(network, recipe)
+        self.epochs_done = 0
+        self.micro_batch = recipe.batch_size
+
+    @property
+    def was_split(self) -> bool:
+        return self.micro_batch < self.recipe.batch_size
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, BatchNorm statistics and momentum, by name."""
+        tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            if "momentum_buffer" in self.optimizer.state[parameter]:
+                tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
+        counts = {"epochs_done": self.epochs_done, "micro_batch": self.micro_batch}
+        return tensors | {name: torch.tensor(value) for name, value in counts.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from what `tensors()` of a training with the same recipe gave."""
+        prefix = "network."
+        self.network.load_state_dict(
+            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        )
+        for name, parameter in self.network.named_parameters():
+            if (momentum := tensors.get(f"momentum.{name}")) is not None:
+                self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+        self.epochs_done = int(tensors["epochs_done"])
+        self.micro_batch = int(tensors["micro_batch"])
+
+
+def fine_tune(training: Training, train: Split, tuning: EvaluationSet) -> Iterator[EpochResult]:
+    """Trains in place and yields one result an epoch; ends early when the loss is no longer finite.
+
+    Raises MemoryError when not even SMALLEST_MICRO_BATCH images fit into memory.
+    """
+    network, recipe, compute = training.network, training.recipe, training.compute
     updates_per_epoch = math.ceil(len(train) / recipe.batch_size)
-    for epoch in range(1, recipe.epochs + 1):
+    for epoch in range(training.epochs_done + 1, recipe.epochs + 1):
         started = time.perf_counter()
         network.train()
         losses = []
         for number, (images, labels) in enumerate(_batches(train, recipe, epoch, compute.device)):
             progress = (epoch - 1 + number / updates_per_epoch) / recipe.epochs
-            loss = _update(network, optimizer, images, labels, recipe, compute, progress)
-            losses.append(loss * len(labels))
+            losses.append(_update(training, images, labels, progress) * len(labels))
         mean_loss = float(torch.stack(losses).sum()) / len(train)
         trained = time.perf_counter()
+        accuracies = dict(evaluate(network, tuning, compute))
+        training.epochs_done = epoch
         yield EpochResult(
             epoch=epoch,
             loss=mean_loss,
-            accuracies=dict(evaluate(network, tuning, compute)),
+            accuracies=accuracies,
             images_per_second=len(train) / (trained - started),
             seconds=time.perf_counter() - started,
         )
@@ -80,23 +123,45 @@ def fine_tune(
             return
 
 
-def _update(
-    network: Classifier,
-    optimizer: torch.optim.Optimizer,
-    images: Tensor,
-    labels: Tensor,
-    recipe: Recipe,
-    compute: Compute,
-    progress: float,
-) -> Tensor:
+def _update(training: Training, images: Tensor, labels: Tensor, progress: float) -> Tensor:
+    """One step on one batch; its mean loss. A batch for which memory is short is taken in micro-batches, then on."""
+    optimizer, recipe = training.optimizer, training.recipe
     for group in optimizer.param_groups:
         group["lr"] = recipe.learning_rate * _schedule(progress)
-    with compute.autocast():
-        loss = F.cross_entropy(network(images), labels, label_smoothing=recipe.label_smoothing)
-    loss.backward()
+    while True:
+        try:
+            loss = _accumulate_gradients(training, images, labels)
+            break
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            optimizer.zero_grad(set_to_none=True)
+            if training.micro_batch <= SMALLEST_MICRO_BATCH:
+                raise MemoryError(f"not even {training.micro_batch} images at once fit into memory") from error
+        training.micro_batch = max(SMALLEST_MICRO_BATCH, math.ceil(min(training.micro_batch, len(labels)) / 2))
+        if training.compute.device.type == "cuda":
+            torch.cuda.empty_cache()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    return loss
+
+
+def _accumulate_gradients(training: Training, images: Tensor, labels: Tensor) -> Tensor:
+    parts = math.ceil(len(labels) / training.micro_batch)
+    mean_loss = torch.zeros((), device=labels.device)
+    for some_images, some_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        with training.compute.autocast():
+            logits = training.network(some_images)
+            loss = F.cross_entropy(logits, some_labels, label_smoothing=training.recipe.label_smoothing)
+        share = len(some_labels) / len(labels)
+        (loss * share).backward()
+        mean_loss += loss.detach() * share
+    return mean_loss
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch has a class of its own for devices, but none for the CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _schedule(progress: float) -> float:

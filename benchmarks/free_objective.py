@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from math import log10
 
 from hpo.parameters import Params
-from hpo.search.worker import Measurement
+from hpo.search.worker import Measurement, Trial
 from hpo.spec import Spec
 
 
@@ -16,7 +16,11 @@ class FreeObjective:
         self.fingerprints = {"images": images, "weights": "none"}
         self.fault = fault
 
-    def run(self, params: Params, baseline: bool) -> Iterator[Measurement]:
+    def discard(self, trial: Trial) -> None:
+        pass
+
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        params = trial.params
         if self.fault:
             self.fault(params)
         distance = abs(log10(float(params["learning_rate"])) + 2)

@@ -1,0 +1,92 @@
+"""The artifact store: checkpoints and weights by name, in a folder or in a bucket that all workers reach.
+
+Optuna's own stores, which optuna-dashboard reads too; a folder's files are replaced whole.
+"""
+
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts._protocol import ArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
+
+from hpo.errors import InputError
+
+DEFAULT_LOCATION = "hpo-artifacts"
+
+
+class Artifacts:
+    """Names with '/' lie in folders of a folder store, and are keys in a bucket."""
+
+    def __init__(self, location: str) -> None:
+        """location: a folder, s3://bucket/prefix or gs://bucket/prefix. Raises InputError."""
+        self.location = location
+        scheme, _, rest = location.partition("://")
+        if not rest:
+            self._store: ArtifactStore = _FolderStore(Path(location).expanduser())
+            self._prefix = ""
+            return
+        bucket, _, prefix = rest.partition("/")
+        self._store = _open_bucket(scheme, bucket)
+        self._prefix = f"{prefix.rstrip('/')}/" if prefix else ""
+
+    def read(self, name: str) -> bytes | None:
+        """None if there is no such artifact."""
+        try:
+            with self._store.open_reader(self._prefix + name) as stream:
+                return stream.read()
+        except ArtifactNotFound:
+            return None
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all."""
+        self._store.write(self._prefix + name, io.BytesIO(content))
+
+    def remove(self, name: str) -> None:
+        """Nothing happens if there is no such artifact."""
+        with contextlib.suppress(ArtifactNotFound):
+            self._store.remove(self._prefix + name)
+
+
+class _FolderStore(FileSystemArtifactStore):
+    """Optuna's, which writes a file in place, made safe against being killed or unplugged in the middle."""
+
+    def write(self, artifact_id: str, content_body: BinaryIO) -> None:
+        target = Path(self._get_filepath(artifact_id))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _partial_file(target) as stream:
+            stream.write(content_body.read())
+            stream.flush()
+            os.fsync(stream.fileno())
+            os.replace(stream.name, target)
+
+
+@contextlib.contextmanager
+def _partial_file(target: Path) -> Iterator[BinaryIO]:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as stream:
+        try:
+            yield cast(BinaryIO, stream)
+        finally:
+            with contextlib.suppress(FileNotFoundError):  # it was renamed, unless something went wrong
+                os.unlink(stream.name)
+
+
+def _open_bucket(scheme: str, bucket: str) -> ArtifactStore:
+    try:
+        match scheme:
+            case "s3":
+                from optuna.artifacts import Boto3ArtifactStore
+
+                return Boto3ArtifactStore(bucket)
+            case "gs":
+                from optuna.artifacts import GCSArtifactStore
+
+                return GCSArtifactStore(bucket)
+    except ImportError:
+        raise InputError(f"HPO_ARTIFACTS: {scheme}:// needs another package: pip install 'hpo[{scheme}]'") from None
+    raise InputError(f"HPO_ARTIFACTS: '{scheme}://' is not supported; give a folder, s3://bucket/… or gs://bucket/…")

@@ -1,0 +1,56 @@
+"""Attributes of studies and trials, and parameters of trials: JSON text and numbers in Optuna's tables."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from hpo.search.tables import study_user_attributes, trial_params
+
+BUDGET_KEY = "budget"
+STOPPED_KEY = "stopped"
+
+
+def read_study(connection: sa.Connection, study_id: int, key: str) -> Any:
+    """A user attribute of a study, None if it has none of this key."""
+    text = connection.scalar(
+        sa.select(study_user_attributes.c.value_json).where(
+            study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == key
+        )
+    )
+    return None if text is None else json.loads(text)
+
+
+def write(connection: sa.Connection, table: sa.Table, owner_id: int, values: Mapping[str, Any]) -> None:
+    """Sets attributes of a trial or study, each new or in place of an older value."""
+    owner = "study_id" if "study_id" in table.c else "trial_id"
+    rows = [{owner: owner_id, "key": key, "value_json": json.dumps(value)} for key, value in values.items()]
+    upsert(connection, table, rows, (owner, "key"))
+
+
+def upsert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+    """Inserts rows, or replaces what has the same key."""
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=replaced), rows)
+
+
+def read_params(connection: sa.Connection, trial_id: int) -> dict[str, Any]:
+    """The parameters of a trial, as the sampler gave them."""
+    p = trial_params.c
+    query = sa.select(p.param_name, p.param_value, p.distribution_json).where(p.trial_id == trial_id)
+    return {name: _decoded(value, json.loads(distribution)) for name, value, distribution in connection.execute(query)}
+
+
+def _decoded(value: float, distribution: Mapping[str, Any]) -> Any:
+    match distribution["name"]:
+        case "CategoricalDistribution":
+            return distribution["attributes"]["choices"][int(value)]
+        case "IntDistribution":
+            return int(value)
+    return value

@@ -1,0 +1,87 @@
+"""Signs of life: workers beat, and whoever looks gives back the trials of those that no longer do."""
+
+import contextlib
+import json
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from hpo.search import attributes
+from hpo.search.attributes import STOPPED_KEY
+from hpo.search.budget import LOST, SQLITE_TIME, database_now, give_back, heal
+from hpo.search.outages import secs_since_outage
+from hpo.search.storage import writing
+from hpo.search.tables import trial_heartbeats, trial_user_attributes, trials
+
+HEARTBEAT_INTERVAL_SECS = 10.0
+GRACE_PERIOD_SECS = 60.0
+"""A trial whose last heartbeat is older was given up by its worker."""
+
+
+def beat(engine: sa.Engine, study_id: int, trial_id: int) -> Literal["running", "lost", "stopped"]:
+    """Records that the worker of this trial is alive; whether the trial is still its own, and the study goes on."""
+    still_running = sa.exists().where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
+    with writing(engine) as connection:
+        beaten = connection.execute(
+            trial_heartbeats.update()
+            .where(trial_heartbeats.c.trial_id == trial_id, still_running)
+            .values(heartbeat=database_now(connection))
+        )
+        if not beaten.rowcount:
+            return "lost"
+        return "stopped" if attributes.read_study(connection, study_id, STOPPED_KEY) is not None else "running"
+
+
+def reap(engine: sa.Engine, study_id: int) -> int:
+    """Gives back the slots of trials whose workers are gone, and heals the budget; the number of trials reaped.
+
+    A process that has itself just lost the database waits for a grace period: others could not beat either.
+    """
+    if secs_since_outage() < GRACE_PERIOD_SECS:
+        return 0
+    with engine.connect() as connection:
+        stale = connection.execute(_stale_trials(connection, study_id)).scalars().all()
+    reaped = sum(give_back(engine, trial_id, "interruption", LOST) for trial_id in stale)
+    heal(engine, study_id)
+    return reaped
+
+
+def reap_if_allowed(engine: sa.Engine, study_id: int) -> None:
+    """The same by one who only came to look, and may have no right to write."""
+    with contextlib.suppress(sa.exc.DBAPIError):
+        reap(engine, study_id)
+
+
+def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[Any]:
+    """RUNNING trials whose last sign of life, the start if there was no heartbeat, is older than the grace period.
+
+    A server that was down took no heartbeats, so its own start counts as one.
+    """
+    last_sign = sa.func.coalesce(trial_heartbeats.c.heartbeat, trials.c.datetime_start)
+    query = (
+        sa.select(trials.c.trial_id)
+        .outerjoin(trial_heartbeats, trial_heartbeats.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "RUNNING")
+    )
+    if connection.dialect.name == "sqlite":
+        return query.where(last_sign < sa.func.strftime(SQLITE_TIME, "now", f"-{GRACE_PERIOD_SECS} seconds"))
+    oldest: sa.ColumnElement[Any] = sa.literal_column(
+        f"timezone('utc', now()) - interval '{GRACE_PERIOD_SECS} seconds'"
+    )
+    started: sa.ColumnElement[Any] = sa.literal_column("timezone('utc', pg_postmaster_start_time())")
+    return query.where(last_sign < oldest, started < oldest)
+
+
+def bury(engine: sa.Engine, worker: str) -> bool:
+    """Gives back at once what a worker had that is known to be dead; whether it had ever taken a trial."""
+    query = (
+        sa.select(trials.c.trial_id, trials.c.state)
+        .join(trial_user_attributes, trial_user_attributes.c.trial_id == trials.c.trial_id)
+        .where(trial_user_attributes.c.key == "worker", trial_user_attributes.c.value_json == json.dumps(worker))
+    )
+    with engine.connect() as connection:
+        taken = connection.execute(query).all()
+    for trial_id, state in taken:
+        if state == "RUNNING":
+            give_back(engine, trial_id, "interruption", LOST)
+    return bool(taken)

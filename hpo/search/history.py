@@ -1,0 +1,184 @@
+"""What samplers and pruners look at: the trials of a study, kept in memory and brought up to date with a few queries.
+
+Optuna's own storage would read every waiting slot again and again, and open a transaction for each parameter and each
+note of a pruner. Samplers and pruners only ever read trials and leave notes with the current one, so they are given an
+Optuna study over this memory, and the worker writes what they decided.
+"""
+
+import json
+from collections.abc import Container, Iterable, Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import sqlalchemy as sa
+from optuna import Study as OptunaStudy
+from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.samplers import RandomSampler
+from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.search.tables import (
+    CONSTRAINT_KEY,
+    trial_intermediate_values,
+    trial_params,
+    trial_system_attributes,
+    trial_user_attributes,
+    trial_values,
+    trials,
+)
+
+CHUNK = 500  # ids in one statement; SQLite takes 32,766, and long lists are slow to plan
+INFINITY = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
+
+
+class History(InMemoryStorage):
+    """The finished and running trials of one study.
+
+    constrained: trials that end before the baseline get their constraint later, so they are read again then.
+    """
+
+    def __init__(self, engine: sa.Engine, study_id: int, name: str, constrained: bool) -> None:
+        super().__init__()
+        self._engine = engine
+        self._id = study_id
+        self._name = name
+        self._finished: dict[int, FrozenTrial] = {}
+        self._running: dict[int, FrozenTrial] = {}
+        self._all_below_are_final = 0
+        self._constraints_read = not constrained
+        self._read = False
+        self.current: FrozenTrial | None = None
+        self.create_new_study([StudyDirection.MAXIMIZE], name)
+
+    @property
+    def study(self) -> OptunaStudy:
+        """What samplers and pruners are given, new for each decision: it reads the database when it is first asked."""
+        self._read = False
+        return OptunaStudy(study_name=self._name, storage=self, sampler=RandomSampler())
+
+    def _refresh(self) -> None:
+        """Reads the trials that started or ended since the last time."""
+        with self._engine.connect() as connection:
+            first_open = connection.scalar(
+                sa.select(sa.func.min(trials.c.trial_id)).where(
+                    trials.c.study_id == self._id,
+                    trials.c.trial_id >= self._all_below_are_final,
+                    trials.c.state.in_(["WAITING", "RUNNING"]),
+                )
+            )
+            self._forget_unconstrained(connection)
+            rows = connection.execute(
+                sa.select(trials).where(
+                    trials.c.study_id == self._id,
+                    trials.c.trial_id >= self._all_below_are_final,
+                    trials.c.state.in_(["COMPLETE", "PRUNED", "RUNNING"]),
+                )
+            ).all()
+            new = [row for row in rows if row.trial_id not in self._finished and not self._is_current(row.trial_id)]
+            read = {trial._trial_id: trial for trial in _read_trials(connection, new)}
+        self._running = {key: trial for key, trial in read.items() if trial.state == TrialState.RUNNING}
+        self._finished |= {key: trial for key, trial in read.items() if trial.state != TrialState.RUNNING}
+        if first_open is not None:
+            self._all_below_are_final = first_open
+
+    def _is_current(self, trial_id: int) -> bool:
+        return self.current is not None and self.current._trial_id == trial_id
+
+    def _forget_unconstrained(self, connection: sa.Connection) -> None:
+        """Trials that ended before the baseline get their constraint when it ends: then all are read again, once."""
+        if self._constraints_read:
+            return
+        marker = trial_user_attributes.alias()
+        query = (
+            sa.select(trials.c.trial_id)
+            .join(marker, (marker.c.trial_id == trials.c.trial_id) & (marker.c.key == "baseline"))
+            .where(trials.c.study_id == self._id, trials.c.state == "COMPLETE")
+        )
+        if connection.scalar(query) is not None:
+            self._constraints_read = True
+            self._finished.clear()
+            self._all_below_are_final = 0
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        """Without the current trial, in the order of their numbers. Pruners count the current one themselves."""
+        if not self._read:
+            self._refresh()
+            self._read = True
+        seen = sorted([*self._finished.values(), *self._running.values()], key=lambda trial: trial.number)
+        return [trial for trial in seen if states is None or trial.state in states]
+
+    def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
+        """A note of the sampler or pruner about the current trial."""
+        if self.current is None or self.current._trial_id != trial_id:
+            raise ValueError(f"trial_id {trial_id} is not the current trial")
+        self.current.system_attrs[key] = value
+
+
+def _read_trials(connection: sa.Connection, rows: Sequence[Any]) -> Iterable[FrozenTrial]:
+    ids = [row.trial_id for row in rows]
+    params: dict[int, dict[str, Any]] = {i: {} for i in ids}
+    distributions: dict[int, dict[str, BaseDistribution]] = {i: {} for i in ids}
+    for trial_id, name, value, text in _related(
+        connection, trial_params, ids, "param_name", "param_value", "distribution_json"
+    ):
+        distribution = _distribution(text)
+        params[trial_id][name] = distribution.to_external_repr(value)
+        distributions[trial_id][name] = distribution
+    values: dict[int, float] = {}
+    for trial_id, value, kind in _related(connection, trial_values, ids, "value", "value_type"):
+        values[trial_id] = INFINITY.get(kind, value)
+    steps: dict[int, dict[int, float]] = {i: {} for i in ids}
+    for trial_id, step, value, kind in _related(
+        connection, trial_intermediate_values, ids, "step", "intermediate_value", "intermediate_value_type"
+    ):
+        steps[trial_id][step] = INFINITY.get(kind, value)
+    notes: dict[int, dict[str, Any]] = {i: {} for i in ids}
+    for trial_id, key, text in _related(connection, trial_system_attributes, ids, "key", "value_json"):
+        if key.startswith("completed_rung_") or key == CONSTRAINT_KEY:
+            notes[trial_id][key] = json.loads(text)
+    for row in rows:
+        i = row.trial_id
+        yield _frozen(row, params[i], distributions[i], values.get(i), steps[i], notes[i])
+
+
+def _related(connection: sa.Connection, table: sa.Table, ids: Sequence[int], *columns: str) -> Iterable[Any]:
+    for start in range(0, len(ids), CHUNK):
+        chosen = table.c.trial_id.in_(ids[start : start + CHUNK])
+        yield from connection.execute(sa.select(table.c.trial_id, *(table.c[name] for name in columns)).where(chosen))
+
+
+@lru_cache(maxsize=1024)
+def _distribution(text: str) -> BaseDistribution:
+    return json_to_distribution(text)
+
+
+def _frozen(
+    row: Any,
+    params: dict[str, Any],
+    distributions: dict[str, BaseDistribution],
+    value: float | None,
+    steps: dict[int, float],
+    notes: dict[str, Any],
+) -> FrozenTrial:
+    return FrozenTrial(
+        number=row.number,
+        state=TrialState[row.state],
+        value=value,
+        datetime_start=row.datetime_start,
+        datetime_complete=row.datetime_complete,
+        params=params,
+        distributions=distributions,
+        user_attrs={},
+        system_attrs=notes,
+        intermediate_values=steps,
+        trial_id=row.trial_id,
+    )
+
+
+def starting_trial(trial_id: int, number: int, started_at: datetime) -> FrozenTrial:
+    """The current trial before it has parameters."""
+    return FrozenTrial(number, TrialState.RUNNING, None, started_at, None, {}, {}, {}, {}, {}, trial_id)

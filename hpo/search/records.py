@@ -1,0 +1,142 @@
+"""What a running trial writes: its parameters, each epoch, its end.
+
+Each is one transaction that first locks the trial's row and changes nothing if the trial was given to somebody else:
+the late reports of a worker that was frozen or cut off have no effect. Each may be said twice.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from hpo.search import attributes
+from hpo.search.budget import lock_study, utc_now
+from hpo.search.storage import writing
+from hpo.search.tables import (
+    CONSTRAINT_KEY,
+    trial_intermediate_values,
+    trial_params,
+    trial_system_attributes,
+    trial_user_attributes,
+    trial_values,
+    trials,
+)
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+
+class TrialLost(BaseException):
+    """The trial is no longer this worker's: a reaper took it for dead and has given its slot out again.
+
+    Not an Exception: the worker's own affair, which no objective may take for a failure of its own.
+    """
+
+
+def record_params(
+    engine: sa.Engine, trial_id: int, params: Mapping[str, Any], distributions: "Mapping[str, BaseDistribution]"
+) -> None:
+    """Stores what a trial tries. Raises TrialLost."""
+    from optuna.distributions import distribution_to_json
+
+    rows = [
+        {
+            "trial_id": trial_id,
+            "param_name": name,
+            "param_value": distributions[name].to_internal_repr(value),
+            "distribution_json": distribution_to_json(distributions[name]),
+        }
+        for name, value in params.items()
+    ]
+    with writing(engine) as connection:
+        _lock_running(connection, trial_id)
+        attributes.upsert(connection, trial_params, rows, ("trial_id", "param_name"))
+
+
+def record_epoch(
+    engine: sa.Engine, trial_id: int, step: int, score: float, epochs: list[Any], notes: Mapping[str, Any]
+) -> None:
+    """Stores an epoch's score, the accuracies of all epochs so far, and the pruner's notes. Raises TrialLost."""
+    value = _value_and_type(score, "intermediate_value", "intermediate_value_type")
+    row = {"trial_id": trial_id, "step": step, **value}
+    with writing(engine) as connection:
+        _lock_running(connection, trial_id)
+        attributes.upsert(connection, trial_intermediate_values, [row], ("trial_id", "step"))
+        attributes.write(connection, trial_user_attributes, trial_id, {"epochs": epochs})
+        attributes.write(connection, trial_system_attributes, trial_id, notes)
+
+
+def finish(
+    engine: sa.Engine,
+    trial_id: int,
+    state: str,
+    score: float,
+    values: Mapping[str, Any],
+    max_clean_drop: float | None,
+) -> None:
+    """Ends a trial, COMPLETE or PRUNED, with its score and its user attributes. Raises TrialLost."""
+    with writing(engine) as connection:
+        if _has_ended(connection, trial_id):  # said before; the answer was lost with the connection
+            return
+        study_id = _lock_running(connection, trial_id)
+        row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
+        attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
+        attributes.write(connection, trial_user_attributes, trial_id, values)
+        ended = {"state": state, "datetime_complete": utc_now()}
+        connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(ended))
+        if max_clean_drop is not None:
+            _record_constraints(connection, study_id, max_clean_drop)
+
+
+def _has_ended(connection: sa.Connection, trial_id: int) -> bool:
+    state = connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == trial_id))
+    return state in ("COMPLETE", "PRUNED")
+
+
+def _lock_running(connection: sa.Connection, trial_id: int) -> int:
+    """The trial's study_id. On SQLite the whole transaction has the lock."""
+    query = sa.select(trials.c.study_id).where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
+    study_id = connection.scalar(query.with_for_update())
+    if study_id is None:
+        raise TrialLost
+    return int(study_id)
+
+
+def _value_and_type(value: float, value_column: str, type_column: str) -> dict[str, Any]:
+    """Optuna stores what SQL cannot as NULL and a type."""
+    if math.isfinite(value):
+        return {value_column: value, type_column: "FINITE"}
+    if math.isnan(value):
+        return {value_column: None, type_column: "NAN"}
+    return {value_column: None, type_column: "INF_POS" if value > 0 else "INF_NEG"}
+
+
+def _record_constraints(connection: sa.Connection, study_id: int, max_clean_drop: float) -> None:
+    """Sets Optuna's constraint on every complete trial that lacks it, once the baseline's clean accuracy is known.
+
+    In the transaction that completes a trial, under the study's lock: whichever of a trial and the baseline comes
+    second sees the other. The drop is a user attribute too, since optuna-dashboard 0.21 does not show constraints.
+    """
+    lock_study(connection, study_id)
+    clean, marker = trial_user_attributes.alias(), trial_user_attributes.alias()
+    is_baseline = sa.exists().where(marker.c.trial_id == trials.c.trial_id, marker.c.key == "baseline")
+    is_known = sa.exists().where(
+        trial_system_attributes.c.trial_id == trials.c.trial_id, trial_system_attributes.c.key == CONSTRAINT_KEY
+    )
+    scored = (
+        sa.select(trials.c.trial_id, clean.c.value_json, is_baseline.label("baseline"), is_known.label("known"))
+        .join(clean, clean.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", clean.c.key == "clean_accuracy")
+        .where(is_baseline | ~is_known)
+    )
+    rows = connection.execute(scored).all()
+    baseline = next((float(json.loads(row.value_json)) for row in rows if row.baseline), None)
+    if baseline is None:
+        return
+    for row in rows:
+        if not row.known:
+            drop = baseline - float(json.loads(row.value_json))
+            attributes.write(connection, trial_system_attributes, row.trial_id, {CONSTRAINT_KEY: drop - max_clean_drop})
+            attributes.write(connection, trial_user_attributes, row.trial_id, {"clean_drop": drop})

@@ -1,0 +1,128 @@
+"""Which parameters a trial tries, and whether it goes on: Optuna's samplers and pruners as the spec names them."""
+
+from collections.abc import Mapping
+from random import Random
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from hpo.parameters import Params
+from hpo.search.budget import Claim, utc_now
+from hpo.search.history import History, starting_trial
+from hpo.search.ordered_choices import OrderedChoicesSampler
+from hpo.spec import Spec
+
+INTEGERS = {"batch_size", "frozen_layers"}
+LOGARITHMIC = {"batch_size", "learning_rate"}
+"""Numeric choices of these are searched on a logarithmic scale."""
+
+
+class Search:
+    """One study's sampling and pruning in one worker: a claimed trial gets its parameters, and is judged by epoch."""
+
+    def __init__(self, engine: sa.Engine, study_id: int, spec: Spec) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.spec = spec
+        self._history = History(engine, study_id, spec.name, spec.objective.max_clean_drop is not None)
+        self._pruner = _pruner(spec)
+
+    def draw(self, claim: Claim) -> tuple[Params, dict[str, BaseDistribution]]:
+        """The claimed trial's parameters, and what each was drawn from.
+
+        The sampler is seeded from the study's seed and the trial's number, so that no two workers draw alike; it sees
+        the running trials of others.
+        """
+        history = self._history
+        history.current = trial = starting_trial(claim.trial_id, claim.number, utc_now())
+        given = given_params(self.spec, claim.slot.fixed_params)
+        distributions = {
+            name: _distribution(name, self.spec, given.get(name)) for name, _ in self.spec.search.parameters()
+        }
+        searched = {name: distributions[name] for name in self.spec.search.searched}
+        drawn: dict[str, Any] = {}
+        if not searched.keys() <= given.keys():
+            study = history.study
+            sampler = _sampler(self.spec, claim.number)
+            drawn = sampler.sample_relative(study, trial, searched)
+            for name, distribution in searched.items():
+                if name not in drawn and name not in given:
+                    drawn[name] = sampler.sample_independent(study, trial, name, distribution)
+        trial.params = {name: given[name] if name in given else drawn[name] for name in distributions}
+        trial.distributions = distributions
+        return dict(trial.params), distributions
+
+    def judge(self, step: int, score: float) -> tuple[bool, dict[str, float]]:
+        """Whether the pruner would end the current trial after this epoch, and its new notes."""
+        trial = self._history.current
+        if trial is None:
+            raise ValueError("no trial was drawn")
+        trial.intermediate_values[step] = score
+        noted = set(trial.system_attrs)
+        pruned = bool(self._pruner.prune(self._history.study, trial))
+        return pruned, {key: value for key, value in trial.system_attrs.items() if key not in noted}
+
+
+def given_params(spec: Spec, fixed_params: Mapping[str, Any]) -> dict[str, Any]:
+    """What the sampler does not choose: values that the slot or the spec fixes."""
+    fixed = {name: value for name, value in spec.search.parameters() if isinstance(value, int | float | str)}
+    return {**fixed, **fixed_params}
+
+
+def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
+    """What a parameter is drawn from: a single value where the spec fixes it, so that the trial has it all the same."""
+    parameter = getattr(spec.search, name)
+    if name == "initial_weights":
+        both = parameter != "pretrained"
+        return CategoricalDistribution(["pretrained", "baseline"] if both else ["pretrained"])
+    low = high = given
+    logarithmic = False
+    if hasattr(parameter, "choices"):
+        low, high, logarithmic = min(parameter.choices), max(parameter.choices), name in LOGARITHMIC
+    elif hasattr(parameter, "low"):
+        low, high, logarithmic = parameter.low, parameter.high, parameter.log
+    if name in INTEGERS:
+        return IntDistribution(low, high, log=logarithmic)
+    return FloatDistribution(low, high, log=logarithmic)
+
+
+def _sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
+    seed = Random(f"{spec.seed}/{number}").getrandbits(32)  # noqa: S311 (not for secrets)
+    startup = min(10, max(4, spec.budget // 4))
+    inner: optuna.samplers.BaseSampler
+    match spec.sampler.name:
+        case "tpe":
+            inner = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+        case "gp":
+            inner = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+        case _:  # random; a grid's points are in its slots
+            inner = optuna.samplers.RandomSampler(seed=seed)
+    choices = {
+        name: (parameter.choices, name in LOGARITHMIC)
+        for name, parameter in spec.search.parameters()
+        if hasattr(parameter, "choices") and name != "initial_weights"
+    }
+    return OrderedChoicesSampler(inner, choices)
+
+
+def _pruner(spec: Spec) -> optuna.pruners.BasePruner:
+    least = spec.pruner.min_epochs or max(1, spec.training.epochs // 3)
+    factor = spec.pruner.reduction_factor
+    match spec.pruner.name:
+        case "asha":
+            return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
+        case "hyperband":
+            return optuna.pruners.HyperbandPruner(
+                min_resource=min(least, spec.training.epochs),
+                max_resource=spec.training.epochs,
+                reduction_factor=factor,
+            )
+        case "median":
+            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=least - 1)
+    return optuna.pruners.NopPruner()
