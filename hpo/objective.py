@@ -27,7 +27,7 @@ from hpo.vision.device import Compute, choose_compute
 from hpo.vision.evaluation import CLEAN, build_evaluation_set
 from hpo.vision.images import load_images
 from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
-from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
+from hpo.vision.training import EpochResult, Recipe, Training, fine_tune, is_out_of_memory
 
 
 class RobustAccuracy:
@@ -57,14 +57,22 @@ class RobustAccuracy:
         training = Training(network, self._recipe(trial.params), self.compute)
         measured = self._resume(training, trial)
         yield from measured
+        try:
+            yield from self._go_on(training, trial, measured)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise MemoryError(str(error).splitlines()[0]) from error
+            raise
+        if trial.baseline and self.spec.search.may_start_from_baseline:
+            self.artifacts.write(self.baseline_weights, weights_as_bytes(network))
+
+    def _go_on(self, training: Training, trial: Trial, measured: list[Measurement]) -> Iterator[Measurement]:
         resumed_after = len(measured)
         for result in fine_tune(training, self.images.train, self._tuning):
             measured.append(self._measurement(result, training, resumed_after))
             yield measured[-1]
             if result.epoch < self.spec.training.epochs and not result.diverged:
                 self._save_checkpoint(training, trial, measured)
-        if trial.baseline and self.spec.search.may_start_from_baseline:
-            self.artifacts.write(self.baseline_weights, weights_as_bytes(network))
 
     def discard(self, trial: Trial) -> None:
         """Removes the checkpoints of this trial and of those that it continues."""

