@@ -42,6 +42,12 @@ def _fresh_database(server: str) -> str:
     return parse_url(server).set(database=name).render_as_string(hide_password=False)
 
 
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> str:
+    """The URL of an empty PostgreSQL database."""
+    return _fresh_database(postgresql_server)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database; each test that uses it runs on both kinds."""

@@ -148,9 +148,16 @@ def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
             f"worker {worker.number} cannot start: {worker.vain_starts} times in a row it {how} (its log: {worker.log})"
         )
     wait = RESTART_SECS[min(worker.vain_starts, len(RESTART_SECS) - 1)]
-    worker.process = None
+    _forget(worker)
     worker.restart_at = time.monotonic() + wait
     fleet.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")
+
+
+def _forget(worker: LocalWorker) -> None:
+    """Lets go of a process that has ended."""
+    if worker.process and worker.process.stdin:
+        worker.process.stdin.close()
+    worker.process = None
 
 
 def stop_fleet(fleet: Fleet) -> None:
@@ -166,5 +173,4 @@ def stop_fleet(fleet: Fleet) -> None:
             process.kill()
             process.wait()
     for worker in fleet.workers:
-        if worker.process and worker.process.stdin:
-            worker.process.stdin.close()
+        _forget(worker)

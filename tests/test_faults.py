@@ -1,0 +1,165 @@
+"""Workers that are really killed, frozen and cut off, on both databases: exactly the budget is done. Larger runs, and
+every kind of fault in one: benchmarks/faults.py.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from conftest import optuna_storage
+from faults import HERE, Plan, examine, fresh_database, make_spec, postgresql, run_with_faults
+
+from hpo.search import budget
+from hpo.search.storage import create_database, parse_url
+from hpo.search.study import submit
+
+QUICK = {"EPOCH_SECS": "0.2", "HEARTBEAT_SECS": "0.3", "GRACE_SECS": "1.5"}
+StartWorker = Callable[..., subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def start_worker(postgresql_url: str) -> Iterator[StartWorker]:
+    """Starts workers whose objective costs nothing; what is left of them is killed at the end."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*studies: str, log: Path, **environment: str) -> subprocess.Popen[bytes]:
+        with log.open("ab") as stream:
+            process = subprocess.Popen(
+                [sys.executable, str(HERE / "free_worker.py"), *studies],
+                env=os.environ | {"HPO_STORAGE": postgresql_url} | QUICK | environment,
+                stdin=subprocess.PIPE,
+                stdout=stream,
+                stderr=stream,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def wait_until(condition: Callable[[], Any], secs: float = 30) -> None:
+    deadline = time.monotonic() + secs
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_workers_killed_at_random_and_at_chosen_points_finish_exactly_the_budget(
+    storage_url: str, tmp_path: Path
+) -> None:
+    plan = Plan(budget=40, workers=4, kills=12, heartbeat_secs=0.3, grace_secs=1.5, pruner="asha")
+    found = run_with_faults(storage_url, plan, tmp_path)
+    assert found["wrong"] == []
+    assert found["kills"] == 12
+    assert found["tracebacks"] == 0
+    assert found["other deaths"] == []
+    study = optuna.load_study(study_name="faults", storage=optuna_storage(storage_url))
+    study.tell(study.ask(), 0.5)  # a plain Optuna script goes on where hpo ended
+
+
+def test_a_server_that_is_stopped_and_started_again_loses_nothing(tmp_path: Path) -> None:
+    plan = Plan(budget=16, workers=3, kills=3, outages=1, outage_secs=3, heartbeat_secs=0.3, grace_secs=1.5)
+    with postgresql() as server:
+        found = run_with_faults(fresh_database(server), plan, tmp_path, server)
+    assert found["wrong"] == []
+    assert found["tracebacks"] == 0
+    assert found["other deaths"] == []
+    logs = "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
+    assert "the database is away, waiting for it" in logs
+    assert "the database is back" in logs
+
+
+def test_a_frozen_worker_loses_its_trial_and_lives_on(
+    postgresql_url: str, tmp_path: Path, start_worker: StartWorker
+) -> None:
+    engine = create_database(parse_url(postgresql_url))
+    study, _ = submit(engine, make_spec(Plan(budget=12)))
+    frozen = start_worker(study.name, log=tmp_path / "frozen.log", EPOCH_SECS="1")
+    wait_until(lambda: budget.count(engine, study.study_id).running == 1)
+    frozen.send_signal(signal.SIGSTOP)
+    other = start_worker(study.name, log=tmp_path / "other.log")
+    wait_until(lambda: budget.count(engine, study.study_id).failed == 1)
+    frozen.send_signal(signal.SIGCONT)
+    assert frozen.wait(timeout=30) == 0
+    assert other.wait(timeout=30) == 0
+    said = (tmp_path / "frozen.log").read_text()
+    assert "trial dropped: another worker has taken it over" in said
+    assert said.count(" complete at epoch 3") > 0, "it went on"
+    assert "Traceback" not in said
+    assert examine(engine, study, Plan(budget=12))["wrong"] == []
+    engine.dispose()
+
+
+def test_eight_workers_on_sqlite_meet_no_locked_database(tmp_path: Path) -> None:
+    plan = Plan(budget=100, workers=8, kills=0, epoch_secs=0)
+    found = run_with_faults(f"sqlite:///{tmp_path}/hpo.db", plan, tmp_path)
+    assert found["wrong"] == []
+    assert found["tracebacks"] == 0
+    assert found["states"] == {"COMPLETE": 100}
+    logs = "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
+    assert all(line.startswith("trial ") for line in logs.splitlines())
+
+
+def test_stop_resume_and_extend_are_obeyed_by_workers_elsewhere(
+    postgresql_url: str, tmp_path: Path, start_worker: StartWorker, hpo: Callable[..., Any]
+) -> None:
+    engine = create_database(parse_url(postgresql_url))
+    study, _ = submit(engine, make_spec(Plan(budget=4)))
+    workers = [start_worker(study.name, log=tmp_path / "log", EPOCH_SECS="30") for _ in range(2)]
+    wait_until(lambda: budget.count(engine, study.study_id).running == 2)
+    said = hpo("stop", study.name, HPO_STORAGE=postgresql_url)
+    assert "study faults is stopped; its running trials (2) are given back within 10 s" in said.stderr
+    assert [worker.wait(timeout=3) for worker in workers] == [0, 0], "within heartbeats of 0.3 s"
+    assert budget.count(engine, study.study_id) == budget.Counts(failed=2, waiting=4)
+    assert "study faults is stopped: `hpo stop` was said" in (tmp_path / "log").read_text()
+    assert "`hpo resume faults` lets it go on" in hpo("status", study.name, HPO_STORAGE=postgresql_url).stdout
+    assert start_worker(study.name, log=tmp_path / "log").wait(timeout=10) == 0, "nothing to do"
+    hpo("resume", study.name, HPO_STORAGE=postgresql_url)
+    assert start_worker(study.name, log=tmp_path / "log").wait(timeout=30) == 0
+    assert budget.count(engine, study.study_id) == budget.Counts(complete=4, failed=2)
+    assert "has used its budget of 4" in hpo("stop", study.name, HPO_STORAGE=postgresql_url).stderr
+    refused = hpo("extend", study.name, "--budget", "3", HPO_STORAGE=postgresql_url)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "2 trials added" in hpo("extend", study.name, "--budget", "6", HPO_STORAGE=postgresql_url).stderr
+    assert start_worker(study.name, log=tmp_path / "log").wait(timeout=30) == 0
+    assert examine(engine, study, Plan(budget=6))["wrong"] == []
+    engine.dispose()
+
+
+def test_sigterm_ends_a_worker_while_the_database_is_away(tmp_path: Path) -> None:
+    with postgresql() as server:
+        url = fresh_database(server)
+        engine = create_database(parse_url(url))
+        study, _ = submit(engine, make_spec(Plan(budget=2)))
+        environment = os.environ | {"HPO_STORAGE": url} | QUICK | {"EPOCH_SECS": "30"}
+        command = [sys.executable, str(HERE / "free_worker.py"), study.name]
+        worker = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        wait_until(lambda: budget.count(engine, study.study_id).running == 1)
+        engine.dispose()
+        server.stop()
+        worker.terminate()
+        assert worker.wait(timeout=10) == 0
+        worker.communicate()
+        server.start()
+        wait_until(lambda: _reaped(engine, study.study_id))
+        assert budget.count(engine, study.study_id) == budget.Counts(failed=1, waiting=2)
+        engine.dispose()
+
+
+def _reaped(engine: sa.Engine, study_id: int) -> int:
+    from hpo.search import heartbeats
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heartbeats, "GRACE_PERIOD_SECS", 1.5)
+        return heartbeats.reap(engine, study_id)
