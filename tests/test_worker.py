@@ -1,0 +1,338 @@
+"""What the worker does when things go wrong in a trial, and what a slot carries from one trial to the next."""
+
+import errno
+import json
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from conftest import make_spec, optuna_storage
+from free_objective import FreeObjective
+from sqlalchemy.exc import OperationalError
+
+from hpo.errors import DataError, StorageError, StudyError, WorkerError
+from hpo.parameters import Params
+from hpo.search import attributes, budget, failures, heartbeats
+from hpo.search.failures import Decision, decide
+from hpo.search.history import History
+from hpo.search.outages import is_outage
+from hpo.search.records import TrialLost, finish, record_epoch
+from hpo.search.study import extend, find_studies, resume, submit
+from hpo.search.tables import study_user_attributes, trial_system_attributes, trial_user_attributes, trials
+from hpo.search.worker import Trial, work
+from hpo.spec import Spec
+
+
+def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
+    """Submits and works until the end; the study as Optuna loads it, with nothing cached."""
+    submit(engine, spec)
+    work(engine, [spec.name], lambda given: FreeObjective(given, fault), "worker", lambda text: None)
+    return optuna.load_study(study_name=spec.name, storage=optuna_storage(engine.url))
+
+
+def states(study: optuna.Study) -> list[str]:
+    return [trial.state.name for trial in study.trials]
+
+
+def caused(cause: Exception) -> Exception:
+    error = RuntimeError("in the objective")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "action"),
+    [
+        (MemoryError("too much"), 0, "score worst"),
+        (DataError("no images"), 0, "leave"),
+        (StorageError("away for hours"), 0, "leave"),
+        (OSError(errno.EIO, "lost disk"), 0, "retry"),
+        (OSError(errno.ESTALE, "lost NFS"), 3, "retry"),
+        (caused(ConnectionResetError()), 0, "retry"),
+        (TimeoutError(), 0, "retry"),
+        (OSError(errno.EIO, "lost disk"), len(failures.RETRY_SECS), "fail"),
+        (FileNotFoundError(errno.ENOENT, "no file"), 0, "fail"),
+        (ValueError("a bug"), 0, "fail"),
+    ],
+)
+def test_what_is_done_about_an_error(error: Exception, attempt: int, action: str) -> None:
+    assert decide(error, attempt).action == action
+
+
+def test_waits_grow() -> None:
+    waits = [decide(TimeoutError(), attempt).wait_secs for attempt in range(len(failures.RETRY_SECS))]
+    assert waits == sorted(waits)
+    assert waits[0] > 0
+    assert decide(ValueError(), 0) == Decision("fail", 0)
+
+
+def test_out_of_memory_is_a_finished_bad_trial_that_the_sampler_sees(engine: sa.Engine) -> None:
+    def need_memory(params: Params) -> None:
+        if params["batch_size"] == 64 and params["augmentation_strength"]:
+            raise MemoryError("64 images do not fit")
+
+    spec = make_spec(budget=8, sampler={"name": "random"})
+    study = run(engine, spec, need_memory)
+    assert states(study) == ["COMPLETE"] * 8
+    bad = [trial for trial in study.trials if trial.params["batch_size"] == 64 and trial.number]
+    assert bad
+    assert {trial.value for trial in bad} == {0.0}
+    assert all(trial.user_attrs["out_of_memory"] == "64 images do not fit" for trial in bad)
+    seen = History(engine, 1, spec.name, constrained=False).study.get_trials(deepcopy=False)
+    assert sum(trial.value == 0.0 for trial in seen) == len(bad)
+
+
+def test_what_passes_is_tried_again_in_the_same_trial(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "RETRY_SECS", (0.01, 0.01))
+    lost = iter([OSError(errno.EIO, "lost"), ConnectionResetError()])
+
+    def lose_the_disk(params: Params) -> None:
+        if (error := next(lost, None)) is not None:
+            raise error
+
+    study = run(engine, make_spec(budget=3), lose_the_disk)
+    assert states(study) == ["COMPLETE"] * 3
+
+
+def test_a_configuration_that_fails_is_not_tried_again_unless_it_is_the_baseline(engine: sa.Engine) -> None:
+    failed: list[Params] = []
+
+    def fail_twice(params: Params) -> None:
+        if len(failed) < 2:
+            failed.append(params)
+            raise ZeroDivisionError("a bug")
+
+    search = {"augmentation_strength": {"low": 0.0, "high": 1.0, "default": 0.7}, "batch_size": 32}
+    study = run(engine, make_spec(budget=3, search=search), fail_twice)
+    assert states(study) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert [trial.params for trial in study.trials[:2]] == failed
+    finished = [trial.params for trial in study.trials[2:]]
+    assert failed[0] in finished, "the baseline"
+    assert failed[1] not in finished, "the file's defaults"
+
+
+def test_a_worker_that_is_set_up_wrongly_leaves_its_trial_to_others(engine: sa.Engine) -> None:
+    def no_images(params: Params) -> None:
+        raise DataError("the images are gone")
+
+    with pytest.raises(DataError, match="the images are gone"):
+        run(engine, make_spec(budget=3), no_images)
+    assert budget.count(engine, 1) == budget.Counts(failed=1, waiting=3)
+    study = run(engine, make_spec(budget=3))
+    assert study.trials[0].user_attrs["interruption"] == "the images are gone"
+    assert "failure" not in study.trials[0].user_attrs
+
+
+def test_an_interrupted_trial_goes_on_with_its_parameters_and_its_checkpoints(engine: sa.Engine) -> None:
+    given: list[Trial] = []
+
+    class Interrupted(FreeObjective):
+        def run(self, trial: Trial) -> Any:
+            given.append(trial)
+            if len(given) in (2, 4):
+                budget.give_back(engine, claimed(), "interruption", "stopped")
+            return super().run(trial)
+
+    def claimed() -> int:
+        with engine.connect() as connection:
+            return connection.execute(sa.select(trials.c.trial_id).where(trials.c.state == "RUNNING")).scalar_one()
+
+    spec = make_spec(budget=3)
+    submit(engine, spec)
+    work(engine, [], Interrupted, "worker", lambda text: None)
+    assert [trial.number for trial in given] == [0, 1, 2, 3, 4]
+    assert given[3].params == given[1].params == given[4].params
+    assert [trial.continues for trial in given] == [(), (), (), (1,), (3, 1)]
+    study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    assert study.trials[4].user_attrs["continues"] == [3, 1]
+    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_configuration_in_which_workers_die_again_and_again_counts_as_failed(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=1))
+    for step in (2, 0, 3, 3, 3):  # the third makes progress, the next two do not
+        claim = budget.claim(engine, study.study_id, "w")
+        assert claim is not None
+        give_parameter(engine, claim.trial_id)
+        if step:
+            record_epoch(engine, claim.trial_id, step, 0.5, [], {})
+        budget.give_back(engine, claim.trial_id, "interruption", budget.LOST)
+    optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    failed = ["failure" in trial.user_attrs for trial in optuna_study.trials if trial.state.name == "FAIL"]
+    assert failed == [False, False, False, False, True]
+    assert optuna_study.trials[-1].state.name == "WAITING"
+    assert "continues" not in optuna_study.trials[-1].user_attrs
+
+
+def give_parameter(engine: sa.Engine, trial_id: int) -> None:
+    """Gives a claimed trial a parameter, as if it had started."""
+    from optuna.distributions import IntDistribution
+
+    from hpo.search.records import record_params
+
+    record_params(engine, trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
+
+
+def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
+    claim = budget.claim(engine, study.study_id, "w")
+    assert claim is not None
+    record_epoch(engine, claim.trial_id, 1, 0.5, [{"epoch": 1}], {})
+    record_epoch(engine, claim.trial_id, 1, 0.5, [{"epoch": 1}], {})  # said twice
+    budget.give_back(engine, claim.trial_id, "interruption", "taken over")
+    with pytest.raises(TrialLost):
+        record_epoch(engine, claim.trial_id, 2, 0.9, [], {"completed_rung_0": 0.9})
+    with pytest.raises(TrialLost):
+        finish(engine, claim.trial_id, "COMPLETE", 0.9, {"late": True}, 0.1)
+    assert heartbeats.beat(engine, study.study_id, claim.trial_id) == "lost"
+    trial = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials[0]
+    assert trial.intermediate_values == {1: 0.5}
+    assert (trial.value, trial.user_attrs.get("late"), trial.system_attrs.get("completed_rung_0")) == (None,) * 3
+
+
+def test_a_trial_that_is_ended_twice_ended_once(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
+    claim = budget.claim(engine, study.study_id, "w")
+    assert claim is not None
+    for _ in range(2):
+        finish(engine, claim.trial_id, "COMPLETE", 0.5, {"clean_accuracy": 0.5}, 0.1)
+    assert not budget.give_back(engine, claim.trial_id, "interruption", "too late")
+    assert budget.count(engine, study.study_id) == budget.Counts(complete=1, waiting=5)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "counts"), [(2, budget.Counts(waiting=6)), (9, budget.Counts(failed=3, waiting=6))]
+)
+def test_a_budget_that_another_tool_changed_heals(engine: sa.Engine, waiting: int, counts: budget.Counts) -> None:
+    study, _ = submit(engine, make_spec(budget=6))
+    optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    if waiting > 6:
+        for _ in range(waiting - 6):
+            optuna_study.enqueue_trial({"batch_size": 16})
+    else:
+        with engine.begin() as connection:
+            for table in (trial_system_attributes, trial_user_attributes, trials):
+                connection.execute(table.delete().where(table.c.trial_id > waiting))
+    budget.heal(engine, study.study_id)
+    budget.heal(engine, study.study_id)
+    assert budget.count(engine, study.study_id) == counts
+
+
+def test_a_failed_study_stops_and_goes_on_after_resume(engine: sa.Engine) -> None:
+    def fail(params: Params) -> None:
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(WorkerError, match=r"3 trials failed, .* ZeroDivisionError: a bug; `hpo resume study` lets it"):
+        run(engine, make_spec(), fail)
+    (study,) = find_studies(engine)
+    assert study.stopped is not None
+    assert resume(engine, study)
+    assert not resume(engine, study)
+    assert states(run(engine, make_spec())) == ["FAIL"] * 3 + ["COMPLETE"] * 6
+
+
+def test_a_study_is_extended_also_when_it_is_finished(engine: sa.Engine) -> None:
+    spec = make_spec(budget=3)
+    run(engine, spec)
+    (study,) = find_studies(engine)
+    assert extend(engine, study, 5) == 2
+    assert extend(engine, study, 5) == 0
+    assert len(run(engine, spec).trials) == 5, "the same file again is no change"
+    run(engine, make_spec(budget=5))
+    with pytest.raises(StudyError, match=r"to add to it: hpo extend study --budget 9"):
+        submit(engine, make_spec(budget=9))
+
+
+def test_an_extended_grid_goes_on_with_its_other_points(engine: sa.Engine) -> None:
+    search = {"batch_size": {"choices": [16, 32]}, "learning_rate": {"choices": [0.01, 0.1]}}
+    spec = make_spec(budget=3, search=search, sampler={"name": "grid"})
+    run(engine, spec)
+    (study,) = find_studies(engine)
+    with pytest.raises(StudyError, match="the grid and the baseline are 5 trials, not 6"):
+        extend(engine, study, 6)
+    extend(engine, study, 5)
+    points = {(trial.params["batch_size"], trial.params["learning_rate"]) for trial in run(engine, spec).trials[1:]}
+    assert len(points) == 4
+
+
+def test_a_worker_of_an_incompatible_version_refuses_to_join(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
+    with engine.begin() as connection:
+        attributes.write(connection, study_user_attributes, study.study_id, {"protocol": [99, "9.0"]})
+    with pytest.raises(StudyError, match=r"'study' was submitted by hpo 9\.0 \(protocol 99\), this is hpo"):
+        work(engine, ["study"], FreeObjective, "worker", lambda text: None)
+    work(engine, [], FreeObjective, "worker", lambda text: None)  # of all studies: this one is left out
+    assert budget.count(engine, study.study_id).waiting == 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_two_workers_at_once_never_draw_the_same_trial(engine: sa.Engine, sampler: str) -> None:
+    spec = make_spec(budget=16, sampler={"name": sampler})
+    submit(engine, spec)
+    workers = [
+        threading.Thread(target=work, args=(engine, ["study"], FreeObjective, f"w{i}", lambda text: None))
+        for i in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    assert states(study) == ["COMPLETE"] * 16
+    assert len({json.dumps(trial.params) for trial in study.trials}) == 16
+
+
+def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> None:
+    objective = {
+        "clean": 0.5,
+        "max_clean_drop": 0.01,
+        "perturbations": [{"name": "gaussian-noise", "sigma": 0.1, "weight": 0.5}],
+    }
+    spec = make_spec(budget=12, objective=objective, pruner={"name": "asha"}, training={"epochs": 9})
+    history = History(engine, 1, spec.name, constrained=True)
+    study, _ = submit(engine, spec)
+    first = budget.claim(engine, study.study_id, "elsewhere")  # the baseline ends last
+    assert first is not None
+    threading.Timer(1.0, lambda: budget.give_back(engine, first.trial_id, "interruption", "later")).start()
+    worker = threading.Thread(target=work, args=(engine, ["study"], FreeObjective, "w", lambda text: None))
+    worker.start()
+    while worker.is_alive():
+        history.study.get_trials()
+        worker.join(0.05)
+    expected = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials
+    seen = history.study.get_trials()
+    assert [trial.number for trial in seen] == [trial.number for trial in expected if trial.state.name != "FAIL"]
+    for trial in seen:
+        other = expected[trial.number]
+        assert (trial.params, trial.distributions) == (other.params, other.distributions)
+        assert (trial.values, trial.intermediate_values) == (other.values, other.intermediate_values)
+        assert (trial.state, trial.constraints) == (other.state, other.constraints)
+        rungs = {key: value for key, value in other.system_attrs.items() if key.startswith("completed_rung")}
+        assert {key: value for key, value in trial.system_attrs.items() if key in rungs} == rungs
+
+
+def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
+    claim = budget.claim(engine, study.study_id, "elsewhere")
+    assert claim is not None
+    give_parameter(engine, claim.trial_id)
+    (pending,) = History(engine, study.study_id, "study", constrained=False).study.get_trials()
+    assert (pending.state.name, pending.params) == ("RUNNING", {"batch_size": 16})
+
+
+@pytest.mark.parametrize(("sqlstate", "outage"), [(None, True), ("57P01", True), ("40P01", True), ("42P01", False)])
+def test_an_outage_is_told_from_a_mistake(sqlstate: str | None, outage: bool) -> None:
+    class ServerError(Exception):
+        pass
+
+    ServerError.sqlstate = sqlstate  # type: ignore[attr-defined]
+    assert is_outage(OperationalError("SELECT", None, ServerError())) is outage
+
+
+def test_a_table_that_is_not_there_is_no_outage(engine: sa.Engine) -> None:
+    with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as raised:
+        connection.exec_driver_sql("SELECT * FROM absent")
+    assert not is_outage(raised.value)
