@@ -42,8 +42,8 @@ class RobustAccuracy:
         self.artifacts = artifacts
         self.compute: Compute = choose_compute(threads)
         self.perturbations = [(p.name, p.severity) for p in spec.objective.perturbations]
-        self.images = load_images(spec.data, spec.model.input_size, spec.seed)
         self.pretrained = read_weights(spec.model.name, spec.model.weights)
+        self.images = load_images(spec.data, spec.model.input_size, spec.seed)
         self._network({"frozen_layers": 0}, self.pretrained)  # do the weights fit?
         self.fingerprints = {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained)}
         self.baseline_weights = f"{spec.folder_name}/baseline.safetensors"

@@ -86,7 +86,9 @@ def _raise(error: BaseException) -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A request to stop that comes within this block is obeyed at its end."""
+    """A request to stop that comes within this block is obeyed at its end; so is one that was lost before, since some
+    code catches whatever is raised while a module is imported.
+    """
     global _deferring, _pending  # noqa: PLW0603
     _deferring = True
     try:
@@ -94,8 +96,8 @@ def deferred() -> Iterator[None]:
     finally:
         _deferring = False
         error, _pending = _pending, None
-        if error is not None:
-            raise error
+        if error is not None or _requested:
+            raise error or Stopped()
 
 
 def stop_with_parent() -> None:

@@ -18,6 +18,11 @@ import tomli_w
 from conftest import make_spec, optuna_storage
 
 from hpo.cli import cli
+from hpo.errors import InputError
+from hpo.launch.local import worker_name
+from hpo.search import heartbeats
+from hpo.search.queries import trials_in
+from hpo.search.storage import open_engine, parse_url
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 Hpo = Callable[..., subprocess.CompletedProcess[str]]
@@ -164,27 +169,105 @@ def test_an_unreachable_database_is_one_line_without_the_password(hpo: Hpo, url:
     assert "s3cret" not in line
 
 
-def test_a_stopped_run_gives_its_slots_back_and_goes_on_to_exactly_its_budget(
+def start(tmp_path: Path, data_root: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The real command, in the background."""
+    environment = os.environ | {"HPO_DATA_ROOT": str(data_root), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "hpo", *arguments]
+    return subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def epochs_done(tmp_path: Path) -> dict[int, int]:
+    """How far the running trials are, by number."""
+    try:
+        engine = open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    except InputError:  # not made yet
+        return {}
+    return {trial.number: len(trial.epochs) for trial in trials_in(engine, "study", ["RUNNING"])}
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
     hpo: Hpo, tmp_path: Path, data_root: Path
 ) -> None:
-    study = write_study(tmp_path, budget=2, training={"epochs": 5, "horizontal_flip": False})
-    environment = os.environ | {"HPO_DATA_ROOT": str(data_root)}
-    command = [sys.executable, "-m", "hpo", "run", study, "--workers", "2"]
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    while hpo("status", "study").returncode != 0 or json.loads(hpo("status", "study", "--json").stdout)["running"] < 2:
-        time.sleep(0.2)
-    workers = psutil.Process(running.pid).children(recursive=True)
-    running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert said.strip().splitlines()[-1] == "hpo: stopped before the budget was used; the same command goes on"
-    assert len(workers) == 2
-    assert not any(worker.is_running() for worker in workers)
+    data = {"name": "digits", "images_per_class": 60, "validation_fraction": 0.1}
+    changes = {"budget": 1, "training": {"epochs": 5, "horizontal_flip": False}, "data": data}
+    study = write_study(tmp_path, **changes)
+    unbroken = hpo("run", study, "--storage", "sqlite:///unbroken.db", HPO_ARTIFACTS="elsewhere")
+    assert unbroken.returncode == 0, unbroken.stderr
+    expected = json.loads(hpo("best", "study", "--json", "--storage", "sqlite:///unbroken.db").stdout)
+
+    hpo("submit", study)
+    threads = str(expected["made_by"]["threads"])
+    for trial, sign in enumerate([signal.SIGTERM, signal.SIGKILL]):
+        worker = start(tmp_path, data_root, "worker", "study", "--threads", threads)
+        wait_for(worker, lambda trial=trial: epochs_done(tmp_path).get(trial, 0) > trial)  # type: ignore[misc]
+        time.sleep(0.5)  # into the next epoch, after the checkpoint
+        asked = time.monotonic()
+        worker.send_signal(sign)
+        said, _ = worker.communicate(timeout=10)
+        assert time.monotonic() - asked < 10
+        if sign == signal.SIGTERM:
+            assert worker.returncode == 0, said
+            assert "stopped; a trial that it ran was given back" in said
+        else:
+            assert heartbeats.bury(open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db")), worker_name(worker.pid))
+    finished = hpo("worker", "study", "--threads", threads)
+    assert finished.returncode == 0, finished.stderr
+    resumed = json.loads(hpo("best", "study", "--json").stdout)
+    assert resumed["number"] == 2
+    assert resumed["resumed_after_epoch"] >= 1
+    assert resumed["epochs"] == expected["epochs"]
+    assert resumed["correct"] == expected["correct"]
+    assert list((tmp_path / "hpo-artifacts" / "study").iterdir()) == [], "no checkpoint is left"
+
+
+def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
+    hpo: Hpo, tmp_path: Path, data_root: Path
+) -> None:
+    study = write_study(tmp_path, budget=3, training={"epochs": 6, "horizontal_flip": False})
+    running = start(tmp_path, data_root, "run", study, "--workers", "2")
+    wait_for(running, lambda: len(epochs_done(tmp_path)) == 2)
+    victim, other = psutil.Process(running.pid).children()
+    victim.kill()
+    wait_for(running, lambda: max(epochs_done(tmp_path), default=0) > 1)  # the lost trial was given out at once
+    workers = psutil.Process(running.pid).children()
+    running.kill()
+    said, _ = running.communicate()
+    assert "was killed by SIGKILL; it starts again in 1 s" in said
+    _, alive = psutil.wait_procs([*workers, other], timeout=10)
+    assert not alive
     status = json.loads(hpo("status", "study", "--json").stdout)
-    assert status["running"] == 0
-    assert status["finished"] + status["waiting"] == 2
-    assert hpo("run", study, "--workers", "2").returncode == 0
-    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 2
+    assert status["running"] == 0, "the workers gave their slots back when their supervisor had gone"
+    assert status["finished"] + status["waiting"] == 3
+
+    again = start(tmp_path, data_root, "run", study, "--workers", "2")
+    wait_for(again, lambda: len(epochs_done(tmp_path)) > 0)
+    workers = psutil.Process(again.pid).children()
+    again.send_signal(signal.SIGINT)
+    said, _ = again.communicate(timeout=15)
+    assert again.returncode == 0
+    assert "trials finished; the same command goes on" in said
+    assert not any(worker.is_running() for worker in workers)
+    ended = hpo("run", study, "--workers", "2")
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 3
+
+
+def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo: Hpo, tmp_path: Path) -> None:
+    hpo("submit", write_study(tmp_path, model={"weights": "absent.safetensors"}))
+    result = hpo("launch", "study", "--workers", "2")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (f"hpo: model.weights: {tmp_path}/absent.safetensors does not exist")
+    assert json.loads(hpo("status", "study", "--json").stdout)["waiting"] == 4
 
 
 def test_reading_commands_import_no_torch(hpo: Hpo, tmp_path: Path) -> None:

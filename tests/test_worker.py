@@ -4,12 +4,13 @@ import errno
 import json
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, optuna_storage
+from conftest import make_spec, open_fresh, optuna_storage
 from free_objective import FreeObjective
 from sqlalchemy.exc import OperationalError
 
@@ -268,9 +269,16 @@ def test_a_worker_of_an_incompatible_version_refuses_to_join(engine: sa.Engine) 
     assert budget.count(engine, study.study_id).waiting == 6
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp"])
-def test_two_workers_at_once_never_draw_the_same_trial(engine: sa.Engine, sampler: str) -> None:
-    spec = make_spec(budget=16, sampler={"name": sampler})
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_nothing_is_tried_twice_while_there_is_something_new(tmp_path: Path, sampler: str) -> None:
+    search = {"batch_size": {"choices": [16, 32, 64]}, "frozen_layers": {"low": 0, "high": 2}}
+    spec = make_spec(budget=7, search=search, sampler={"name": sampler})  # of 9 that there are
+    study = run(open_fresh(f"sqlite:///{tmp_path}/hpo.db"), spec)
+    assert len({json.dumps(trial.params) for trial in study.trials}) == 7
+
+
+def test_workers_at_once_never_draw_the_same_trial(engine: sa.Engine) -> None:
+    spec = make_spec(budget=16)
     submit(engine, spec)
     workers = [
         threading.Thread(target=work, args=(engine, ["study"], FreeObjective, f"w{i}", lambda text: None))

@@ -23,6 +23,9 @@ DETAILS = (
     "clean_drop",
     "failure",
     "interruption",
+    "out_of_memory",
+    "continues",
+    "resumed_after_epoch",
 )
 
 
@@ -49,6 +52,9 @@ class TrialResult:
     made_by: dict[str, Any]
     failure: str | None
     interruption: str | None
+    out_of_memory: str | None
+    continues: list[int]
+    resumed_after_epoch: int | None
 
     def as_json(self) -> dict[str, Any]:
         """For --json; times in ISO 8601, UTC."""
@@ -159,6 +165,9 @@ def _result(row: dict[str, Any], details: dict[str, Any]) -> TrialResult:
         made_by=details.get("made_by", {}),
         failure=details.get("failure"),
         interruption=details.get("interruption"),
+        out_of_memory=details.get("out_of_memory"),
+        continues=details.get("continues", []),
+        resumed_after_epoch=details.get("resumed_after_epoch"),
     )
 
 

@@ -12,6 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import FrozenTrial
 
 from hpo.parameters import Params
 from hpo.search.budget import Claim, utc_now
@@ -22,6 +23,7 @@ from hpo.spec import Spec
 INTEGERS = {"batch_size", "frozen_layers"}
 LOGARITHMIC = {"batch_size", "learning_rate"}
 """Numeric choices of these are searched on a logarithmic scale."""
+MOST_REDRAWS = 20
 
 
 class Search:
@@ -36,33 +38,44 @@ class Search:
     def draw(self, claim: Claim) -> tuple[Params, dict[str, BaseDistribution]]:
         """The claimed trial's parameters, and what each was drawn from.
 
-        The sampler is seeded from the study's seed and the trial's number, so that no two workers draw alike; it sees
-        the running trials of others.
+        Each sampler is seeded from the study's seed and the trial's number, so that no two workers draw alike, and
+        sees the running trials of others. What it draws again (all trials train with the same seed, so it would give
+        the same result) is drawn at random instead, as long as there is something new.
         """
-        history = self._history
-        history.current = trial = starting_trial(claim.trial_id, claim.number, utc_now())
+        self._history.current = trial = starting_trial(claim.trial_id, claim.number, utc_now())
         given = given_params(self.spec, claim.slot.fixed_params)
-        distributions = {
+        trial.distributions = {
             name: _distribution(name, self.spec, given.get(name)) for name, _ in self.spec.search.parameters()
         }
-        searched = {name: distributions[name] for name in self.spec.search.searched}
-        drawn: dict[str, Any] = {}
-        if not searched.keys() <= given.keys():
-            study = history.study
-            sampler = _sampler(self.spec, claim.number)
-            drawn = sampler.sample_relative(study, trial, searched)
-            for name, distribution in searched.items():
-                if name not in drawn and name not in given:
-                    drawn[name] = sampler.sample_independent(study, trial, name, distribution)
-        trial.params = {name: given[name] if name in given else drawn[name] for name in distributions}
-        trial.distributions = distributions
-        return dict(trial.params), distributions
+        free = {name: trial.distributions[name] for name in self.spec.search.searched if name not in given}
+        seed = f"{self.spec.seed}/{claim.number}"
+        trial.params = given | self._sampled(free, _sampler(self.spec, self.spec.sampler.name, seed)) if free else given
+        for attempt in range(MOST_REDRAWS):
+            if not free or not self._was_tried(trial.params):
+                break
+            trial.params = given | self._sampled(free, _sampler(self.spec, "random", f"{seed}/{attempt}"))
+        return {name: trial.params[name] for name in trial.distributions}, trial.distributions
+
+    def _sampled(self, free: Mapping[str, BaseDistribution], sampler: optuna.samplers.BaseSampler) -> Params:
+        study, trial = self._history.study, self._current
+        drawn = sampler.sample_relative(study, trial, dict(free))
+        return {
+            name: drawn[name] if name in drawn else sampler.sample_independent(study, trial, name, distribution)
+            for name, distribution in free.items()
+        }
+
+    @property
+    def _current(self) -> FrozenTrial:
+        if self._history.current is None:
+            raise ValueError("no trial was drawn")
+        return self._history.current
+
+    def _was_tried(self, params: Params) -> bool:
+        return any(trial.params == params for trial in self._history.study.get_trials(deepcopy=False))
 
     def judge(self, step: int, score: float) -> tuple[bool, dict[str, float]]:
         """Whether the pruner would end the current trial after this epoch, and its new notes."""
-        trial = self._history.current
-        if trial is None:
-            raise ValueError("no trial was drawn")
+        trial = self._current
         trial.intermediate_values[step] = score
         noted = set(trial.system_attrs)
         pruned = bool(self._pruner.prune(self._history.study, trial))
@@ -92,11 +105,11 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
     return FloatDistribution(low, high, log=logarithmic)
 
 
-def _sampler(spec: Spec, number: int) -> optuna.samplers.BaseSampler:
-    seed = Random(f"{spec.seed}/{number}").getrandbits(32)  # noqa: S311 (not for secrets)
+def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampler:
+    seed = Random(seed_text).getrandbits(32)  # noqa: S311 (not for secrets)
     startup = min(10, max(4, spec.budget // 4))
     inner: optuna.samplers.BaseSampler
-    match spec.sampler.name:
+    match kind:
         case "tpe":
             inner = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
         case "gp":

@@ -71,7 +71,7 @@ def open_engine(url: sa.URL) -> sa.Engine:
             version = connection.scalar(sa.select(alembic_version)) if "alembic_version" in tables else None
     except (SQLAlchemyError, ImportError) as error:
         raise unreachable(url, error) from None
-    if "trials" not in tables:
+    if "trials" not in tables or version is None:
         raise InputError(f"--storage: {masked(url)} holds no studies yet; `hpo submit` puts one there")
     if version != OPTUNA_SCHEMA:
         raise StorageError(
