@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import sqlalchemy as sa
 from free_worker import take_ticket
 
 from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
-from hpo.search import budget
+from hpo.search import budget, heartbeats
 from hpo.search.outages import is_outage
 from hpo.search.storage import create_database, parse_url
 from hpo.search.study import Study, submit
@@ -33,7 +34,9 @@ HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done to a study. outage_secs: how long PostgreSQL is away, `outages` times."""
+    """What is done to a study. outage_secs: how long PostgreSQL is away, `outages` times; real: with the real worker
+    and objective, on digits, and a supervisor that buries the dead.
+    """
 
     budget: int = 200
     workers: int = 6
@@ -45,6 +48,7 @@ class Plan:
     outages: int = 0
     outage_secs: float = 60.0
     pruner: str = "none"
+    real: bool = False
 
 
 def make_spec(plan: Plan, name: str = "faults") -> Spec:
@@ -52,8 +56,9 @@ def make_spec(plan: Plan, name: str = "faults") -> Spec:
         {
             "name": name,
             "budget": plan.budget,
-            "data": {"name": "digits"},
-            "training": {"epochs": plan.epochs},
+            "data": {"name": "digits", "images_per_class": 40},
+            "model": {"weights": "none", "input_size": 32},
+            "training": {"epochs": plan.epochs, "horizontal_flip": False},
             "search": {
                 "batch_size": {"choices": [16, 32, 64]},
                 "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
@@ -103,12 +108,15 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
         "HEARTBEAT_SECS": str(plan.heartbeat_secs),
         "GRACE_SECS": str(plan.grace_secs),
         "KILLS": f"{tickets}:{plan.kills}",
+        "HPO_ARTIFACTS": str(folder / "artifacts"),
     }
-    command = [sys.executable, str(HERE / "free_worker.py"), study.name]
+    program = ["-m", "hpo", "worker", "--supervised"] if plan.real else [str(HERE / "free_worker.py")]
+    command = [sys.executable, *program, study.name]
     said: list[str] = []
     started = time.monotonic()
-    # nobody buries the dead: their trials must be found by their silence
-    fleet = start_fleet(command, plan.workers, folder / "logs", environment, lambda name: True, said.append)
+    # for the free objective nobody buries the dead: their trials must be found by their silence
+    on_death = partial(heartbeats.bury, engine) if plan.real else lambda name: True
+    fleet = start_fleet(command, plan.workers, folder / "logs", environment, on_death, said.append)
     try:
         _inject(fleet, engine, study, plan, tickets, server)
         seconds = time.monotonic() - started
@@ -117,6 +125,8 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     time.sleep(3 * plan.heartbeat_secs)
     found = examine(engine, study, plan)
     logs = "\n".join(worker.log.read_text() for worker in fleet.workers)
+    if plan.real:
+        found["left in the artifact store"] = [path.name for path in (folder / "artifacts").rglob("*.safetensors")]
     found |= {
         "kills": sum("killed by SIGKILL" in line for line in said),
         "at chosen points": logs.count("killed in "),
@@ -178,7 +188,8 @@ def examine(engine: sa.Engine, study: Study, plan: Plan) -> dict[str, Any]:
         tuple(sorted(trial.params.items())) for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")
     )
     wrong += [f"{count} finished trials with {dict(params)}" for params, count in ends.items() if count > 1]
-    return {"states": dict(states), "wrong": wrong}
+    resumed = sum("resumed_after_epoch" in trial.user_attrs for trial in trials)
+    return {"states": dict(states), "wrong": wrong, "resumed from a checkpoint": resumed}
 
 
 def main() -> None:
@@ -189,6 +200,10 @@ def main() -> None:
     parser.add_argument("--outage-secs", type=float, default=60.0)
     parser.add_argument("--budget", type=int, default=200)
     parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--workers", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--pruner", choices=["none", "asha"], default="none")
+    parser.add_argument("--real", action="store_true", help="the real objective, on digits")
     parser.add_argument("--epoch-secs", type=float, default=0.1)
     parser.add_argument("--heartbeat-secs", type=float, default=0.5)
     parser.add_argument("--grace-secs", type=float, default=2.0)

@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -35,22 +36,44 @@ class Artifacts:
         self._store = _open_bucket(scheme, bucket)
         self._prefix = f"{prefix.rstrip('/')}/" if prefix else ""
 
-    def read(self, name: str) -> bytes | None:
-        """None if there is no such artifact."""
+    def check(self) -> None:
+        """Raises InputError if this machine cannot write here."""
+        probe = f"probe-{uuid.uuid4().hex}"
         try:
-            with self._store.open_reader(self._prefix + name) as stream:
+            self.write(probe, b"hpo")
+            self.remove(probe)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"HPO_ARTIFACTS: {self.location} cannot be written: {reason}") from None
+
+    def read(self, name: str) -> bytes | None:
+        """None if there is no such artifact. Raises OSError."""
+        try:
+            with _as_os_error(), self._store.open_reader(self._prefix + name) as stream:
                 return stream.read()
         except ArtifactNotFound:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all."""
-        self._store.write(self._prefix + name, io.BytesIO(content))
+        """Whole or not at all. Raises OSError."""
+        with _as_os_error():
+            self._store.write(self._prefix + name, io.BytesIO(content))
 
     def remove(self, name: str) -> None:
-        """Nothing happens if there is no such artifact."""
-        with contextlib.suppress(ArtifactNotFound):
+        """Nothing happens if there is no such artifact. Raises OSError."""
+        with contextlib.suppress(ArtifactNotFound), _as_os_error():
             self._store.remove(self._prefix + name)
+
+
+@contextlib.contextmanager
+def _as_os_error() -> Iterator[None]:
+    """Buckets have exceptions of their own; all mean that the store could not be reached or refused."""
+    try:
+        yield
+    except (OSError, ArtifactNotFound):
+        raise
+    except Exception as error:
+        raise ConnectionError(str(error)) from error
 
 
 class _FolderStore(FileSystemArtifactStore):

@@ -37,7 +37,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED_EXIT_CODE)
     except Exception as error:
-        _fail_if_database_lost(error)
+        _fail_if_of_database(error)
         raise
     sys.exit(0)
 
@@ -47,12 +47,14 @@ def _fail(message: str, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
-def _fail_if_database_lost(error: Exception) -> None:
-    from hpo.search.outages import first_line, is_outage
+def _fail_if_of_database(error: Exception) -> None:
+    """A server that is gone, a file that was deleted or is full: one line, without SQL."""
+    from sqlalchemy.exc import SQLAlchemyError
 
-    cause = error if is_outage(error) else error.__cause__
-    if cause is not None and is_outage(cause):
-        _fail(f"the database was lost: {first_line(cause)}", StorageError.exit_code)
+    from hpo.search.outages import first_line
+
+    if isinstance(error, SQLAlchemyError):
+        _fail(f"the database failed: {first_line(error)}", StorageError.exit_code)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

@@ -38,6 +38,7 @@ class RobustAccuracy:
     """
 
     def __init__(self, spec: Spec, threads: int | None, artifacts: Artifacts) -> None:
+        artifacts.check()
         self.spec = spec
         self.artifacts = artifacts
         self.compute: Compute = choose_compute(threads)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from sqlalchemy.pool import NullPool
 
-from hpo.search.storage import create_database, parse_url
+from hpo.search.storage import create_database, open_engine, parse_url
 from hpo.spec import Spec
 
 STUDIES = Path(__file__).parent.parent / "studies"
@@ -33,11 +34,11 @@ def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
     server.cleanup()
 
 
-def _fresh_database(server: str) -> str:
+def _fresh_database(server: str, template: str = "template1") -> str:
     name = f"test_{os.getpid()}_{next(_numbers)}"
     engine = sa.create_engine(parse_url(server), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
     engine.dispose()
     return parse_url(server).set(database=name).render_as_string(hide_password=False)
 
@@ -82,9 +83,33 @@ def _close_databases() -> Iterator[None]:
         (opened.engine if isinstance(opened, RDBStorage) else opened).dispose()
 
 
-@pytest.fixture
-def engine(storage_url: str) -> sa.Engine:
-    return open_fresh(storage_url)
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with tables and views, made once and copied for each test."""
+    file = tmp_path_factory.mktemp("template") / "hpo.db"
+    create_database(parse_url(f"sqlite:///{file}")).dispose()
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgresql_server: str) -> str:
+    """The same on the server: its name."""
+    url = parse_url(_fresh_database(postgresql_server))
+    create_database(url).dispose()
+    return str(url.database)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> sa.Engine:
+    """A database with tables and views and no study; each test that uses it runs on both kinds."""
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "hpo.db")
+        url = f"sqlite:///{tmp_path}/hpo.db"
+    else:
+        server = request.getfixturevalue("postgresql_server")
+        url = _fresh_database(server, request.getfixturevalue("postgresql_template"))
+    _opened.append(open_engine(parse_url(url)))
+    return _opened[-1]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,54 @@
+"""The artifact store on a folder: whole files or none, nothing outside it, and clear words when it cannot be used."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hpo.artifacts import Artifacts
+from hpo.errors import InputError
+
+
+def test_what_was_written_is_read_back_until_it_is_removed(tmp_path: Path) -> None:
+    artifacts = Artifacts(str(tmp_path / "store"))
+    assert artifacts.read("study/a") is None
+    for content in (b"one", b"two" * 100_000):
+        artifacts.write("study/a", content)
+        assert artifacts.read("study/a") == content
+    artifacts.remove("study/a")
+    artifacts.remove("study/a")
+    assert artifacts.read("study/a") is None
+    assert list((tmp_path / "store" / "study").iterdir()) == []
+
+
+def test_a_write_that_is_killed_leaves_the_last_one(tmp_path: Path) -> None:
+    artifacts = Artifacts(str(tmp_path))
+    artifacts.write("a", b"whole")
+    code = """
+import os, signal, sys
+from hpo.artifacts import Artifacts
+os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+Artifacts(sys.argv[1]).write("a", b"x" * 1_000_000)
+"""
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
+    assert killed.returncode == -signal.SIGKILL
+    assert artifacts.read("a") == b"whole"
+
+
+def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="Invalid artifact_id"):
+        Artifacts(str(tmp_path / "store")).write("../outside", b"x")
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match=r"HPO_ARTIFACTS: .*/file cannot be written: (Not a directory|File exists)"):
+        Artifacts(str(tmp_path / "file")).check()
+    with pytest.raises(InputError, match="HPO_ARTIFACTS: 'ftp://' is not supported"):
+        Artifacts("ftp://host/folder")
+    Artifacts(str(tmp_path / "new")).check()
+    assert os.listdir(tmp_path / "new") == []
