@@ -142,8 +142,14 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
 def _inject(fleet: Fleet, engine: sa.Engine, study: Study, plan: Plan, tickets: Path, server: Any) -> None:
     """Random kills and outages, spread over the run by how many trials are finished."""
     outages = [plan.budget * (number + 1) // (plan.outages + 1) for number in range(plan.outages)]
+    patience_secs = 60 + plan.outage_secs + 2 * plan.grace_secs
+    most, progressed_at = 0, time.monotonic()
     while tend(fleet):
         finished = _finished(engine, study)
+        if finished > most:
+            most, progressed_at = finished, time.monotonic()
+        if time.monotonic() - progressed_at > patience_secs:
+            return  # a slot was lost: what is missing is said by examine()
         if outages and finished >= outages[0]:
             outages.pop(0)
             server.stop()
