@@ -214,8 +214,8 @@ def stop(study: str, storage: str) -> None:
         said = f"has used its budget of {found.budget}; nothing is left to stop"
     elif stop_study(engine, found, "`hpo stop` was said"):
         said = (
-            f"is stopped; its running trials ({counts['running']}) are given back within "
-            f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s. `hpo resume {study}` lets it go on where they were"
+            f"is stopped; what runs now ({counts['running']}) is given back within "
+            f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s. `hpo resume {study}` lets it go on from there"
         )
     else:
         said = f"was stopped before; `hpo resume {study}` lets it go on"

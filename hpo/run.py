@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -45,8 +45,6 @@ def run_study(spec: Spec, storage: str, workers: int) -> None:
         click.echo(f"study {study.name} {does}: budget {study.budget}, {_counted(workers)}, logs in {logs}/", err=True)
         with _fleet(engine, storage, [study.name], workers, logs) as fleet:
             display.follow(engine, study, partial(tend, fleet))
-    else:
-        click.echo(f"study {study.name} is done: all {study.budget} trials are finished", err=True)
     _print_end(engine, study, storage)
 
 
@@ -59,7 +57,8 @@ def launch(names: Sequence[str], storage: str, workers: int) -> None:
     with _fleet(engine, storage, names, workers, logs) as fleet:
         while tend(fleet):
             time.sleep(TEND_SECS)
-        click.echo("all workers have ended: nothing is left to do", err=True)
+    for study in find_studies(engine, names):
+        _say_how_far(engine, study)
 
 
 @contextmanager
@@ -104,15 +103,21 @@ def _check_inputs(spec: Spec) -> None:
 
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
     """What was found, and whether the budget was used."""
-    say: Callable[[str], None] = partial(click.echo, err=True)
-    study = outlast(lambda: find_studies(engine, [study.name]), say)[0]
+    study = outlast(partial(find_studies, engine, [study.name]), partial(click.echo, err=True))[0]
     display.print_best(display.console(), engine, study, SHOWN)
-    finished = status(engine, study)["finished"]
-    if study.stopped:
-        say(f"study {study.name} is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on")
-    elif finished < study.budget:
-        say(f"stopped with {finished} of {study.budget} trials finished; the same command goes on")
+    _say_how_far(engine, study)
     _print_next(study, storage)
+
+
+def _say_how_far(engine: sa.Engine, study: Study) -> None:
+    finished = status(engine, study)["finished"]
+    if study.stopped and finished < study.budget:
+        how = f"is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on"
+    elif finished < study.budget:
+        how = f"has {finished} of {study.budget} trials finished; the same command goes on"
+    else:
+        how = f"is done: all {study.budget} trials are finished"
+    click.echo(f"study {study.name} {how}", err=True)
 
 
 def _path_of_hpo() -> str:

@@ -255,7 +255,7 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     again.send_signal(signal.SIGINT)
     said, _ = again.communicate(timeout=15)
     assert again.returncode == 0
-    assert "trials finished; the same command goes on" in said
+    assert "of 3 trials finished; the same command goes on" in said
     assert not any(worker.is_running() for worker in workers)
     ended = hpo("run", study, "--workers", "2")
     assert ended.returncode == 0, ended.stderr

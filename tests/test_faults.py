@@ -119,7 +119,7 @@ def test_stop_resume_and_extend_are_obeyed_by_workers_elsewhere(
     workers = [start_worker(study.name, log=tmp_path / "log", EPOCH_SECS="30") for _ in range(2)]
     wait_until(lambda: budget.count(engine, study.study_id).running == 2)
     said = hpo("stop", study.name, HPO_STORAGE=postgresql_url)
-    assert "study faults is stopped; its running trials (2) are given back within 10 s" in said.stderr
+    assert "study faults is stopped; what runs now (2) is given back within 10 s" in said.stderr
     assert [worker.wait(timeout=3) for worker in workers] == [0, 0], "within heartbeats of 0.3 s"
     assert budget.count(engine, study.study_id) == budget.Counts(failed=2, waiting=4)
     assert "study faults is stopped: `hpo stop` was said" in (tmp_path / "log").read_text()
