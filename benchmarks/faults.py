@@ -132,7 +132,8 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
         "at chosen points": logs.count("killed in "),
         "where": dict(collections.Counter(line.split()[2] for line in logs.splitlines() if line.startswith("killed"))),
         "tracebacks": logs.count("Traceback"),
-        "other deaths": [line for line in said if "killed by SIGKILL" not in line],
+        "started in vain while the database was away": sum("with exit code 3" in line for line in said),
+        "other deaths": [line for line in said if "by SIGKILL" not in line and "with exit code 3" not in line],
         "seconds": round(seconds, 1),
     }
     engine.dispose()
@@ -226,7 +227,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     url = fresh_database(server) if server else f"sqlite:///{folder}/hpo.db"
                     found = run_with_faults(url, plan, Path(folder), server)
-                exact += not found["wrong"] and not found["tracebacks"]
+                exact += not (found["wrong"] or found["tracebacks"] or found["other deaths"])
                 print(f"{kind} {repetition}: {found}", flush=True)
     print(f"{exact} of {len(kinds) * repetitions} exact")
     sys.exit(exact != len(kinds) * repetitions)

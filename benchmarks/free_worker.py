@@ -16,6 +16,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from free_objective import FreeObjective
 
+from hpo.errors import HpoError
 from hpo.launch.local import worker_name
 from hpo.search import heartbeats
 from hpo.search.storage import open_engine, parse_url
@@ -69,7 +70,11 @@ def main() -> None:
     stop_with_parent()
     heartbeats.HEARTBEAT_INTERVAL_SECS = float(os.environ.get("HEARTBEAT_SECS", "10"))
     heartbeats.GRACE_PERIOD_SECS = float(os.environ.get("GRACE_SECS", "60"))
-    engine = open_engine(parse_url(os.environ["HPO_STORAGE"]))
+    try:
+        engine = open_engine(parse_url(os.environ["HPO_STORAGE"]))
+    except HpoError as error:  # as `hpo worker` says it
+        print(f"hpo: {error}")
+        sys.exit(error.exit_code)
     if (kills := os.environ.get("KILLS")) and random.random() < 0.5:
         die_at(engine, random.choice(FUNCTIONS), random.randint(1, 16), kills)
     try:

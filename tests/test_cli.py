@@ -94,7 +94,7 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_
 def test_the_best_configuration_run_again_with_the_same_seed_gives_the_same_accuracies(
     hpo: Hpo, tmp_path: Path
 ) -> None:
-    hpo("run", write_study(tmp_path, budget=2))
+    hpo("run", write_study(tmp_path, budget=2, training={"epochs": 1, "horizontal_flip": False}))
     best = json.loads(hpo("best", "study", "--json").stdout)
     (tmp_path / "best.toml").write_text(hpo("best", "study", "--toml").stdout, encoding="utf-8")
     repeated = hpo("run", "best.toml")
@@ -106,7 +106,7 @@ def test_the_best_configuration_run_again_with_the_same_seed_gives_the_same_accu
 def test_a_search_that_starts_from_the_baselines_weights(hpo: Hpo, tmp_path: Path) -> None:
     search = {"initial_weights": "baseline", "learning_rate": {"low": 0.01, "high": 0.03}, "batch_size": 16}
     data = {"name": "digits", "images_per_class": 60, "validation_fraction": 0.1}  # enough for the baseline to learn
-    ran = hpo("run", write_study(tmp_path, budget=3, search=search, data=data), "--workers", "2")
+    ran = hpo("run", write_study(tmp_path, budget=2, search=search, data=data), "--workers", "2")
     assert ran.returncode == 0, ran.stderr
     top = json.loads(hpo("top", "study", "--json").stdout)
     later = [trial for trial in top if not trial["baseline"]]
@@ -198,8 +198,8 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
     hpo: Hpo, tmp_path: Path, data_root: Path
 ) -> None:
-    data = {"name": "digits", "images_per_class": 60, "validation_fraction": 0.1}
-    changes = {"budget": 1, "training": {"epochs": 5, "horizontal_flip": False}, "data": data}
+    data = {"name": "digits", "images_per_class": 40, "validation_fraction": 0.1}
+    changes = {"budget": 1, "training": {"epochs": 4, "horizontal_flip": False}, "data": data}
     study = write_study(tmp_path, **changes)
     unbroken = hpo("run", study, "--storage", "sqlite:///unbroken.db", HPO_ARTIFACTS="elsewhere")
     assert unbroken.returncode == 0, unbroken.stderr
@@ -233,7 +233,7 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
 def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     hpo: Hpo, tmp_path: Path, data_root: Path
 ) -> None:
-    study = write_study(tmp_path, budget=3, training={"epochs": 6, "horizontal_flip": False})
+    study = write_study(tmp_path, budget=2, training={"epochs": 5, "horizontal_flip": False})
     running = start(tmp_path, data_root, "run", study, "--workers", "2")
     wait_for(running, lambda: len(epochs_done(tmp_path)) == 2)
     victim, other = psutil.Process(running.pid).children()
@@ -247,7 +247,7 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     assert not alive
     status = json.loads(hpo("status", "study", "--json").stdout)
     assert status["running"] == 0, "the workers gave their slots back when their supervisor had gone"
-    assert status["finished"] + status["waiting"] == 3
+    assert status["finished"] + status["waiting"] == 2
 
     again = start(tmp_path, data_root, "run", study, "--workers", "2")
     wait_for(again, lambda: len(epochs_done(tmp_path)) > 0)
@@ -255,11 +255,11 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     again.send_signal(signal.SIGINT)
     said, _ = again.communicate(timeout=15)
     assert again.returncode == 0
-    assert "of 3 trials finished; the same command goes on" in said
+    assert "of 2 trials finished; the same command goes on" in said
     assert not any(worker.is_running() for worker in workers)
     ended = hpo("run", study, "--workers", "2")
     assert ended.returncode == 0, ended.stderr
-    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 3
+    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 2
 
 
 def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo: Hpo, tmp_path: Path) -> None:

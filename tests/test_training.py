@@ -99,9 +99,12 @@ def test_a_damaged_checkpoint_is_none(digits: ImageSet) -> None:
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_split() -> None:
-    """In a process that may have so little more memory that PyTorch's own allocator refuses the whole batch."""
+    """In a process that may have so little more memory that PyTorch's own allocator refuses the whole batch.
+
+    How much that is differs a little from run to run, and with too little the process cannot live; hence three tries.
+    """
     code = """
-import resource, torch
+import resource, sys, torch
 from test_training import start
 from hpo.vision.training import _update
 torch.set_num_threads(1)
@@ -109,13 +112,15 @@ training = start(batch_size=512)
 images, labels = torch.rand(512, 3, 32, 32), torch.arange(512) % 10
 _update(start(batch_size=8), images[:8], labels[:8], 0.5)  # what PyTorch sets up once
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + 260 * 2**20,) * 2)
-print(_update(training, images, labels, 0.5).isfinite().item(), training.micro_batch)
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
+print(_update(training, images, labels, 0.5).isfinite().item(), training.micro_batch < 512, training.micro_batch >= 8)
 """
-    ran = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True)
-    finite, micro_batch = ran.stdout.split()
-    assert finite == "True", ran.stderr
-    assert 8 <= int(micro_batch) < 512
+    for free_mib in ("300", "260", "230"):
+        command = [sys.executable, "-c", code, free_mib]
+        ran = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+        if ran.stdout.split() == ["True", "True", "True"]:
+            return
+    pytest.fail(f"no batch was split: {ran.stdout} {ran.stderr}")
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
