@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from faults import HERE, Plan, fresh_database, make_spec, postgresql
 from free_objective import FreeObjective
 
+from hpo.search.measurement import Trial
 from hpo.search.storage import create_database, parse_url
 from hpo.search.study import submit
 from hpo.search.tables import studies, trials
-from hpo.search.worker import Trial
 from hpo.spec import Spec
 
 EPOCHS = 3

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from math import log10
 
 from hpo.parameters import Params
-from hpo.search.worker import Measurement, Trial
+from hpo.search.measurement import Measurement, Trial
 from hpo.spec import Spec
 
 

@@ -19,8 +19,9 @@ from free_objective import FreeObjective
 from hpo.errors import HpoError
 from hpo.launch.local import worker_name
 from hpo.search import heartbeats
+from hpo.search.measurement import Measurement, Trial
 from hpo.search.storage import open_engine, parse_url
-from hpo.search.worker import Measurement, Trial, work
+from hpo.search.worker import work
 from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
 
 FUNCTIONS = ("claim", "record_params", "record_epoch", "finish", "reap", "give_back", "heal", "beat")

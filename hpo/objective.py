@@ -19,7 +19,7 @@ import hpo
 from hpo.artifacts import Artifacts
 from hpo.errors import WeightsError
 from hpo.parameters import Params
-from hpo.search.worker import Measurement, Trial
+from hpo.search.measurement import Measurement, Trial
 from hpo.spec import Spec
 from hpo.vision.augmentation import Augmentation
 from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes, weights_as_bytes, weights_from_bytes

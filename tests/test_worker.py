@@ -2,8 +2,10 @@
 
 import errno
 import json
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from hpo.parameters import Params
 from hpo.search import attributes, budget, failures, heartbeats
 from hpo.search.failures import Decision, decide
 from hpo.search.history import History
+from hpo.search.measurement import Trial
 from hpo.search.outages import is_outage
 from hpo.search.records import TrialLost, finish, record_epoch
 from hpo.search.study import extend, find_studies, resume, submit
 from hpo.search.tables import study_user_attributes, trial_system_attributes, trial_user_attributes, trials
-from hpo.search.worker import Trial, work
+from hpo.search.worker import work
 from hpo.spec import Spec
 
 
@@ -84,6 +87,20 @@ def test_out_of_memory_is_a_finished_bad_trial_that_the_sampler_sees(engine: sa.
     assert all(trial.user_attrs["out_of_memory"] == "64 images do not fit" for trial in bad)
     seen = History(engine, 1, spec.name, constrained=False).study.get_trials(deepcopy=False)
     assert sum(trial.value == 0.0 for trial in seen) == len(bad)
+
+
+def test_a_score_that_is_no_number_is_a_finished_bad_trial(engine: sa.Engine) -> None:
+    class Diverging(FreeObjective):
+        def run(self, trial: Trial) -> Any:
+            for measurement in super().run(trial):
+                yield replace(measurement, score=math.nan) if trial.number == 1 else measurement
+
+    submit(engine, make_spec(budget=3))
+    work(engine, [], Diverging, "worker", lambda text: None)
+    study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    assert states(study) == ["COMPLETE"] * 3
+    assert study.trials[1].value == 0.0
+    assert all(math.isnan(value) for value in study.trials[1].intermediate_values.values())
 
 
 def test_what_passes_is_tried_again_in_the_same_trial(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:

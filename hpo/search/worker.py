@@ -9,10 +9,10 @@ import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import sqlalchemy as sa
 
@@ -21,6 +21,7 @@ from hpo.parameters import Params
 from hpo.search import budget, heartbeats
 from hpo.search.budget import Claim
 from hpo.search.failures import decide
+from hpo.search.measurement import Objective, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.records import TrialLost, finish, record_epoch, record_params
 from hpo.search.study import Study, check_fingerprints, find_studies, stop_if_failing
@@ -34,50 +35,6 @@ IDLE_SECS = 1.0
 WORST_SCORE = 0.0
 PARTING_SECS = 3.0
 """How long a worker that was asked to stop tries to tell the database."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """What an objective measures. number: within the study; continues: numbers of the trials whose checkpoints it may
-    go on from, latest first.
-    """
-
-    number: int
-    params: Params
-    baseline: bool
-    continues: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What an objective yields at each step.
-
-    step: from 1; score: what is maximised; parts: what the score is made of; attributes: kept with the trial if this
-    is its last; resumed: measured before the checkpoint that the trial goes on from.
-    """
-
-    step: int
-    score: float
-    parts: Mapping[str, float]
-    attributes: Mapping[str, Any]
-    resumed: bool = False
-
-
-class Objective(Protocol):
-    """One study's objective, set up once in a worker."""
-
-    fingerprints: Mapping[str, str]
-    """What must be the same for every worker of the study: its images, its weights."""
-
-    def run(self, trial: Trial) -> Iterator[Measurement]:
-        """Measures one configuration, step by step from 1, also those that a checkpoint has already; the caller stops
-        taking when the trial is pruned. Raises MemoryError if the configuration needs more memory than there is.
-        """
-        ...
-
-    def discard(self, trial: Trial) -> None:
-        """Removes the checkpoints of this trial and of those that it continues."""
-        ...
 
 
 LoadObjective = Callable[[Spec], Objective]
@@ -225,7 +182,11 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
         except Exception as error:
             decision = decide(error, attempt)
             if decision.action == "score worst":
-                return _finish_with_worst_score(worker, study, claim.trial_id, trial, error)
+                _finish_with_worst_score(worker, study, claim.trial_id, error)
+                _discard(objective, trial)
+                return f"trial {trial.number} complete with the worst score: out of memory ({error})"
+            if decision.action == "fail":
+                _discard(objective, trial)  # another configuration is tried
             if decision.action != "retry":
                 raise
             worker.say(f"trial {trial.number} goes on in {decision.wait_secs:g} s after: {error!r}")
@@ -250,19 +211,23 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
     if measured is None:
         raise RuntimeError("the objective measured nothing")
     ended = "pruned" if pruned else "complete"
-    end = (ended.upper(), measured.score, measured.attributes, study.spec.objective.max_clean_drop)
+    score = WORST_SCORE if math.isnan(measured.score) else measured.score  # the database holds no NaN as a result
+    end = (ended.upper(), score, measured.attributes, study.spec.objective.max_clean_drop)
     worker.outlast(finish, worker.engine, trial_id, *end)
-    with contextlib.suppress(OSError):  # a leftover file harms nobody
+    _discard(objective, trial)
+    return f"trial {trial.number} {ended} at epoch {measured.step}: score {score:.4f}"
+
+
+def _discard(objective: Objective, trial: Trial) -> None:
+    """A file that is left over harms nobody."""
+    with contextlib.suppress(OSError):
         objective.discard(trial)
-    return f"trial {trial.number} {ended} at epoch {measured.step}: score {measured.score:.4f}"
 
 
-def _finish_with_worst_score(worker: Worker, study: Study, trial_id: int, trial: Trial, error: Exception) -> str:
+def _finish_with_worst_score(worker: Worker, study: Study, trial_id: int, error: Exception) -> None:
     """So that the sampler learns where memory ends: failed trials it would not see."""
-    attributes = {"out_of_memory": str(error)}
-    most = study.spec.objective.max_clean_drop
-    worker.outlast(finish, worker.engine, trial_id, "COMPLETE", WORST_SCORE, attributes, most)
-    return f"trial {trial.number} complete with the worst score: out of memory ({error})"
+    end = ("COMPLETE", WORST_SCORE, {"out_of_memory": str(error)}, study.spec.objective.max_clean_drop)
+    worker.outlast(finish, worker.engine, trial_id, *end)
 
 
 def _listed(params: Params) -> str:

@@ -1,0 +1,51 @@
+"""What a worker asks of an objective: measurements of one configuration, step by step, and checkpoints between them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hpo.parameters import Params
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an objective measures. number: within the study; continues: numbers of the trials whose checkpoints it may
+    go on from, latest first.
+    """
+
+    number: int
+    params: Params
+    baseline: bool
+    continues: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What an objective yields at each step.
+
+    step: from 1; score: what is maximised; parts: what the score is made of; attributes: kept with the trial if this
+    is its last; resumed: measured before the checkpoint that the trial goes on from.
+    """
+
+    step: int
+    score: float
+    parts: Mapping[str, float]
+    attributes: Mapping[str, Any]
+    resumed: bool = False
+
+
+class Objective(Protocol):
+    """One study's objective, set up once in a worker."""
+
+    fingerprints: Mapping[str, str]
+    """What must be the same for every worker of the study: its images, its weights."""
+
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        """Measures one configuration, step by step from 1, also those that a checkpoint has already; the caller stops
+        taking when the trial is pruned. Raises MemoryError if the configuration needs more memory than there is.
+        """
+        ...
+
+    def discard(self, trial: Trial) -> None:
+        """Removes the checkpoints of this trial and of those that it continues."""
+        ...
