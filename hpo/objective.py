@@ -95,8 +95,9 @@ class RobustAccuracy:
         header = {"identity": json.dumps(self._identity(trial)), "measured": json.dumps(kept)}
         content = checkpoint_as_bytes(training.tensors(), header)
         self.artifacts.write(self._checkpoint_name(trial.number), content)
-        for number in set(trial.continues) - {trial.number}:  # the last one only
-            self.artifacts.remove(self._checkpoint_name(number))
+        if all(m.resumed for m in measured[:-1]):  # the first of its own takes the place of those before it
+            for number in set(trial.continues) - {trial.number}:
+                self.artifacts.remove(self._checkpoint_name(number))
 
     def _resume(self, training: Training, trial: Trial) -> list[Measurement]:
         """Restores the latest checkpoint of the trials that this one continues; what had been measured until then."""

@@ -17,8 +17,8 @@ from hpo import display
 from hpo.errors import StudyError
 from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.search import heartbeats
+from hpo.search.budget import count
 from hpo.search.outages import outlast
-from hpo.search.queries import status
 from hpo.search.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
 from hpo.search.study import Study, find_studies, submit
 from hpo.spec import Spec
@@ -39,7 +39,7 @@ def run_study(spec: Spec, storage: str, workers: int) -> None:
     if study.stopped:
         raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
     heartbeats.reap(engine, study.study_id)
-    if status(engine, study)["finished"] < study.budget:
+    if count(engine, study.study_id).finished < study.budget:
         does = "submitted" if new else "goes on"
         logs = LOGS / study.spec.folder_name
         click.echo(f"study {study.name} {does}: budget {study.budget}, {_counted(workers)}, logs in {logs}/", err=True)
@@ -110,7 +110,7 @@ def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
 
 
 def _say_how_far(engine: sa.Engine, study: Study) -> None:
-    finished = status(engine, study)["finished"]
+    finished = count(engine, study.study_id).finished
     if study.stopped and finished < study.budget:
         how = f"is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on"
     elif finished < study.budget:

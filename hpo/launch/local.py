@@ -11,15 +11,16 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import InputError, StorageError, WorkerError
 
 STOP_SECS = 10.0
 RESTART_SECS = (1, 2, 5, 10)
-"""Waits before a worker is started again, by how often in a row it died without having taken a trial."""
-MOST_VAIN_STARTS = 4
+"""Waits before a worker is started again, by how often in a row it died without having taken a trial; then it is
+given up.
+"""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 OnDeath = Callable[[str], bool]
@@ -60,7 +61,6 @@ class Fleet:
     workers: list[LocalWorker]
     on_death: OnDeath
     say: Say
-    ended: list[LocalWorker] = field(default_factory=list)
 
 
 def worker_name(pid: int) -> str:
@@ -117,18 +117,12 @@ def tend(fleet: Fleet) -> bool:
     Raises InputError if a worker refuses to work as it was told, WorkerError if one dies again and again.
     """
     for worker in fleet.workers:
-        if worker in fleet.ended:
-            continue
         if worker.process is None:
             if time.monotonic() >= worker.restart_at:
                 _start(fleet, worker)
-            continue
-        code = worker.process.poll()
-        if code == 0:
-            fleet.ended.append(worker)
-        elif code is not None:
+        elif code := worker.process.poll():
             _plan_restart(fleet, worker, code)
-    return len(fleet.ended) < len(fleet.workers)
+    return any(worker.process is None or worker.process.returncode is None for worker in fleet.workers)
 
 
 def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
@@ -143,11 +137,11 @@ def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
         worker.vain_starts = 0
     elif code != StorageError.exit_code:  # a database that is away is no fault of the worker's
         worker.vain_starts += 1
-    if worker.vain_starts >= MOST_VAIN_STARTS:
+    if worker.vain_starts == len(RESTART_SECS):
         raise WorkerError(
             f"worker {worker.number} cannot start: {worker.vain_starts} times in a row it {how} (its log: {worker.log})"
         )
-    wait = RESTART_SECS[min(worker.vain_starts, len(RESTART_SECS) - 1)]
+    wait = RESTART_SECS[worker.vain_starts]
     _forget(worker)
     worker.restart_at = time.monotonic() + wait
     fleet.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")

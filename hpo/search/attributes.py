@@ -1,7 +1,7 @@
 """Attributes of studies and trials, and parameters of trials: JSON text and numbers in Optuna's tables."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -25,8 +25,13 @@ def read_study(connection: sa.Connection, study_id: int, key: str) -> Any:
 
 def write(connection: sa.Connection, table: sa.Table, owner_id: int, values: Mapping[str, Any]) -> None:
     """Sets attributes of a trial or study, each new or in place of an older value."""
+    write_all(connection, table, [(owner_id, key, value) for key, value in values.items()])
+
+
+def write_all(connection: sa.Connection, table: sa.Table, values: Sequence[tuple[int, str, Any]]) -> None:
+    """The same for many trials or studies: (trial_id or study_id, key, value)."""
     owner = "study_id" if "study_id" in table.c else "trial_id"
-    rows = [{owner: owner_id, "key": key, "value_json": json.dumps(value)} for key, value in values.items()]
+    rows = [{owner: owner_id, "key": key, "value_json": json.dumps(value)} for owner_id, key, value in values]
     upsert(connection, table, rows, (owner, "key"))
 
 

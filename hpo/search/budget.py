@@ -78,22 +78,17 @@ def add_slots(connection: sa.Connection, study_id: int, slots: Sequence[Slot]) -
         .where(trials.c.study_id == study_id, trials.c.number >= first)
         .order_by(trials.c.number)
     ).scalars()
-    system, user = [], []
+    system: list[tuple[int, str, Any]] = []
+    user: list[tuple[int, str, Any]] = []
     for trial_id, slot in zip(inserted, slots, strict=True):
         if slot.fixed_params:
-            system.append(_attribute(trial_id, "fixed_params", dict(slot.fixed_params)))
+            system.append((trial_id, "fixed_params", dict(slot.fixed_params)))
         if slot.baseline:
-            user.append(_attribute(trial_id, "baseline", True))
+            user.append((trial_id, "baseline", True))
         if slot.continues:
-            user.append(_attribute(trial_id, "continues", list(slot.continues)))
-    if system:
-        connection.execute(trial_system_attributes.insert(), system)
-    if user:
-        connection.execute(trial_user_attributes.insert(), user)
-
-
-def _attribute(trial_id: int, key: str, value: Any) -> dict[str, Any]:
-    return {"trial_id": trial_id, "key": key, "value_json": json.dumps(value)}
+            user.append((trial_id, "continues", list(slot.continues)))
+    attributes.write_all(connection, trial_system_attributes, system)
+    attributes.write_all(connection, trial_user_attributes, user)
 
 
 def lock_study(connection: sa.Connection, study_id: int) -> None:
@@ -117,7 +112,7 @@ def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = 
         .limit(1)
     )
     if baseline_alone:
-        waiting = waiting.where(_is_baseline() | _baseline_is_complete(study_id))
+        waiting = waiting.where(is_baseline() | baseline_is_complete(study_id))
     if engine.dialect.name == "postgresql":
         waiting = waiting.with_for_update(skip_locked=True, of=trials)
     with writing(engine) as connection:
@@ -130,7 +125,7 @@ def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = 
         if row is None:
             return None
         connection.execute(trial_heartbeats.insert().values(trial_id=row.trial_id, heartbeat=database_now(connection)))
-        connection.execute(trial_user_attributes.insert(), [_attribute(row.trial_id, "worker", worker)])
+        attributes.write(connection, trial_user_attributes, row.trial_id, {"worker": worker})
         return Claim(row.trial_id, row.number, _read_slot(connection, row.trial_id))
 
 
@@ -144,13 +139,15 @@ def _read_slot(connection: sa.Connection, trial_id: int) -> Slot:
     return Slot(found.get("fixed_params", {}), "baseline" in found, tuple(found.get("continues", ())))
 
 
-def _is_baseline() -> sa.ColumnElement[bool]:
+def is_baseline() -> sa.ColumnElement[bool]:
+    """Whether a row of `trials` is the baseline."""
     return sa.exists().where(
         trial_user_attributes.c.trial_id == trials.c.trial_id, trial_user_attributes.c.key == "baseline"
     )
 
 
-def _baseline_is_complete(study_id: int) -> sa.ColumnElement[bool]:
+def baseline_is_complete(study_id: int) -> sa.ColumnElement[bool]:
+    """Whether the study's baseline is complete."""
     other = trials.alias()
     return sa.exists().where(
         other.c.study_id == study_id,
@@ -180,7 +177,7 @@ def give_back(engine: sa.Engine, trial_id: int, why: Literal["failure", "interru
         if text == LOST and _died_repeatedly(connection, row.study_id, trial_id, slot.continues):
             why = "failure"
             text = f"{DEATHS_BORNE} workers in a row died in the same epoch of this configuration (out of memory?)"
-        connection.execute(trial_user_attributes.insert(), [_attribute(trial_id, why, text)])
+        attributes.write(connection, trial_user_attributes, trial_id, {why: text})
         if why == "interruption" and (params := read_params(connection, trial_id)):
             again = Slot(params, slot.baseline, (row.number, *slot.continues))
         elif why == "failure":
@@ -230,23 +227,22 @@ def utc_now() -> datetime:
 
 def heal(engine: sa.Engine, study_id: int) -> None:
     """Restores the budget after what hpo did not do: trials failed, added or deleted by other tools."""
-    if _missing(engine, study_id) == 0:
-        return
+    with engine.connect() as connection:
+        if count_missing(connection, study_id) == 0:
+            return
     with writing(engine) as connection:
         lock_study(connection, study_id)
-        missing = _missing(connection, study_id)
+        missing = count_missing(connection, study_id)
         if missing > 0:
             add_slots(connection, study_id, [Slot()] * missing)
         elif missing < 0:
             _withdraw(connection, study_id, -missing)
 
 
-def _missing(source: sa.Engine | sa.Connection, study_id: int) -> int:
-    if isinstance(source, sa.Engine):
-        with source.connect() as connection:
-            return _missing(connection, study_id)
-    counts = count_in(source, study_id)
-    budget: int = attributes.read_study(source, study_id, BUDGET_KEY)
+def count_missing(connection: sa.Connection, study_id: int) -> int:
+    """How many slots the budget lacks; below 0 if there are too many."""
+    counts = count_in(connection, study_id)
+    budget: int = attributes.read_study(connection, study_id, BUDGET_KEY)
     return budget - counts.finished - counts.running - counts.waiting
 
 
@@ -263,9 +259,8 @@ def _withdraw(connection: sa.Connection, study_id: int, most: int) -> None:
     withdrawn = connection.execute(last).scalars().all()
     ended = {"state": "FAIL", "datetime_complete": utc_now()}
     connection.execute(trials.update().where(trials.c.trial_id.in_(withdrawn)).values(ended))
-    texts = [_attribute(trial_id, "interruption", "more slots than the budget") for trial_id in withdrawn]
-    if texts:
-        connection.execute(trial_user_attributes.insert(), texts)
+    texts = [(trial_id, "interruption", "more slots than the budget") for trial_id in withdrawn]
+    attributes.write_all(connection, trial_user_attributes, texts)
 
 
 _FIELD_OF_STATE = {

@@ -19,12 +19,12 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.search.budget import baseline_is_complete
 from hpo.search.tables import (
     CONSTRAINT_KEY,
     trial_intermediate_values,
     trial_params,
     trial_system_attributes,
-    trial_user_attributes,
     trial_values,
     trials,
 )
@@ -90,13 +90,7 @@ class History(InMemoryStorage):
         """Trials that ended before the baseline get their constraint when it ends: then all are read again, once."""
         if self._constraints_read:
             return
-        marker = trial_user_attributes.alias()
-        query = (
-            sa.select(trials.c.trial_id)
-            .join(marker, (marker.c.trial_id == trials.c.trial_id) & (marker.c.key == "baseline"))
-            .where(trials.c.study_id == self._id, trials.c.state == "COMPLETE")
-        )
-        if connection.scalar(query) is not None:
+        if connection.scalar(sa.select(baseline_is_complete(self._id))):
             self._constraints_read = True
             self._finished.clear()
             self._all_below_are_final = 0

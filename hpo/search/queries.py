@@ -9,8 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpo.parameters import SearchSpec
-from hpo.search.budget import Counts, count
-from hpo.search.study import Study
+from hpo.search.budget import count_in
+from hpo.search.study import Study, latest_failures
 from hpo.search.tables import studies, trial_results, trial_user_attributes, trials
 
 FAILURES_SHOWN = 5
@@ -96,29 +96,17 @@ def trials_in(engine: sa.Engine, study: str, states: Sequence[str]) -> list[Tria
 
 def status(engine: sa.Engine, study: Study) -> dict[str, Any]:
     """What `hpo status --json` prints: counts, why the study is stopped (or None), and its latest failures."""
-    counts: Counts = count(engine, study.study_id)
+    with engine.connect() as connection:
+        counts = count_in(connection, study.study_id)
+        failures = latest_failures(connection, study, FAILURES_SHOWN)
     return {
         "study": study.name,
         "budget": study.budget,
         "finished": counts.finished,
         **asdict(counts),
         "stopped": study.stopped,
-        "failures": _latest_failures(engine, study),
+        "failures": [{"number": number, "traceback": text} for number, text in reversed(failures)],
     }
-
-
-def _latest_failures(engine: sa.Engine, study: Study) -> list[dict[str, Any]]:
-    a = trial_user_attributes.c
-    query = (
-        sa.select(trials.c.number, a.value_json)
-        .join(trial_user_attributes, a.trial_id == trials.c.trial_id)
-        .where(trials.c.study_id == study.study_id, a.key == "failure")
-        .order_by(trials.c.number.desc())
-        .limit(FAILURES_SHOWN)
-    )
-    with engine.connect() as connection:
-        rows = connection.execute(query).all()
-    return [{"number": number, "traceback": json.loads(text)} for number, text in reversed(rows)]
 
 
 def _read(engine: sa.Engine, query: sa.Select[Any]) -> list[TrialResult]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from hpo.search import attributes
-from hpo.search.budget import lock_study, utc_now
+from hpo.search.budget import is_baseline, lock_study, utc_now
 from hpo.search.storage import writing
 from hpo.search.tables import (
     CONSTRAINT_KEY,
@@ -120,16 +120,15 @@ def _record_constraints(connection: sa.Connection, study_id: int, max_clean_drop
     second sees the other. The drop is a user attribute too, since optuna-dashboard 0.21 does not show constraints.
     """
     lock_study(connection, study_id)
-    clean, marker = trial_user_attributes.alias(), trial_user_attributes.alias()
-    is_baseline = sa.exists().where(marker.c.trial_id == trials.c.trial_id, marker.c.key == "baseline")
+    clean = trial_user_attributes.alias()
     is_known = sa.exists().where(
         trial_system_attributes.c.trial_id == trials.c.trial_id, trial_system_attributes.c.key == CONSTRAINT_KEY
     )
     scored = (
-        sa.select(trials.c.trial_id, clean.c.value_json, is_baseline.label("baseline"), is_known.label("known"))
+        sa.select(trials.c.trial_id, clean.c.value_json, is_baseline().label("baseline"), is_known.label("known"))
         .join(clean, clean.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", clean.c.key == "clean_accuracy")
-        .where(is_baseline | ~is_known)
+        .where(is_baseline() | ~is_known)
     )
     rows = connection.execute(scored).all()
     baseline = next((float(json.loads(row.value_json)) for row in rows if row.baseline), None)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
+from hpo.search.outages import first_line
 from hpo.search.tables import OPTUNA_SCHEMA, alembic_version, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
@@ -170,8 +171,7 @@ def _secrets(url: sa.URL) -> dict[str, str]:
 
 def unreachable(url: sa.URL, error: Exception) -> HpoError:
     """One line for a database that cannot be opened, without its password."""
-    cause = getattr(error, "orig", None) or error.__cause__ or error
-    reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
+    reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
     for secret in (url.password, *_secrets(url).values()):
         reason = reason.replace(str(secret), "***") if secret else reason
     return StorageError(f"--storage: {masked(url)} cannot be opened: {reason}")

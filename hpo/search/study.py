@@ -13,7 +13,7 @@ from hpo import PROTOCOL, __version__
 from hpo.errors import StudyError, nearest
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY
-from hpo.search.budget import Slot, add_slots, count_in, lock_study
+from hpo.search.budget import Slot, add_slots, count_missing, lock_study
 from hpo.search.storage import writing
 from hpo.search.tables import (
     studies,
@@ -185,12 +185,10 @@ def extend(engine: sa.Engine, study: Study, budget: int) -> int:
         before = int(attributes.read_study(connection, study.study_id, BUDGET_KEY))
         if budget < before:
             raise StudyError(f"study '{study.name}' has a budget of {before}; --budget must be more, not {budget}")
-        counts = count_in(connection, study.study_id)
-        added = budget - counts.finished - counts.running - counts.waiting
         attributes.write(connection, study_user_attributes, study.study_id, {BUDGET_KEY: budget})
-        if added > 0:
+        if (missing := count_missing(connection, study.study_id)) > 0:
             slots = _slots(study.spec.model_copy(update={"budget": budget}))
-            add_slots(connection, study.study_id, slots[-added:])
+            add_slots(connection, study.study_id, slots[-missing:])
     return budget - before
 
 
@@ -211,7 +209,7 @@ def resume(engine: sa.Engine, study: Study) -> bool:
     """Lets a stopped study go on; the failures so far no longer count. False if it was not stopped."""
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
-        forgiven = {FORGIVEN_KEY: len(_failures(connection, study))}
+        forgiven = {FORGIVEN_KEY: _count_failures(connection, study)}
         attributes.write(connection, study_user_attributes, study.study_id, forgiven)
         removed = connection.execute(
             study_user_attributes.delete().where(
@@ -225,26 +223,35 @@ def stop_if_failing(engine: sa.Engine, study: Study) -> None:
     """Stops a study of which more trials have failed than its spec bears, and keeps the reason."""
     with engine.connect() as connection:
         forgiven = attributes.read_study(connection, study.study_id, FORGIVEN_KEY) or 0
-        failures = _failures(connection, study)
-    if len(failures) - forgiven > max(FAILURES_ALWAYS_BORNE, study.spec.max_failed_share * study.budget):
-        number, text = failures[-1]
-        last_line = json.loads(text).strip().splitlines()[-1]
-        reason = (
-            f"{len(failures) - forgiven} trials failed, more than max_failed_share = "
-            f"{study.spec.max_failed_share:g} of the budget allows; the last, trial {number}: {last_line}"
-        )
-        stop(engine, study, reason, failing=True)
-
-
-def _failures(connection: sa.Connection, study: Study) -> Sequence[Any]:
-    failure = trial_user_attributes
-    query = (
-        sa.select(trials.c.number, failure.c.value_json)
-        .join(failure, failure.c.trial_id == trials.c.trial_id)
-        .where(trials.c.study_id == study.study_id, failure.c.key == "failure")
-        .order_by(trials.c.number)
+        failed = _count_failures(connection, study) - forgiven
+        if failed <= max(FAILURES_ALWAYS_BORNE, study.spec.max_failed_share * study.budget):
+            return
+        ((number, text),) = latest_failures(connection, study, most=1)
+    reason = (
+        f"{failed} trials failed, more than max_failed_share = {study.spec.max_failed_share:g} of the budget "
+        f"allows; the last, trial {number}: {text.strip().splitlines()[-1]}"
     )
-    return connection.execute(query).all()
+    stop(engine, study, reason, failing=True)
+
+
+def _count_failures(connection: sa.Connection, study: Study) -> int:
+    return int(connection.scalar(_failures(study, sa.func.count())) or 0)
+
+
+def latest_failures(connection: sa.Connection, study: Study, most: int) -> list[tuple[int, str]]:
+    """(trial number, what was kept of the failure), the latest first."""
+    query = _failures(study, trials.c.number, trial_user_attributes.c.value_json)
+    rows = connection.execute(query.order_by(trials.c.number.desc()).limit(most))
+    return [(number, json.loads(text)) for number, text in rows]
+
+
+def _failures(study: Study, *columns: Any) -> sa.Select[Any]:
+    failure = trial_user_attributes.c
+    return (
+        sa.select(*columns)
+        .select_from(trials.join(trial_user_attributes, failure.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == study.study_id, failure.key == "failure")
+    )
 
 
 def check_fingerprints(engine: sa.Engine, study: Study, fingerprints: Mapping[str, str]) -> None:
