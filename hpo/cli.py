@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from hpo import __version__
+from hpo.cli_options import json_option, spec_arguments, storage_option, studies_argument, workers_option
 from hpo.errors import HpoError, StorageError
 from hpo.stopping import INTERRUPTED_EXIT_CODE
 
@@ -67,42 +68,10 @@ def cli() -> None:
     """
 
 
-def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option(
-        "--storage",
-        envvar="HPO_STORAGE",
-        default="sqlite:///hpo.db",
-        show_default=True,
-        metavar="URL",
-        help="The database: sqlite:///file.db or postgresql://user:password@host/database. Also HPO_STORAGE.",
-    )(command)
-
-
-def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
-
-
-def spec_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
-    overrides = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Override a key, such as training.epochs=3.",
-    )
-    return click.argument("study_file", type=click.Path(path_type=Path))(overrides(command))
-
-
 @cli.command()
 @spec_arguments
 @storage_option
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 1024),
-    default=1,
-    show_default=True,
-    help="Worker processes on this machine.",
-)
+@workers_option
 def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int) -> None:
     """Submit a study, work on it here, print the best.
 
@@ -137,7 +106,7 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 
 
 @cli.command()
-@click.argument("studies", nargs=-1, metavar="[STUDY …]")
+@studies_argument
 @storage_option
 @click.option(
     "--threads",
@@ -170,21 +139,19 @@ def worker(studies: Sequence[str], storage: str, threads: int | None, forever: b
 
 
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
-    location = os.environ.get("HPO_ARTIFACTS", "hpo-artifacts")
-
     def load(spec: "Spec") -> Any:
-        from hpo.artifacts import Artifacts
+        from hpo.artifacts import DEFAULT_LOCATION, Artifacts
         from hpo.objective import RobustAccuracy
 
-        return RobustAccuracy(spec, threads, Artifacts(location))
+        return RobustAccuracy(spec, threads, Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION)))
 
     return load
 
 
 @cli.command()
-@click.argument("studies", nargs=-1, metavar="[STUDY …]")
+@studies_argument
 @storage_option
-@click.option("--workers", type=click.IntRange(1, 1024), default=1, show_default=True, help="Worker processes.")
+@workers_option
 def launch(studies: Sequence[str], storage: str, workers: int) -> None:
     """Keep workers at work on submitted studies.
 
@@ -205,16 +172,16 @@ def stop(study: str, storage: str) -> None:
     `hpo resume` lets it go on.
     """
     from hpo.search import heartbeats
-    from hpo.search.queries import status as status_of
+    from hpo.search.budget import count
     from hpo.search.study import stop as stop_study
 
     engine, found = _open_study(study, storage)
-    counts = status_of(engine, found)
-    if counts["finished"] >= found.budget:
+    counts = count(engine, found.study_id)
+    if counts.finished >= found.budget:
         said = f"has used its budget of {found.budget}; nothing is left to stop"
     elif stop_study(engine, found, "`hpo stop` was said"):
         said = (
-            f"is stopped; what runs now ({counts['running']}) is given back within "
+            f"is stopped; what runs now ({counts.running}) is given back within "
             f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s. `hpo resume {study}` lets it go on from there"
         )
     else:
@@ -249,7 +216,7 @@ def extend(study: str, budget: int, storage: str) -> None:
 
 
 @cli.command()
-@click.argument("studies", nargs=-1, metavar="[STUDY …]")
+@studies_argument
 @storage_option
 @json_option
 def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
@@ -284,13 +251,14 @@ def best(study: str, storage: str, as_json: bool, as_toml: bool) -> None:
     """The best configuration of a study, beside its baseline."""
     from hpo import display
     from hpo.search.queries import best_trials
+    from hpo.spec import trial_as_toml
 
     engine, found = _open_study(study, storage)
     results = best_trials(engine, study, 1)
     if not results:
         raise HpoError(f"study '{study}' has no complete trial yet; `hpo status {study}` shows how far it is")
     if as_toml:
-        click.echo(_toml(found, results[0].number, results[0].params), nl=False)
+        click.echo(trial_as_toml(found.spec, results[0].number, results[0].params), nl=False)
     elif as_json:
         click.echo(json.dumps(results[0].as_json(), indent=2))
     else:
@@ -320,19 +288,3 @@ def _open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
 
     engine = open_engine(parse_url(storage))
     return engine, find_studies(engine, [name])[0]
-
-
-def _toml(study: "Study", number: int, params: dict[str, Any]) -> str:
-    """The study's file with the parameters of one trial fixed."""
-    import tomli_w
-
-    document = study.spec.model_dump(exclude_none=True)
-    changes = {
-        "name": f"{study.name}-trial-{number}",
-        "budget": 2,
-        "search": params,
-        "sampler": {"name": "random"},
-    }
-    return f"# Trial {number} of study {study.name}, and the baseline to compare it with.\n" + tomli_w.dumps(
-        document | changes
-    )

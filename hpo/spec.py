@@ -235,6 +235,20 @@ def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute().resolve())
 
 
+def trial_as_toml(spec: Spec, number: int, params: Mapping[str, Any]) -> str:
+    """A study file with the parameters of one trial fixed, which `hpo run` takes."""
+    import tomli_w
+
+    changes = {
+        "name": f"{spec.name}-trial-{number}",
+        "budget": 2,
+        "search": dict(params),
+        "sampler": {"name": "random"},
+    }
+    document = tomli_w.dumps(spec.model_dump(exclude_none=True) | changes)
+    return f"# Trial {number} of study {spec.name}, and the baseline to compare it with.\n{document}"
+
+
 def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"training.epochs": 3, ...} of a nested dictionary; lists stay whole."""
     flat: dict[str, Any] = {}
