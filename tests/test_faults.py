@@ -15,7 +15,8 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from conftest import optuna_storage
-from faults import HERE, Plan, examine, fresh_database, make_spec, postgresql, run_with_faults
+from faults import HERE, Plan, examine, make_spec, run_with_faults
+from postgresql_servers import fresh_database, postgresql
 
 from hpo.search import budget
 from hpo.search.storage import create_database, parse_url
@@ -71,7 +72,7 @@ def test_workers_killed_at_random_and_at_chosen_points_finish_exactly_the_budget
 def test_a_server_that_is_stopped_and_started_again_loses_nothing(tmp_path: Path) -> None:
     plan = Plan(budget=16, workers=3, kills=3, outages=1, outage_secs=3, heartbeat_secs=0.3, grace_secs=1.5)
     with postgresql() as server:
-        found = run_with_faults(fresh_database(server), plan, tmp_path, server)
+        found = run_with_faults(fresh_database(server.get_uri()), plan, tmp_path, server)
     assert found["wrong"] == []
     assert found["tracebacks"] == 0
     assert found["other deaths"] == []
@@ -139,7 +140,7 @@ def test_stop_resume_and_extend_are_obeyed_by_workers_elsewhere(
 
 def test_sigterm_ends_a_worker_while_the_database_is_away(tmp_path: Path) -> None:
     with postgresql() as server:
-        url = fresh_database(server)
+        url = fresh_database(server.get_uri())
         engine = create_database(parse_url(url))
         study, _ = submit(engine, make_spec(Plan(budget=2)))
         environment = os.environ | {"HPO_STORAGE": url} | QUICK | {"EPOCH_SECS": "30"}

@@ -2,34 +2,20 @@
 
 import collections
 import threading
-from collections.abc import Callable
-from math import log10
-from pathlib import Path
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, open_fresh, optuna_storage
+from conftest import make_spec, open_fresh, optuna_storage, run
 from free_objective import FreeObjective
-from hypothesis import given
-from hypothesis import strategies as st
 
 from hpo.errors import StudyError, WorkerError
 from hpo.parameters import Params
 from hpo.search import budget, heartbeats, queries
-from hpo.search.ordered_choices import to_choice
 from hpo.search.storage import masked, parse_url
 from hpo.search.study import Study, check_fingerprints, find_studies, submit
 from hpo.search.tables import trials
 from hpo.search.worker import work
-from hpo.spec import Spec
-
-
-def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
-    """Submits and works until the end; the study as Optuna loads it in another process, with nothing cached."""
-    submit(engine, spec)
-    work(engine, [spec.name], lambda given: FreeObjective(given, fault), "worker", lambda text: None)
-    return optuna.load_study(study_name=spec.name, storage=optuna_storage(engine.url))
 
 
 def test_the_budget_is_used_exactly_and_the_baseline_comes_first(engine: sa.Engine) -> None:
@@ -78,36 +64,6 @@ def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_bas
     assert [trial.feasible for trial in shown] == sorted((trial.feasible for trial in shown), reverse=True)
     least = complete[-1].user_attrs["clean_accuracy"] - 0.02
     assert feasible == {t.number for t in complete if t.user_attrs["clean_accuracy"] >= least}
-
-
-@pytest.mark.parametrize(
-    ("sampler", "pruner"), [("tpe", "asha"), ("tpe", "hyperband"), ("gp", "median"), ("gp", "asha"), ("random", "none")]
-)
-def test_every_sampler_and_pruner_finishes_the_budget(tmp_path: Path, sampler: str, pruner: str) -> None:
-    engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
-    study = run(engine, make_spec(budget=7, sampler={"name": sampler}, pruner={"name": pruner}))
-    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
-    assert len(study.trials) == 7
-    assert {trial.params["batch_size"] for trial in study.trials} <= {16, 32, 64}
-    assert len({trial.params["learning_rate"] for trial in study.trials}) == 7
-
-
-def test_the_grid_covers_every_point_once(engine: sa.Engine) -> None:
-    search = {"batch_size": {"choices": [16, 32]}, "learning_rate": {"choices": [0.01, 0.1]}, "frozen_layers": 3}
-    study = run(engine, make_spec(budget=5, search=search, sampler={"name": "grid"}))
-    points = [(trial.params["batch_size"], trial.params["learning_rate"]) for trial in study.trials[1:]]
-    assert sorted(points) == [(16, 0.01), (16, 0.1), (32, 0.01), (32, 0.1)]
-    assert {trial.params["frozen_layers"] for trial in study.trials} == {3}
-
-
-def test_the_files_defaults_are_tried_right_after_the_baseline(engine: sa.Engine) -> None:
-    search = {
-        "augmentation_strength": {"low": 0.0, "high": 1.0, "default": 0.7},
-        "learning_rate": {"low": 0.01, "high": 1},
-    }
-    study = run(engine, make_spec(budget=3, search=search))
-    assert [trial.params["augmentation_strength"] for trial in study.trials[:2]] == [0.0, 0.7]
-    assert study.trials[0].params["learning_rate"] == study.trials[1].params["learning_rate"] == 0.02
 
 
 @pytest.mark.parametrize("value", ["baseline", {"choices": ["pretrained", "baseline"]}])
@@ -263,36 +219,6 @@ def test_workers_take_all_open_studies(engine: sa.Engine) -> None:
         "first": 3,
         "second": 3,
     }
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_trials_are_reproducible_and_no_two_alike(tmp_path: Path, sampler: str) -> None:
-    drawn = []
-    for number in range(2):
-        engine = open_fresh(f"sqlite:///{tmp_path}/{number}.db")
-        study = run(engine, make_spec(sampler={"name": sampler}))
-        drawn.append([trial.params for trial in study.trials])
-    assert drawn[0] == drawn[1]
-    assert len({tuple(params.items()) for params in drawn[0]}) == len(drawn[0])
-
-
-@given(
-    st.lists(st.integers(1, 2000), min_size=2, max_size=8, unique=True),
-    st.booleans(),
-    st.floats(0, 1),
-)
-def test_whatever_is_drawn_becomes_a_choice_and_a_choice_stays(choices: list[int], logarithmic: bool, u: float) -> None:
-    value = min(choices) + u * (max(choices) - min(choices))
-    assert to_choice(value, choices, logarithmic) in choices
-    for choice in choices:
-        assert to_choice(choice, choices, logarithmic) == choice
-
-
-def test_evenly_spaced_choices_are_drawn_equally_often() -> None:
-    low, high = log10(32), log10(512)
-    draws = [10 ** (low + (high - low) * (i + 0.5) / 1000) for i in range(1000)]
-    counted = collections.Counter(to_choice(draw, [32, 64, 128, 256, 512], logarithmic=True) for draw in draws)
-    assert all(count == pytest.approx(200, abs=2) for count in counted.values())
 
 
 def test_a_password_is_never_shown() -> None:

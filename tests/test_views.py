@@ -7,10 +7,12 @@ import random
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import optuna_storage
+from conftest import open_fresh, optuna_storage
 from optuna.storages._rdb import models
 
+from hpo.errors import InputError
 from hpo.search import tables
+from hpo.search.storage import open_engine
 
 
 def test_our_tables_are_a_part_of_optunas() -> None:
@@ -99,3 +101,13 @@ def test_optunas_own_tools_go_on_working(engine: sa.Engine) -> None:
     assert backend.get_current_version() == backend.get_head_version()
     backend.upgrade()
     assert len(optuna.load_study(study_name="s", storage=backend).trials) == 3
+
+
+def test_a_database_without_the_views_is_not_ready_until_they_are_made(engine: sa.Engine) -> None:
+    with engine.begin() as connection:
+        connection.exec_driver_sql("DROP VIEW best_configs")
+        connection.exec_driver_sql("DROP VIEW trial_results")
+    with pytest.raises(InputError, match="holds no studies yet"):
+        open_engine(engine.url)
+    open_fresh(engine.url)
+    open_engine(engine.url).dispose()

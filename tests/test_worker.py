@@ -1,18 +1,14 @@
 """What the worker does when things go wrong in a trial, and what a slot carries from one trial to the next."""
 
 import errno
-import json
 import math
-import threading
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, open_fresh, optuna_storage
+from conftest import give_parameter, make_spec, optuna_storage, run, states
 from free_objective import FreeObjective
 from sqlalchemy.exc import OperationalError
 
@@ -27,18 +23,6 @@ from hpo.search.records import TrialLost, finish, record_epoch
 from hpo.search.study import extend, find_studies, resume, submit
 from hpo.search.tables import study_user_attributes, trial_system_attributes, trial_user_attributes, trials
 from hpo.search.worker import work
-from hpo.spec import Spec
-
-
-def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
-    """Submits and works until the end; the study as Optuna loads it, with nothing cached."""
-    submit(engine, spec)
-    work(engine, [spec.name], lambda given: FreeObjective(given, fault), "worker", lambda text: None)
-    return optuna.load_study(study_name=spec.name, storage=optuna_storage(engine.url))
-
-
-def states(study: optuna.Study) -> list[str]:
-    return [trial.state.name for trial in study.trials]
 
 
 def caused(cause: Exception) -> Exception:
@@ -185,15 +169,6 @@ def test_a_configuration_in_which_workers_die_again_and_again_counts_as_failed(e
     assert "continues" not in optuna_study.trials[-1].user_attrs
 
 
-def give_parameter(engine: sa.Engine, trial_id: int) -> None:
-    """Gives a claimed trial a parameter, as if it had started."""
-    from optuna.distributions import IntDistribution
-
-    from hpo.search.records import record_params
-
-    record_params(engine, trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
-
-
 def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
     claim = budget.claim(engine, study.study_id, "w")
@@ -284,68 +259,6 @@ def test_a_worker_of_an_incompatible_version_refuses_to_join(engine: sa.Engine) 
         work(engine, ["study"], FreeObjective, "worker", lambda text: None)
     work(engine, [], FreeObjective, "worker", lambda text: None)  # of all studies: this one is left out
     assert budget.count(engine, study.study_id).waiting == 6
-
-
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
-def test_nothing_is_tried_twice_while_there_is_something_new(tmp_path: Path, sampler: str) -> None:
-    search = {"batch_size": {"choices": [16, 32, 64]}, "frozen_layers": {"low": 0, "high": 2}}
-    spec = make_spec(budget=7, search=search, sampler={"name": sampler})  # of 9 that there are
-    study = run(open_fresh(f"sqlite:///{tmp_path}/hpo.db"), spec)
-    assert len({json.dumps(trial.params) for trial in study.trials}) == 7
-
-
-def test_workers_at_once_never_draw_the_same_trial(engine: sa.Engine) -> None:
-    spec = make_spec(budget=16)
-    submit(engine, spec)
-    workers = [
-        threading.Thread(target=work, args=(engine, ["study"], FreeObjective, f"w{i}", lambda text: None))
-        for i in range(3)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
-    assert states(study) == ["COMPLETE"] * 16
-    assert len({json.dumps(trial.params) for trial in study.trials}) == 16
-
-
-def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> None:
-    objective = {
-        "clean": 0.5,
-        "max_clean_drop": 0.01,
-        "perturbations": [{"name": "gaussian-noise", "sigma": 0.1, "weight": 0.5}],
-    }
-    spec = make_spec(budget=12, objective=objective, pruner={"name": "asha"}, training={"epochs": 9})
-    history = History(engine, 1, spec.name, constrained=True)
-    study, _ = submit(engine, spec)
-    first = budget.claim(engine, study.study_id, "elsewhere")  # the baseline ends last
-    assert first is not None
-    threading.Timer(1.0, lambda: budget.give_back(engine, first.trial_id, "interruption", "later")).start()
-    worker = threading.Thread(target=work, args=(engine, ["study"], FreeObjective, "w", lambda text: None))
-    worker.start()
-    while worker.is_alive():
-        history.study.get_trials()
-        worker.join(0.05)
-    expected = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials
-    seen = history.study.get_trials()
-    assert [trial.number for trial in seen] == [trial.number for trial in expected if trial.state.name != "FAIL"]
-    for trial in seen:
-        other = expected[trial.number]
-        assert (trial.params, trial.distributions) == (other.params, other.distributions)
-        assert (trial.values, trial.intermediate_values) == (other.values, other.intermediate_values)
-        assert (trial.state, trial.constraints) == (other.state, other.constraints)
-        rungs = {key: value for key, value in other.system_attrs.items() if key.startswith("completed_rung")}
-        assert {key: value for key, value in trial.system_attrs.items() if key in rungs} == rungs
-
-
-def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> None:
-    study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.study_id, "elsewhere")
-    assert claim is not None
-    give_parameter(engine, claim.trial_id)
-    (pending,) = History(engine, study.study_id, "study", constrained=False).study.get_trials()
-    assert (pending.state.name, pending.params) == ("RUNNING", {"batch_size": 16})
 
 
 @pytest.mark.parametrize(("sqlstate", "outage"), [(None, True), ("57P01", True), ("40P01", True), ("42P01", False)])

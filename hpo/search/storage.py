@@ -15,7 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
 from hpo.search.outages import first_line
-from hpo.search.tables import OPTUNA_SCHEMA, alembic_version, view_statements
+from hpo.search.tables import OPTUNA_SCHEMA, alembic_version, trial_results, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
@@ -67,19 +67,30 @@ def open_engine(url: sa.URL) -> sa.Engine:
         raise InputError(f"--storage: {masked(url)} does not exist yet; `hpo run` or `hpo submit` makes it")
     engine = _engine(url)
     try:
+        _check(url, engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _check(url: sa.URL, engine: sa.Engine) -> None:
+    """Refuses what cannot be reached, what is not finished yet, and the tables of another version of Optuna."""
+    try:
         with engine.connect() as connection:
-            tables = sa.inspect(connection).get_table_names()
+            inspector = sa.inspect(connection)
+            tables = inspector.get_table_names()
+            complete = "trials" in tables and inspector.has_table(trial_results.name)  # the views are made last
             version = connection.scalar(sa.select(alembic_version)) if "alembic_version" in tables else None
     except (SQLAlchemyError, ImportError) as error:
         raise unreachable(url, error) from None
-    if "trials" not in tables or version is None:
+    if not complete or version is None:
         raise InputError(f"--storage: {masked(url)} holds no studies yet; `hpo submit` puts one there")
     if version != OPTUNA_SCHEMA:
         raise StorageError(
             f"--storage: {masked(url)} has Optuna's tables in version {version}, not {OPTUNA_SCHEMA}; "
             "`optuna storage upgrade` brings older ones up to date, newer ones need a newer hpo"
         )
-    return engine
 
 
 def create_database(url: sa.URL) -> sa.Engine:

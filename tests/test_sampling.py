@@ -1,0 +1,143 @@
+"""What trials try: samplers, grids and choices, never the same twice; and what samplers are shown."""
+
+import collections
+import json
+import threading
+from math import log10
+from pathlib import Path
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from conftest import give_parameter, make_spec, open_fresh, optuna_storage, run, states
+from free_objective import FreeObjective
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.search import budget
+from hpo.search.history import History
+from hpo.search.ordered_choices import to_choice
+from hpo.search.study import submit
+from hpo.search.worker import work
+
+
+@pytest.mark.parametrize(
+    ("sampler", "pruner"), [("tpe", "asha"), ("tpe", "hyperband"), ("gp", "median"), ("gp", "asha"), ("random", "none")]
+)
+def test_every_sampler_and_pruner_finishes_the_budget(tmp_path: Path, sampler: str, pruner: str) -> None:
+    engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
+    study = run(engine, make_spec(budget=7, sampler={"name": sampler}, pruner={"name": pruner}))
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+    assert len(study.trials) == 7
+    assert {trial.params["batch_size"] for trial in study.trials} <= {16, 32, 64}
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == 7
+
+
+def test_the_grid_covers_every_point_once(engine: sa.Engine) -> None:
+    search = {"batch_size": {"choices": [16, 32]}, "learning_rate": {"choices": [0.01, 0.1]}, "frozen_layers": 3}
+    study = run(engine, make_spec(budget=5, search=search, sampler={"name": "grid"}))
+    points = [(trial.params["batch_size"], trial.params["learning_rate"]) for trial in study.trials[1:]]
+    assert sorted(points) == [(16, 0.01), (16, 0.1), (32, 0.01), (32, 0.1)]
+    assert {trial.params["frozen_layers"] for trial in study.trials} == {3}
+
+
+def test_the_files_defaults_are_tried_right_after_the_baseline(engine: sa.Engine) -> None:
+    search = {
+        "augmentation_strength": {"low": 0.0, "high": 1.0, "default": 0.7},
+        "learning_rate": {"low": 0.01, "high": 1},
+    }
+    study = run(engine, make_spec(budget=3, search=search))
+    assert [trial.params["augmentation_strength"] for trial in study.trials[:2]] == [0.0, 0.7]
+    assert study.trials[0].params["learning_rate"] == study.trials[1].params["learning_rate"] == 0.02
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_trials_are_reproducible_and_no_two_alike(tmp_path: Path, sampler: str) -> None:
+    drawn = []
+    for number in range(2):
+        engine = open_fresh(f"sqlite:///{tmp_path}/{number}.db")
+        study = run(engine, make_spec(sampler={"name": sampler}))
+        drawn.append([trial.params for trial in study.trials])
+    assert drawn[0] == drawn[1]
+    assert len({tuple(params.items()) for params in drawn[0]}) == len(drawn[0])
+
+
+@given(
+    st.lists(st.integers(1, 2000), min_size=2, max_size=8, unique=True),
+    st.booleans(),
+    st.floats(0, 1),
+)
+def test_whatever_is_drawn_becomes_a_choice_and_a_choice_stays(choices: list[int], logarithmic: bool, u: float) -> None:
+    value = min(choices) + u * (max(choices) - min(choices))
+    assert to_choice(value, choices, logarithmic) in choices
+    for choice in choices:
+        assert to_choice(choice, choices, logarithmic) == choice
+
+
+def test_evenly_spaced_choices_are_drawn_equally_often() -> None:
+    low, high = log10(32), log10(512)
+    draws = [10 ** (low + (high - low) * (i + 0.5) / 1000) for i in range(1000)]
+    counted = collections.Counter(to_choice(draw, [32, 64, 128, 256, 512], logarithmic=True) for draw in draws)
+    assert all(count == pytest.approx(200, abs=2) for count in counted.values())
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_nothing_is_tried_twice_while_there_is_something_new(tmp_path: Path, sampler: str) -> None:
+    search = {"batch_size": {"choices": [16, 32, 64]}, "frozen_layers": {"low": 0, "high": 2}}
+    spec = make_spec(budget=7, search=search, sampler={"name": sampler})  # of 9 that there are
+    study = run(open_fresh(f"sqlite:///{tmp_path}/hpo.db"), spec)
+    assert len({json.dumps(trial.params) for trial in study.trials}) == 7
+
+
+def test_workers_at_once_never_draw_the_same_trial(engine: sa.Engine) -> None:
+    spec = make_spec(budget=16)
+    submit(engine, spec)
+    workers = [
+        threading.Thread(target=work, args=(engine, ["study"], FreeObjective, f"w{i}", lambda text: None))
+        for i in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    assert states(study) == ["COMPLETE"] * 16
+    assert len({json.dumps(trial.params) for trial in study.trials}) == 16
+
+
+def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> None:
+    objective = {
+        "clean": 0.5,
+        "max_clean_drop": 0.01,
+        "perturbations": [{"name": "gaussian-noise", "sigma": 0.1, "weight": 0.5}],
+    }
+    spec = make_spec(budget=12, objective=objective, pruner={"name": "asha"}, training={"epochs": 9})
+    history = History(engine, 1, spec.name, constrained=True)
+    study, _ = submit(engine, spec)
+    first = budget.claim(engine, study.study_id, "elsewhere")  # the baseline ends last
+    assert first is not None
+    threading.Timer(1.0, lambda: budget.give_back(engine, first.trial_id, "interruption", "later")).start()
+    worker = threading.Thread(target=work, args=(engine, ["study"], FreeObjective, "w", lambda text: None))
+    worker.start()
+    while worker.is_alive():
+        history.study.get_trials()
+        worker.join(0.05)
+    expected = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials
+    seen = history.study.get_trials()
+    assert [trial.number for trial in seen] == [trial.number for trial in expected if trial.state.name != "FAIL"]
+    for trial in seen:
+        other = expected[trial.number]
+        assert (trial.params, trial.distributions) == (other.params, other.distributions)
+        assert (trial.values, trial.intermediate_values) == (other.values, other.intermediate_values)
+        assert (trial.state, trial.constraints) == (other.state, other.constraints)
+        rungs = {key: value for key, value in other.system_attrs.items() if key.startswith("completed_rung")}
+        assert {key: value for key, value in trial.system_attrs.items() if key in rungs} == rungs
+
+
+def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
+    claim = budget.claim(engine, study.study_id, "elsewhere")
+    assert claim is not None
+    give_parameter(engine, claim.trial_id)
+    (pending,) = History(engine, study.study_id, "study", constrained=False).study.get_trials()
+    assert (pending.state.name, pending.params) == ("RUNNING", {"batch_size": 16})
