@@ -116,6 +116,7 @@ class PixelRecolor(PerturbationSpec):
 
 
 Perturbation = Annotated[GaussianNoise | PixelRecolor, Field(discriminator="name")]
+PERTURBATION_NAMES = ("gaussian-noise", "pixel-recolor")
 
 
 class ObjectiveSpec(Section):

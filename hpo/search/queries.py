@@ -1,7 +1,8 @@
 """Reads the database with SQL: best configurations, counts, trials as they end. Starts without Optuna."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -10,10 +11,13 @@ import sqlalchemy as sa
 
 from hpo.parameters import SearchSpec
 from hpo.search.budget import count_in
+from hpo.search.filters import parse_sort, parse_where
 from hpo.search.study import Study, latest_failures
-from hpo.search.tables import studies, trial_results, trial_user_attributes, trials
+from hpo.search.tables import studies, trial_user_attributes, trials
+from hpo.search.views import trial_results
 
 FAILURES_SHOWN = 5
+CHUNK = 500  # numbers in one statement
 DETAILS = (
     "perturbed_accuracy",
     "correct",
@@ -65,33 +69,87 @@ class TrialResult:
         return record
 
 
-def best_trials(engine: sa.Engine, study: str, most: int) -> list[TrialResult]:
-    """The complete trials with the highest scores: feasible ones first, then the least infeasible; ties to the
-    earlier one.
+def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort: str = "score") -> list[TrialResult]:
+    """The complete trials with the highest scores (or other values, as `--sort` says): feasible ones first, then the
+    least infeasible; ties to the earlier one. A `where` that names the state looks at all trials.
+
+    Raises InputError if `where` or `sort` cannot be read.
     """
     t = trial_results
+    condition, fields = parse_where(where) if where else (sa.true(), set[str]())
+    name, ascending = parse_sort(sort)
     infeasible_by = sa.case((t.c.feasible == 1, 0), else_=-t.c.clean_accuracy)
     query = (
-        sa.select(t)
-        .where(t.c.study == study, t.c.state == "COMPLETE", t.c.score.is_not(None))
-        .order_by(t.c.feasible.desc(), infeasible_by, t.c.score.desc(), t.c.number)
+        sa.select(t.c.number)
+        .where(t.c.study == study, condition)
+        .order_by(t.c.feasible.desc(), infeasible_by, _nulls_last(t.c[name], ascending), t.c.number)
         .limit(most)
     )
-    return _read(engine, query)
+    if "state" not in fields:
+        query = query.where(t.c.state == "COMPLETE", t.c.score.is_not(None))
+    return _read(engine, study, query)
+
+
+def _nulls_last(column: sa.ColumnElement[Any], ascending: bool) -> sa.ColumnElement[Any]:
+    """SQLite and PostgreSQL sort what is missing to different ends."""
+    return (column.asc() if ascending else column.desc()).nulls_last()
 
 
 def baseline_trial(engine: sa.Engine, study: str) -> TrialResult | None:
     """The study's baseline if it is complete."""
     t = trial_results
-    found = _read(engine, sa.select(t).where(t.c.study == study, t.c.baseline == 1, t.c.state == "COMPLETE"))
+    query = sa.select(t.c.number).where(t.c.study == study, t.c.baseline == 1, t.c.state == "COMPLETE")
+    found = _read(engine, study, query)
     return found[0] if found else None
 
 
-def trials_in(engine: sa.Engine, study: str, states: Sequence[str]) -> list[TrialResult]:
-    """The trials in these states, in the order in which they ended."""
+def trials_in(engine: sa.Engine, study: str, states: Sequence[str], but: Collection[int] = ()) -> list[TrialResult]:
+    """The trials in these states, in the order in which they ended; but: numbers to leave out."""
+    query = (
+        sa.select(trials.c.number)
+        .join(studies, studies.c.study_id == trials.c.study_id)
+        .where(studies.c.study_name == study, trials.c.state.in_(states))
+        .order_by(_nulls_last(trials.c.datetime_complete, ascending=True), trials.c.number)
+    )
+    return _read(engine, study, query, but)
+
+
+def pareto_front(engine: sa.Engine, study: str) -> list[TrialResult]:
+    """The complete trials that no other beats in both clean and perturbed accuracy, by descending clean accuracy."""
     t = trial_results
-    query = sa.select(t).where(t.c.study == study, t.c.state.in_(states)).order_by(t.c.finished_at, t.c.number)
-    return _read(engine, query)
+    query = (
+        sa.select(t.c.number, t.c.clean_accuracy, t.c.perturbed_accuracy)
+        .where(t.c.study == study, t.c.state == "COMPLETE")
+        .where(t.c.clean_accuracy.is_not(None), t.c.perturbed_accuracy.is_not(None))
+        .order_by(t.c.clean_accuracy.desc(), t.c.perturbed_accuracy.desc(), t.c.number)
+    )
+    with engine.connect() as connection:
+        points = connection.execute(query).all()
+    front, highest = [], -math.inf
+    for number, _, perturbed in points:
+        if perturbed > highest:
+            highest = perturbed
+            front.append(number)
+    return _read_numbers(engine, study, front)
+
+
+def improvements(engine: sa.Engine, study: str) -> list[TrialResult]:
+    """The feasible complete trials that were better than all before them, in the order in which they ended."""
+    t = trial_results
+    feasible = (
+        sa.select(t.c.number, t.c.score, t.c.finished_at)
+        .where(t.c.study == study, t.c.state == "COMPLETE", t.c.feasible == 1, t.c.score.is_not(None))
+        .subquery()
+    )
+    order = (feasible.c.finished_at, feasible.c.number)
+    before = sa.func.max(feasible.c.score).over(order_by=order, rows=(None, -1))
+    ranked = sa.select(feasible, before.label("before")).subquery()
+    query = (
+        sa.select(ranked.c.number)
+        .where(sa.or_(ranked.c.before.is_(None), ranked.c.score > ranked.c.before))
+        .order_by(ranked.c.finished_at, ranked.c.number)
+    )
+    return _read(engine, study, query)
 
 
 def status(engine: sa.Engine, study: Study) -> dict[str, Any]:
@@ -109,26 +167,37 @@ def status(engine: sa.Engine, study: Study) -> dict[str, Any]:
     }
 
 
-def _read(engine: sa.Engine, query: sa.Select[Any]) -> list[TrialResult]:
+def _read(engine: sa.Engine, study: str, numbers: sa.Select[Any], but: Collection[int] = ()) -> list[TrialResult]:
+    """The trials that a query finds by number, in its order: whatever else is known of them is read for these alone."""
     with engine.connect() as connection:
-        rows = [dict(row) for row in connection.execute(query).mappings()]
-        details = _details(connection, rows)
-    return [_result(row, details.get((row["study"], row["number"]), {})) for row in rows]
+        found = [number for number in connection.execute(numbers).scalars() if number not in but]
+    return _read_numbers(engine, study, found)
 
 
-def _details(connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int], dict[str, Any]]:
-    """The attributes that are not in the views, by (study, trial number)."""
+def _read_numbers(engine: sa.Engine, study: str, numbers: Sequence[int]) -> list[TrialResult]:
+    found: dict[int, TrialResult] = {}
+    with engine.connect() as connection:
+        for start in range(0, len(numbers), CHUNK):
+            chunk = numbers[start : start + CHUNK]
+            query = sa.select(trial_results).where(trial_results.c.study == study, trial_results.c.number.in_(chunk))
+            rows = [dict(row) for row in connection.execute(query).mappings()]
+            details = _details(connection, study, chunk)
+            found |= {row["number"]: _result(row, details.get(row["number"], {})) for row in rows}
+    return [found[number] for number in numbers if number in found]  # some were deleted meanwhile
+
+
+def _details(connection: sa.Connection, study: str, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The attributes that are not in the views, by trial number."""
     a = trial_user_attributes
     query = (
-        sa.select(studies.c.study_name, trials.c.number, a.c.key, a.c.value_json)
+        sa.select(trials.c.number, a.c.key, a.c.value_json)
         .join(trials, trials.c.trial_id == a.c.trial_id)
         .join(studies, studies.c.study_id == trials.c.study_id)
-        .where(a.c.key.in_(DETAILS), studies.c.study_name.in_({row["study"] for row in rows}))
-        .where(trials.c.number.in_([row["number"] for row in rows]))
+        .where(a.c.key.in_(DETAILS), studies.c.study_name == study, trials.c.number.in_(numbers))
     )
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for study, number, key, value_json in connection.execute(query) if rows else ():
-        found.setdefault((study, number), {})[key] = json.loads(value_json)
+    found: dict[int, dict[str, Any]] = {}
+    for number, key, value_json in connection.execute(query):
+        found.setdefault(number, {})[key] = json.loads(value_json)
     return found
 
 
@@ -148,8 +217,8 @@ def _result(row: dict[str, Any], details: dict[str, Any]) -> TrialResult:
         epochs=details.get("epochs", []),
         clean_drop=details.get("clean_drop"),
         worker=row["worker"],
-        started_at=_time(row["started_at"]),
-        finished_at=_time(row["finished_at"]),
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
         made_by=details.get("made_by", {}),
         failure=details.get("failure"),
         interruption=details.get("interruption"),
@@ -162,8 +231,3 @@ def _result(row: dict[str, Any], details: dict[str, Any]) -> TrialResult:
 def _in_order(params: dict[str, Any]) -> dict[str, Any]:
     """As in a study file; SQL gives them in an order of its own."""
     return {name: params[name] for name in [*SearchSpec.model_fields, *sorted(params)] if name in params}
-
-
-def _time(value: Any) -> datetime | None:
-    """SQLite's view gives text where PostgreSQL's gives a timestamp; both are UTC without saying so."""
-    return datetime.fromisoformat(value) if isinstance(value, str) else value

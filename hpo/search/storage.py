@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
 from hpo.search.outages import first_line
-from hpo.search.tables import OPTUNA_SCHEMA, alembic_version, trial_results, view_statements
+from hpo.search.tables import OPTUNA_SCHEMA, alembic_version
+from hpo.search.views import VIEWS_VERSION, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
@@ -75,22 +77,50 @@ def open_engine(url: sa.URL) -> sa.Engine:
 
 
 def _check(url: sa.URL, engine: sa.Engine) -> None:
-    """Refuses what cannot be reached, what is not finished yet, and the tables of another version of Optuna."""
+    """Refuses what cannot be reached, what is not finished yet, and the tables of another version of Optuna; brings
+    the views of an older hpo up to date.
+    """
     try:
         with engine.connect() as connection:
-            inspector = sa.inspect(connection)
-            tables = inspector.get_table_names()
-            complete = "trials" in tables and inspector.has_table(trial_results.name)  # the views are made last
+            tables = sa.inspect(connection).get_table_names()
             version = connection.scalar(sa.select(alembic_version)) if "alembic_version" in tables else None
+            views = _views_version(connection)
     except (SQLAlchemyError, ImportError) as error:
         raise unreachable(url, error) from None
-    if not complete or version is None:
+    if "trials" not in tables or version is None or views is None:
         raise InputError(f"--storage: {masked(url)} holds no studies yet; `hpo submit` puts one there")
     if version != OPTUNA_SCHEMA:
         raise StorageError(
             f"--storage: {masked(url)} has Optuna's tables in version {version}, not {OPTUNA_SCHEMA}; "
             "`optuna storage upgrade` brings older ones up to date, newer ones need a newer hpo"
         )
+    if views < VIEWS_VERSION:
+        try:
+            _make_views(engine)
+        except SQLAlchemyError:
+            raise StorageError(
+                f"--storage: {masked(url)} has the views of an older hpo, and this user may not replace them; "
+                "any command of one who may, such as `hpo status`, brings them up to date"
+            ) from None
+
+
+def _views_version(connection: sa.Connection) -> int | None:
+    """None if there are no views yet: they are made last."""
+    if connection.dialect.name == "sqlite":
+        text = connection.scalar(sa.text("SELECT sql FROM sqlite_master WHERE name = 'trial_results'"))
+    else:
+        query = "SELECT coalesce(obj_description(v, 'pg_class'), '') FROM to_regclass('trial_results') v WHERE v <> 0"
+        text = connection.scalar(sa.text(query))
+    if text is None:
+        return None
+    found = re.search(r"hpo views (\d+)", text)
+    return int(found[1]) if found else 1
+
+
+def _make_views(engine: sa.Engine) -> None:
+    with writing(engine) as connection:
+        for statement in view_statements(engine.dialect.name):
+            connection.execute(sa.text(statement))
 
 
 def create_database(url: sa.URL) -> sa.Engine:
@@ -130,9 +160,10 @@ def _create_tables(url: sa.URL) -> None:
     if engine.dialect.name == "sqlite":
         with engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-    with writing(engine) as connection:
-        for statement in view_statements(engine.dialect.name):
-            connection.exec_driver_sql(statement)
+    with engine.connect() as connection:
+        views = _views_version(connection)
+    if views is None or views < VIEWS_VERSION:
+        _make_views(engine)
     engine.dispose()
 
 

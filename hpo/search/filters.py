@@ -1,0 +1,194 @@
+"""What `--where` may say of trials: fields, values, comparisons, and/or/not/in/is; never SQL.
+
+Python's own parser reads the text, with SQL's spellings allowed too; only the few kinds of nodes that are named here
+become an expression of SQLAlchemy, whose values are bound, never pasted.
+"""
+
+import ast
+import io
+import operator
+import tokenize
+import warnings
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+from hpo.errors import InputError, nearest
+from hpo.search.tables import TRIAL_STATES
+from hpo.search.views import KINDS, trial_results
+
+FIELDS = tuple(name for name in KINDS if name not in ("study", "params"))
+MOST_CHARACTERS = 1000
+EXAMPLE = "batch_size >= 128 and clean_accuracy > 0.6"
+
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
+_WORDS = {"and", "or", "not", "in", "is"}
+_VALUES = {"null": None, "none": None, "true": True, "false": False}
+
+
+class _FilterError(ValueError):
+    """The message says what is not allowed, and what is."""
+
+
+def parse_where(text: str) -> tuple[sa.ColumnElement[bool], set[str]]:
+    """A condition on `trial_results`, and the fields that it names. Raises InputError."""
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"--where: longer than {MOST_CHARACTERS} characters")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # such as `1 is 1`
+            tree = ast.parse(_in_python(text), mode="eval").body
+        return _condition(tree), {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & set(FIELDS)
+    except _FilterError as error:
+        raise InputError(f"--where: {error}") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
+        raise InputError(f"--where: {_quoted(text)} cannot be read; write for example: {EXAMPLE}") from None
+
+
+def parse_sort(text: str) -> tuple[str, bool]:
+    """`field` or `field:asc`: (field, whether ascending). Raises InputError."""
+    name, _, direction = text.partition(":")
+    if direction not in ("", "asc", "desc"):
+        raise InputError(f"--sort: {_quoted(direction)} is no direction; allowed: asc, desc")
+    if name not in FIELDS:
+        raise InputError(f"--sort: {_unknown(name)}")
+    return name, direction == "asc"
+
+
+def _in_python(text: str) -> str:
+    """SQL's spellings (=, <>, AND, NULL) as Python's."""
+    tokens: list[tuple[int, str]] = []
+    for kind, word, *_ in tokenize.generate_tokens(io.StringIO(" ".join(text.split("\n"))).readline):
+        if word == ">" and tokens[-1:] == [(tokenize.OP, "<")]:
+            tokens[-1] = (kind, "!=")
+        elif word == "=":
+            tokens.append((kind, "=="))
+        elif kind == tokenize.NAME and word.lower() in _WORDS:
+            tokens.append((kind, word.lower()))
+        elif kind == tokenize.NAME and word.lower() in _VALUES:
+            tokens.append((kind, str(_VALUES[word.lower()])))
+        else:
+            tokens.append((kind, word))
+    return tokenize.untokenize(tokens).strip()
+
+
+def _condition(node: ast.expr) -> sa.ColumnElement[bool]:
+    match node:
+        case ast.BoolOp(op=ast.And()):
+            return sa.and_(*map(_condition, node.values))
+        case ast.BoolOp(op=ast.Or()):
+            return sa.or_(*map(_condition, node.values))
+        case ast.UnaryOp(op=ast.Not()):
+            return sa.not_(_condition(node.operand))
+        case ast.Compare():
+            operands = [node.left, *node.comparators]
+            pairs = zip(operands, node.ops, operands[1:], strict=False)
+            return sa.and_(*(_comparison(left, op, right) for left, op, right in pairs))
+        case ast.Name() if KINDS.get(node.id) == "flag":
+            return _field(node.id) == 1
+        case ast.Name():
+            raise _FilterError(f"{_field(node.id).name} must be compared with something, as in: {EXAMPLE}")
+    raise _FilterError(f"{_quoted(ast.unparse(node))} is not a comparison; write for example: {EXAMPLE}")
+
+
+def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> sa.ColumnElement[bool]:
+    if not isinstance(left, ast.Name) and isinstance(right, ast.Name) and type(op) in _COMPARISONS:
+        compared: sa.ColumnElement[bool] = _COMPARISONS[type(op)](_value(left, right.id), _field(right.id))
+        return compared
+    if not isinstance(left, ast.Name):
+        raise _FilterError(f"{_quoted(ast.unparse(left))} is not a field; {_allowed()}")
+    field = _field(left.id)
+    if isinstance(right, ast.Constant) and right.value is None:
+        if isinstance(op, ast.Is | ast.Eq):
+            return field.is_(None)
+        if isinstance(op, ast.IsNot | ast.NotEq):
+            return field.is_not(None)
+    if isinstance(op, ast.In | ast.NotIn) and isinstance(right, ast.List | ast.Tuple | ast.Set):
+        values = [_value(item, left.id) for item in right.elts]
+        return field.in_(values) if isinstance(op, ast.In) else field.not_in(values)
+    if type(op) not in _COMPARISONS:
+        raise _FilterError(
+            f"{left.id} can be compared with =, !=, <, <=, >, >=, in (…), is null; not "
+            f"as in {_quoted(ast.unparse(right))}"
+        )
+    if isinstance(right, ast.Name):
+        if KINDS.get(right.id, KINDS[left.id]) != KINDS[left.id]:
+            raise _FilterError(f"{left.id} and {right.id} cannot be compared")
+        return _COMPARISONS[type(op)](field, _field(right.id))  # type: ignore[no-any-return]
+    return _COMPARISONS[type(op)](field, _value(right, left.id))  # type: ignore[no-any-return]
+
+
+def _field(name: str) -> sa.ColumnClause[Any]:
+    if name not in FIELDS:
+        raise _FilterError(_unknown(name))
+    return trial_results.c[name]
+
+
+def _value(node: ast.expr, field: str) -> Any:
+    """What stands for a value, as the field's column keeps it."""
+    _field(field)
+    try:
+        value = ast.literal_eval(node)
+    except (ValueError, TypeError):
+        raise _FilterError(f"{_quoted(ast.unparse(node))} is not a value that {field} can be compared with") from None
+    is_number = isinstance(value, int | float)
+    match KINDS[field]:
+        case "number" if is_number and not isinstance(value, bool):
+            return _as_float(value)
+        case "flag" if is_number and value in (0, 1):
+            return int(value)
+        case "text" if isinstance(value, str) and "\0" not in value:
+            return _state(value) if field == "state" else value
+        case "time" if isinstance(value, str):
+            return _as_utc(value)
+    expected = {
+        "number": "a number",
+        "flag": "true or false",
+        "text": "a 'text'",
+        "time": "a time such as '2026-11-30'",
+    }
+    raise _FilterError(f"{field} is compared with {expected[KINDS[field]]}, not with {_quoted(ast.unparse(node))}")
+
+
+def _as_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _FilterError(f"{_quoted(str(value))} is too large a number") from None
+
+
+def _state(text: str) -> str:
+    states = {"FAILED": "FAIL", **dict(zip(TRIAL_STATES, TRIAL_STATES, strict=True))}
+    if text.upper() not in states:
+        allowed = ", ".join(state.lower() for state in TRIAL_STATES)
+        raise _FilterError(f"{_quoted(text)} is not a state; allowed: {allowed}.{nearest(text, states)}")
+    return states[text.upper()]
+
+
+def _as_utc(text: str) -> datetime:
+    try:
+        time = datetime.fromisoformat(text)
+        return time if time.tzinfo is None else time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise _FilterError(f"{_quoted(text)} is not a time; write for example '2026-11-30 18:00' (UTC)") from None
+
+
+def _unknown(name: str) -> str:
+    return f"{_quoted(name)} is not a field; {_allowed()}.{nearest(name, FIELDS)}"
+
+
+def _allowed() -> str:
+    return f"fields: {', '.join(FIELDS)}"
+
+
+def _quoted(text: str) -> str:
+    """Short, and without anything that could play with a terminal."""
+    return repr(text if len(text) <= 60 else f"{text[:60]}…")
