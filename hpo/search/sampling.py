@@ -44,9 +44,7 @@ class Search:
         """
         self._history.current = trial = starting_trial(claim.trial_id, claim.number, utc_now())
         given = given_params(self.spec, claim.slot.fixed_params)
-        trial.distributions = {
-            name: _distribution(name, self.spec, given.get(name)) for name, _ in self.spec.search.parameters()
-        }
+        trial.distributions = distributions(self.spec, given)
         free = {name: trial.distributions[name] for name in self.spec.search.searched if name not in given}
         seed = f"{self.spec.seed}/{claim.number}"
         trial.params = given | self._sampled(free, _sampler(self.spec, self.spec.sampler.name, seed)) if free else given
@@ -86,6 +84,11 @@ def given_params(spec: Spec, fixed_params: Mapping[str, Any]) -> dict[str, Any]:
     """What the sampler does not choose: values that the slot or the spec fixes."""
     fixed = {name: value for name, value in spec.search.parameters() if isinstance(value, int | float | str)}
     return {**fixed, **fixed_params}
+
+
+def distributions(spec: Spec, given: Mapping[str, Any]) -> dict[str, BaseDistribution]:
+    """What each parameter of a trial is drawn from, in the study file's order."""
+    return {name: _distribution(name, spec, given.get(name)) for name, _ in spec.search.parameters()}
 
 
 def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
