@@ -3,7 +3,6 @@
 stdout is data, stderr is talk. Exit codes: hpo.errors.
 """
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,14 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from hpo import __version__
-from hpo.cli_options import json_option, spec_arguments, storage_option, studies_argument, workers_option
+from hpo.cli_options import open_study, spec_arguments, storage_option, studies_argument, workers_option
+from hpo.cli_reading import READING_COMMANDS
 from hpo.errors import HpoError, StorageError
 from hpo.stopping import INTERRUPTED_EXIT_CODE
 
 if TYPE_CHECKING:
-    import sqlalchemy as sa
-
-    from hpo.search.study import Study
     from hpo.spec import Spec
 
 
@@ -78,7 +75,7 @@ def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int) 
     Works until the budget is used. Shows progress, then prints the best configurations. Run again to go on where it
     stopped. Relative paths in the study file are relative to the current folder.
     """
-    from hpo.run import run_study
+    from hpo.main_job import run_study
     from hpo.spec import load_spec
 
     run_study(load_spec(study_file, overrides), storage, workers)
@@ -158,7 +155,7 @@ def launch(studies: Sequence[str], storage: str, workers: int) -> None:
     Of all studies in the database, if none is named. Each worker has its share of the cores, or a GPU; one that dies
     is started again. Ends when the budgets are used.
     """
-    from hpo.run import launch as launch_workers
+    from hpo.main_job import launch as launch_workers
 
     launch_workers(studies, storage, workers)
 
@@ -175,7 +172,7 @@ def stop(study: str, storage: str) -> None:
     from hpo.search.budget import count
     from hpo.search.study import stop as stop_study
 
-    engine, found = _open_study(study, storage)
+    engine, found = open_study(study, storage)
     counts = count(engine, found.study_id)
     if counts.finished >= found.budget:
         said = f"has used its budget of {found.budget}; nothing is left to stop"
@@ -196,7 +193,7 @@ def resume(study: str, storage: str) -> None:
     """Let a stopped study go on, also one that stopped because trials failed."""
     from hpo.search.study import resume as resume_study
 
-    engine, found = _open_study(study, storage)
+    engine, found = open_study(study, storage)
     said = "goes on" if resume_study(engine, found) else "was not stopped; nothing changed"
     click.echo(f"study {study} {said}. Start workers with: hpo launch {study} --workers 2", err=True)
 
@@ -209,82 +206,11 @@ def extend(study: str, budget: int, storage: str) -> None:
     """Raise a study's budget, also a finished one's."""
     from hpo.search.study import extend as extend_study
 
-    engine, found = _open_study(study, storage)
+    engine, found = open_study(study, storage)
     added = extend_study(engine, found, budget)
     said = f"{added} trials added" if added else "nothing changed"
     click.echo(f"study {study} has a budget of {budget}: {said}", err=True)
 
 
-@cli.command()
-@studies_argument
-@storage_option
-@json_option
-def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
-    """How far studies are: their budgets, their trials by state, and what failed.
-
-    All studies of the database, if none is named; a single one with the tracebacks of its failures. Gives out again
-    the slots of trials whose workers are gone.
-    """
-    from hpo import display
-    from hpo.search.heartbeats import reap_if_allowed
-    from hpo.search.queries import status as status_of
-    from hpo.search.storage import open_engine, parse_url
-    from hpo.search.study import find_studies
-
-    engine = open_engine(parse_url(storage))
-    found = find_studies(engine, studies)
-    for study in found:
-        reap_if_allowed(engine, study.study_id)
-    records = [status_of(engine, study) for study in found]
-    if as_json:
-        click.echo(json.dumps(records[0] if len(studies) == 1 else records, indent=2))
-    else:
-        display.print_status(display.console(), records, tracebacks=len(studies) == 1)
-
-
-@cli.command()
-@click.argument("study")
-@storage_option
-@json_option
-@click.option("--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`.")
-def best(study: str, storage: str, as_json: bool, as_toml: bool) -> None:
-    """The best configuration of a study, beside its baseline."""
-    from hpo import display
-    from hpo.search.queries import best_trials
-    from hpo.spec import trial_as_toml
-
-    engine, found = _open_study(study, storage)
-    results = best_trials(engine, study, 1)
-    if not results:
-        raise HpoError(f"study '{study}' has no complete trial yet; `hpo status {study}` shows how far it is")
-    if as_toml:
-        click.echo(trial_as_toml(found.spec, results[0].number, results[0].params), nl=False)
-    elif as_json:
-        click.echo(json.dumps(results[0].as_json(), indent=2))
-    else:
-        display.print_best(display.console(), engine, found, most=1)
-
-
-@cli.command()
-@click.argument("study")
-@click.option("-n", "most", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")
-@storage_option
-@json_option
-def top(study: str, most: int, storage: str, as_json: bool) -> None:
-    """The best configurations of a study, best first."""
-    from hpo import display
-    from hpo.search.queries import best_trials
-
-    engine, found = _open_study(study, storage)
-    if as_json:
-        click.echo(json.dumps([result.as_json() for result in best_trials(engine, study, most)], indent=2))
-    else:
-        display.print_best(display.console(), engine, found, most)
-
-
-def _open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
-    from hpo.search.storage import open_engine, parse_url
-    from hpo.search.study import find_studies
-
-    engine = open_engine(parse_url(storage))
-    return engine, find_studies(engine, [name])[0]
+for command in READING_COMMANDS:
+    cli.add_command(command)

@@ -1,10 +1,15 @@
-"""Options and arguments that several commands share, each as a decorator."""
+"""What several commands share: options and arguments, each as a decorator, and how a study is opened."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from hpo.search.study import Study
 
 
 def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,6 +25,16 @@ def storage_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
+
+
+def csv_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(command)
+
+
+def most_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    return click.option("-n", "most", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")(
+        command
+    )
 
 
 def spec_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -45,3 +60,12 @@ def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="Worker processes on this machine.",
     )(command)
+
+
+def open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
+    """The database, and a study in it."""
+    from hpo.search.storage import open_engine, parse_url
+    from hpo.search.study import find_studies
+
+    engine = open_engine(parse_url(storage))
+    return engine, find_studies(engine, [name])[0]

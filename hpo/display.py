@@ -2,30 +2,35 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from hpo.search import queries
 from hpo.search.outages import outlast
 from hpo.search.queries import TrialResult
+from hpo.search.status import RunningTrial, StudyStatus, status
 from hpo.search.study import Study
 
 POLL_SECS = 0.5
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 WIDTH_WITHOUT_TERMINAL = 120
+RUNNING_SHOWN = 20
 
 
 def console(stderr: bool = False) -> Console:
     """A log or a pipe has no width: tables are not cut there."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL)
+    return Console(
+        stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
+    )
 
 
 def percent(fraction: float | None) -> str:
@@ -82,19 +87,20 @@ def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str]) -
     ]
 
 
-def print_best(out: Console, engine: sa.Engine, study: Study, most: int) -> None:
-    """The best configurations, how the first compares with the baseline, and on how many images that was measured."""
-    results = queries.best_trials(engine, study.name, most)
+def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[TrialResult], chosen: str = "") -> None:
+    """These configurations, how the first compares with the baseline, and on how many images that was measured."""
     baseline = queries.baseline_trial(engine, study.name)
     if not results:
-        out.print(f"{study.name}: no trial is complete yet")
+        out.print(f"{study.name}: no trial {chosen}" if chosen else f"{study.name}: no trial is complete yet")
         return
     best = results[0]
-    out.print(results_table(results, baseline, f"Best configurations of {study.name}"))
-    out.print(
-        f"Accuracies on {best.images:,} tuning images, the same for all trials; "
-        f"each trial was trained once (seed {study.spec.seed})."
-    )
+    title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
+    out.print(results_table(results, baseline, title))
+    if best.images:
+        out.print(
+            f"Accuracies on {best.images:,} tuning images, the same for all trials; "
+            f"each trial was trained once (seed {study.spec.seed})."
+        )
     if not best.feasible:
         out.print(
             f"No trial is feasible: each loses more than max_clean_drop = {study.spec.objective.max_clean_drop} of "
@@ -113,31 +119,114 @@ def _comparison(best: TrialResult, baseline: TrialResult) -> str:
     return f"Trial {best.number} against the baseline, in points: {', '.join(gains)}."
 
 
-def print_status(out: Console, records: Sequence[dict[str, Any]], tracebacks: bool) -> None:
-    """A row a study; below, why studies are stopped and what failed."""
+def history_table(results: Sequence[TrialResult], title: str) -> Table:
+    """A row for each trial that was better than all before it."""
+    table = _table(title)
+    for heading in ("after", "trial", "score", "clean", "perturbed"):
+        table.add_column(heading, justify="right")
+    starts = [result.started_at for result in results if result.started_at]
+    for result in results:
+        after = (result.finished_at - min(starts)).total_seconds() if result.finished_at and starts else None
+        perturbed = " ".join(percent(accuracy) for accuracy in result.perturbed_accuracy.values())
+        cells = (shown_score(result.score), percent(result.clean_accuracy), perturbed)
+        table.add_row(duration(after), str(result.number), *cells)
+    return table
+
+
+def importances_table(shares: Mapping[str, float], title: str) -> Table:
+    """Parameters and their shares, with a bar for each."""
+    table = _table(title)
+    table.add_column("parameter")
+    table.add_column("importance", justify="right")
+    table.add_column("")
+    for name, share in shares.items():
+        table.add_row(name, percent(share), "█" * round(30 * share))
+    return table
+
+
+def duration(secs: float | None) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`, or a dash."""
+    if secs is None:
+        return "–"  # noqa: RUF001
+    if secs < 100:
+        return f"{secs:.0f} s"
+    minutes = round(secs / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(secs / 3600)
+    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
+    """A row a study; below, what runs, why studies are stopped and what failed."""
+    running = [(record, trial) for record in records for trial in record.running]
+    parts: list[RenderableType] = [_studies_table(records)]
+    if running:
+        parts.append(_running_table(running[:RUNNING_SHOWN]))
+    if len(running) > RUNNING_SHOWN:
+        parts.append(Text(f"… and {len(running) - RUNNING_SHOWN} more; --json has all"))
+    for record in records:
+        name = record.study.name
+        for number, traceback in record.failures:
+            reason = traceback.strip() if tracebacks else traceback.strip().splitlines()[-1]
+            parts.append(Text(f"{name}: trial {number} failed: {reason}"))
+        if record.study.stopped:
+            parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` lets it go on"))
+    return Group(*parts)
+
+
+def _studies_table(records: Sequence[StudyStatus]) -> Table:
     table = _table()
     table.add_column("study", overflow="fold")
-    columns = ("budget", "finished", "complete", "pruned", "failed", "running", "waiting")
-    for column in columns:
-        table.add_column(column, justify="right")
+    for heading in (
+        "budget",
+        "finished",
+        "complete",
+        "pruned",
+        "failed",
+        "running",
+        "waiting",
+        "best",
+        "an hour",
+        "left",
+    ):
+        table.add_column(heading.replace(" ", "\n"), justify="right")
     for record in records:
-        table.add_row(record["study"], *(str(record[column]) for column in columns))
-    out.print(table)
-    for record in records:
-        for failure in record["failures"]:
-            text = failure["traceback"].strip()
-            reason = text if tracebacks else text.splitlines()[-1]
-            line = f"{record['study']}: trial {failure['number']} failed: {reason}"
-            out.print(line, soft_wrap=True, markup=False)
-        if record["stopped"]:
-            line = f"{record['study']} is stopped: {record['stopped']}; `hpo resume {record['study']}` lets it go on"
-            out.print(line, soft_wrap=True, markup=False)
+        counts = record.counts
+        numbers = (counts.complete, counts.pruned, counts.failed, counts.running, counts.waiting)
+        speed = record.trials_per_hour
+        table.add_row(
+            Text(record.study.name),
+            f"{counts.finished}/{record.study.budget}",
+            *map(str, numbers),
+            shown_score(record.best.score if record.best else None),
+            f"{speed:.3g}" if speed else "–",  # noqa: RUF001
+            "done" if record.is_done else "stopped" if record.study.stopped else duration(record.secs_left),
+        )
+    return table
+
+
+def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table:
+    table = _table()
+    for heading in ("study", "trial", "worker", "epoch", "for", "heartbeat"):
+        table.add_column(heading, justify="left" if heading in ("study", "worker") else "right", overflow="fold")
+    for record, trial in running:
+        beat = trial.secs_since_heartbeat
+        table.add_row(
+            Text(record.study.name),
+            str(trial.number),
+            Text(trial.worker or ""),
+            f"{trial.epoch}/{record.study.spec.training.epochs}",
+            duration(trial.secs_since_start),
+            "none" if beat is None else f"{beat:.0f} s ago",
+        )
+    return table
 
 
 def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None:
     """Shows trials as they end, until `working()` is false: live in a terminal, a line each in a log."""
     out = console(stderr=True)
-    say = partial(out.print, soft_wrap=True, markup=False)
+    say = partial(out.print, soft_wrap=True)
     seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
     bar = Progress(
         TextColumn("{task.description}"),
@@ -152,16 +241,11 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
         task = bar.add_task("trials", total=study.budget)
         while True:
             still_working = working()  # before the look at the database, so that the last trials are not missed
-            look = partial(queries.trials_in, engine, study.name, (*ENDED, "RUNNING"))
-            found = outlast(look, say)
-            running = [trial for trial in found if trial.state == "running"]
-            ended = [trial for trial in found if trial.state != "running"]
-            for trial in ended:
-                if trial.number not in seen:
-                    seen.add(trial.number)
-                    say(_trial_line(trial, study))
-            finished = sum(trial.state != "fail" for trial in ended)
-            bar.update(task, completed=finished, description=_running_line(running, study))
+            for trial in outlast(partial(queries.trials_in, engine, study.name, ENDED, but=seen), say):
+                seen.add(trial.number)
+                say(_trial_line(trial, study))
+            record = outlast(partial(status, engine, study), say)
+            bar.update(task, completed=record.counts.finished, description=_running_line(record))
             if not still_working:
                 return
             time.sleep(POLL_SECS)
@@ -181,8 +265,9 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
     return f"{name} {ended}: score {shown_score(trial.score)}, {measured}{f' ({params})' if params else ''}"
 
 
-def _running_line(running: Sequence[TrialResult], study: Study) -> str:
-    doing = [f"{trial.number} (epoch {len(trial.epochs) + 1}/{study.spec.training.epochs})" for trial in running]
+def _running_line(record: StudyStatus) -> str:
+    epochs = record.study.spec.training.epochs
+    doing = [f"{trial.number} (epoch {min(trial.epoch + 1, epochs)}/{epochs})" for trial in record.running]
     return f"trials {', '.join(doing)}" if doing else "trials"
 
 

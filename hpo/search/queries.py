@@ -10,13 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpo.parameters import SearchSpec
-from hpo.search.budget import count_in
 from hpo.search.filters import parse_sort, parse_where
-from hpo.search.study import Study, latest_failures
 from hpo.search.tables import studies, trial_user_attributes, trials
-from hpo.search.views import trial_results
+from hpo.search.views import ACCURACY_COLUMNS, trial_results
 
-FAILURES_SHOWN = 5
 CHUNK = 500  # numbers in one statement
 DETAILS = (
     "perturbed_accuracy",
@@ -65,8 +62,31 @@ class TrialResult:
         record = asdict(self)
         for key in ("started_at", "finished_at"):
             time = record[key]
-            record[key] = time.isoformat(timespec="seconds") + "Z" if time else None
+            record[key] = in_iso_8601(time)
         return record
+
+    def as_row(self) -> dict[str, Any]:
+        """For --csv and pandas: a flat row, a column for each accuracy and each parameter."""
+        return {
+            "study": self.study,
+            "number": self.number,
+            "state": self.state,
+            "baseline": self.baseline,
+            "feasible": self.feasible,
+            "score": self.score,
+            "clean_accuracy": self.clean_accuracy,
+            **{ACCURACY_COLUMNS.get(name, name): value for name, value in self.perturbed_accuracy.items()},
+            **self.params,
+            "images": self.images,
+            "worker": self.worker,
+            "started_at": self.started_at,
+            "finished_at": self.finished_at,
+        }
+
+
+def in_iso_8601(time: datetime | None) -> str | None:
+    """A time of the database, which is in UTC without saying so."""
+    return time.isoformat(timespec="seconds") + "Z" if time else None
 
 
 def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort: str = "score") -> list[TrialResult]:
@@ -88,6 +108,13 @@ def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort:
     if "state" not in fields:
         query = query.where(t.c.state == "COMPLETE", t.c.score.is_not(None))
     return _read(engine, study, query)
+
+
+def all_trials(engine: sa.Engine, study: str, where: str = "") -> list[TrialResult]:
+    """The trials of a study, in whatever state, by number. Raises InputError if `where` cannot be read."""
+    condition = parse_where(where)[0] if where else sa.true()
+    t = trial_results
+    return _read(engine, study, sa.select(t.c.number).where(t.c.study == study, condition).order_by(t.c.number))
 
 
 def _nulls_last(column: sa.ColumnElement[Any], ascending: bool) -> sa.ColumnElement[Any]:
@@ -150,21 +177,6 @@ def improvements(engine: sa.Engine, study: str) -> list[TrialResult]:
         .order_by(ranked.c.finished_at, ranked.c.number)
     )
     return _read(engine, study, query)
-
-
-def status(engine: sa.Engine, study: Study) -> dict[str, Any]:
-    """What `hpo status --json` prints: counts, why the study is stopped (or None), and its latest failures."""
-    with engine.connect() as connection:
-        counts = count_in(connection, study.study_id)
-        failures = latest_failures(connection, study, FAILURES_SHOWN)
-    return {
-        "study": study.name,
-        "budget": study.budget,
-        "finished": counts.finished,
-        **asdict(counts),
-        "stopped": study.stopped,
-        "failures": [{"number": number, "traceback": text} for number, text in reversed(failures)],
-    }
 
 
 def _read(engine: sa.Engine, study: str, numbers: sa.Select[Any], but: Collection[int] = ()) -> list[TrialResult]:

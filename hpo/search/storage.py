@@ -82,12 +82,11 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
     """
     try:
         with engine.connect() as connection:
-            tables = sa.inspect(connection).get_table_names()
-            version = connection.scalar(sa.select(alembic_version)) if "alembic_version" in tables else None
             views = _views_version(connection)
+            version = connection.scalar(sa.select(alembic_version)) if views is not None else None
     except (SQLAlchemyError, ImportError) as error:
         raise unreachable(url, error) from None
-    if "trials" not in tables or version is None or views is None:
+    if version is None or views is None:
         raise InputError(f"--storage: {masked(url)} holds no studies yet; `hpo submit` puts one there")
     if version != OPTUNA_SCHEMA:
         raise StorageError(
@@ -105,7 +104,7 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
 
 
 def _views_version(connection: sa.Connection) -> int | None:
-    """None if there are no views yet: they are made last."""
+    """None if there are no views: they are made after all the tables."""
     if connection.dialect.name == "sqlite":
         text = connection.scalar(sa.text("SELECT sql FROM sqlite_master WHERE name = 'trial_results'"))
     else:

@@ -19,6 +19,7 @@ from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.search import heartbeats
 from hpo.search.budget import count
 from hpo.search.outages import outlast
+from hpo.search.queries import best_trials
 from hpo.search.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
 from hpo.search.study import Study, find_studies, submit
 from hpo.spec import Spec
@@ -104,7 +105,7 @@ def _check_inputs(spec: Spec) -> None:
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
     """What was found, and whether the budget was used."""
     study = outlast(partial(find_studies, engine, [study.name]), partial(click.echo, err=True))[0]
-    display.print_best(display.console(), engine, study, SHOWN)
+    display.print_best(display.console(), engine, study, best_trials(engine, study.name, SHOWN))
     _say_how_far(engine, study)
     _print_next(study, storage)
 

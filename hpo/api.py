@@ -1,0 +1,118 @@
+"""hpo from Python: `import hpo` gives all of this.
+
+    import hpo
+    hpo.run("studies/quickstart.toml", workers=2)
+    hpo.best("quickstart").params
+    hpo.load_results("quickstart", where="clean_accuracy > 0.95").to_pandas()
+
+`storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Everything raises hpo.HpoError (or a
+class below it), with one line that says what is wrong; queries are SQL and load neither Optuna nor torch.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hpo.errors import HpoError, InputError
+from hpo.search.queries import TrialResult, all_trials, best_trials, improvements, pareto_front
+from hpo.search.storage import DEFAULT_STORAGE, create_database, open_engine, parse_url
+from hpo.search.study import find_studies
+from hpo.search.study import submit as submit_spec
+from hpo.spec import PERTURBATION_NAMES, Spec, load_spec
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import sqlalchemy as sa
+    from torch import Tensor
+
+
+class Results(list[TrialResult]):
+    """Trials, as typed records."""
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A row a trial: the accuracies, the parameters, and where and when. Needs pandas."""
+        import pandas as pd
+
+        return pd.DataFrame([result.as_row() for result in self])
+
+
+def submit(study: Spec | Path | str, storage: str | None = None, overrides: Sequence[str] = ()) -> str:
+    """Puts a study (a spec, or the path of a study file) into the database, for workers to take; its name.
+
+    overrides: `key=value`, as with `--set`. Submitting the same again changes nothing.
+    """
+    submitted, _ = submit_spec(create_database(parse_url(_url(storage))), _spec(study, overrides))
+    return submitted.name
+
+
+def run(
+    study: Spec | Path | str, storage: str | None = None, workers: int = 1, overrides: Sequence[str] = ()
+) -> TrialResult:
+    """Submits a study and works on it with so many processes of this machine until its budget is used; the best trial.
+
+    Progress goes to stderr, the table of the best to stdout. Call it from the main thread: Ctrl-C gives slots back.
+    """
+    from hpo.main_job import run_study
+
+    spec = _spec(study, overrides)
+    run_study(spec, _url(storage), workers)
+    return best(spec.name, storage)
+
+
+def best(study: str, storage: str | None = None) -> TrialResult:
+    """The complete trial with the highest score, feasible ones first; its `feasible` says whether it is."""
+    found = top(study, 1, storage=storage)
+    if not found:
+        raise HpoError(f"study '{study}' has no complete trial yet")
+    return found[0]
+
+
+def top(study: str, n: int = 10, where: str = "", sort: str = "score", storage: str | None = None) -> Results:
+    """The n best complete trials, best first; `where` and `sort` as in `hpo top`."""
+    return Results(best_trials(_open(study, storage), study, n, where, sort))
+
+
+def load_results(study: str, where: str = "", storage: str | None = None) -> Results:
+    """All trials of a study, in whatever state, by number; `where` as in `hpo top`."""
+    return Results(all_trials(_open(study, storage), study, where))
+
+
+def pareto(study: str, storage: str | None = None) -> Results:
+    """The complete trials that no other beats in both clean and perturbed accuracy, by descending clean accuracy."""
+    return Results(pareto_front(_open(study, storage), study))
+
+
+def history(study: str, storage: str | None = None) -> Results:
+    """The feasible complete trials that were better than all before them, in the order in which they ended."""
+    return Results(improvements(_open(study, storage), study))
+
+
+def _open(study: str, storage: str | None) -> "sa.Engine":
+    engine = open_engine(parse_url(_url(storage)))
+    find_studies(engine, [study])
+    return engine
+
+
+def _url(storage: str | None) -> str:
+    return storage or os.environ.get("HPO_STORAGE", DEFAULT_STORAGE)
+
+
+def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:
+    return study if isinstance(study, Spec) else load_spec(Path(study), overrides)
+
+
+def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Tensor":
+    """Perturbed images: the perturbations that studies score on, a function of position, severity and seed alone.
+
+    name: `gaussian-noise` (severity: standard deviation) or `pixel-recolor` (severity: share of the pixels). images:
+    float32 (n, 3, height, width) in [0, 1], not changed; the result is like it. Severity 0 changes nothing.
+    """
+    import torch
+
+    from hpo.vision import perturbations
+
+    if name not in PERTURBATION_NAMES:
+        raise InputError(f"no perturbation '{name}'; there are: {', '.join(PERTURBATION_NAMES)}")
+    keys = torch.arange(len(images), device=images.device)
+    return perturbations.perturb(name, images, keys, severity, seed)

@@ -1,0 +1,190 @@
+"""The commands that only look: how far studies are, and what was found. None of them loads torch."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from hpo.cli_options import csv_option, json_option, most_option, open_study, storage_option, studies_argument
+from hpo.errors import HpoError, InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from hpo.search.queries import TrialResult
+    from hpo.search.study import Study
+
+
+@click.command()
+@studies_argument
+@storage_option
+@json_option
+def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
+    """How far studies are: budgets, trials by state, what runs where, the best so far, time left, failures.
+
+    All studies of the database, if none is named; a single one with the tracebacks of its failures. Gives out again
+    the slots of trials whose workers are gone.
+    """
+    from hpo import display
+    from hpo.search.storage import open_engine, parse_url
+    from hpo.watching import look
+
+    records = look(open_engine(parse_url(storage)), studies)
+    if as_json:
+        found = [record.as_json() for record in records]
+        click.echo(json.dumps(found[0] if len(studies) == 1 else found, indent=2))
+    else:
+        display.console().print(display.status_view(records, tracebacks=len(studies) == 1))
+
+
+@click.command()
+@studies_argument
+@storage_option
+@click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds.")
+def watch(studies: Sequence[str], storage: str, interval: float) -> None:
+    """The same, live, until the budgets are used.
+
+    Ctrl-C ends it; the workers go on. Where there is no terminal, prints what has changed.
+    """
+    from hpo.search.storage import open_engine, parse_url
+    from hpo.watching import watch as watch_studies
+
+    watch_studies(open_engine(parse_url(storage)), studies, interval)
+
+
+@click.command()
+@click.argument("study")
+@storage_option
+@json_option
+@csv_option
+@click.option("--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`.")
+def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -> None:
+    """The best configuration of a study, beside its baseline."""
+    from hpo import display
+    from hpo.search.queries import best_trials
+    from hpo.spec import trial_as_toml
+
+    engine, found = open_study(study, storage)
+    results = best_trials(engine, study, 1)
+    if not results:
+        raise HpoError(f"study '{study}' has no complete trial yet; `hpo status {study}` shows how far it is")
+    if as_toml:
+        click.echo(trial_as_toml(found.spec, results[0].number, results[0].params), nl=False)
+    elif as_json:
+        click.echo(json.dumps(results[0].as_json(), indent=2))
+    elif as_csv:
+        _print_csv(results)
+    else:
+        display.print_best(display.console(), engine, found, results)
+
+
+@click.command()
+@click.argument("study")
+@most_option
+@click.option("--sort", default="score", show_default=True, metavar="FIELD", help="Highest first, or FIELD:asc.")
+@click.option("--where", default="", metavar="CONDITION", help="Such as 'batch_size >= 128 and clean_accuracy > 0.6'.")
+@storage_option
+@json_option
+@csv_option
+def top(study: str, most: int, sort: str, where: str, storage: str, as_json: bool, as_csv: bool) -> None:
+    """The best configurations of a study, best first.
+
+    Complete trials; a --where that names the state looks at all. Fields: score, clean_accuracy, perturbed_accuracy,
+    gaussian_noise, pixel_recolor, batch_size, learning_rate, frozen_layers, augmentation_strength, initial_weights,
+    number, state, worker, started_at, finished_at, baseline, feasible.
+    """
+    from hpo import display
+    from hpo.search.queries import best_trials
+
+    engine, found = open_study(study, storage)
+    results = best_trials(engine, study, most, where, sort)
+    if not _print_data(results, as_json, as_csv):
+        chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
+        display.print_best(display.console(), engine, found, results, " ".join(filter(None, chosen)))
+
+
+@click.command()
+@click.argument("study")
+@storage_option
+@json_option
+@csv_option
+def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
+    """The trials that no other beats both clean and perturbed."""
+    from hpo import display
+    from hpo.search.queries import pareto_front
+
+    engine, found = open_study(study, storage)
+    results = pareto_front(engine, study)
+    if not _print_data(results, as_json, as_csv):
+        _print_table(found, results, display.results_table(results, None, f"Clean against perturbed: {study}"))
+
+
+@click.command()
+@click.argument("study")
+@storage_option
+@json_option
+@csv_option
+def history(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
+    """When the best score was reached: each trial that was better than all before it."""
+    from hpo import display
+    from hpo.search.queries import improvements
+
+    engine, found = open_study(study, storage)
+    results = improvements(engine, study)
+    if not _print_data(results, as_json, as_csv):
+        _print_table(found, results, display.history_table(results, f"The best score of {study}"))
+
+
+@click.command()
+@click.argument("study")
+@storage_option
+@json_option
+@csv_option
+def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
+    """How much of the score each searched parameter explains.
+
+    By Optuna's default evaluator, PED-ANOVA; shares, which sum to 1.
+    """
+    from hpo import display
+    from hpo.search.importances import parameter_importances
+
+    engine, found = open_study(study, storage)
+    shares = parameter_importances(engine, found)
+    if as_json:
+        click.echo(json.dumps(shares, indent=2))
+    elif as_csv:
+        csv.writer(sys.stdout).writerows([("parameter", "importance"), *shares.items()])
+    else:
+        display.console().print(display.importances_table(shares, f"What the score of {study} depends on"))
+
+
+def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -> bool:
+    """Prints JSON or CSV if one is asked for."""
+    if as_json and as_csv:
+        raise InputError("--json and --csv: give one of them")
+    if as_json:
+        click.echo(json.dumps([result.as_json() for result in results], indent=2))
+    elif as_csv:
+        _print_csv(results)
+    return as_json or as_csv
+
+
+def _print_csv(results: "Sequence[TrialResult]") -> None:
+    rows = [result.as_row() for result in results]
+    writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for row in rows for key in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _print_table(study: "Study", results: "Sequence[TrialResult]", table: "Table") -> None:
+    from hpo import display
+
+    if not results:
+        raise HpoError(f"study '{study.name}' has no complete trial yet; `hpo status {study.name}` shows how far it is")
+    display.console().print(table)
+
+
+READING_COMMANDS = (status, watch, best, top, pareto, history, importances)

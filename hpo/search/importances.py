@@ -1,0 +1,23 @@
+"""How much each parameter matters, by Optuna's evaluator over the trials in memory."""
+
+import optuna
+import sqlalchemy as sa
+from optuna.trial import TrialState
+
+from hpo.errors import HpoError
+from hpo.search.history import History
+from hpo.search.study import Study
+
+FEWEST_TRIALS = 4
+
+
+def parameter_importances(engine: sa.Engine, study: Study) -> dict[str, float]:
+    """Shares, which sum to 1, of the searched parameters, the largest first. Raises HpoError for too few trials."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    history = History(engine, study.study_id, study.name, constrained=False).study
+    finished = history.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+    if len(finished) < FEWEST_TRIALS:
+        raise HpoError(
+            f"study '{study.name}' has {len(finished)} complete trials; importances need at least {FEWEST_TRIALS}"
+        )
+    return optuna.importance.get_param_importances(history, params=study.spec.search.searched)
