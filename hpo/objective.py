@@ -5,7 +5,8 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import hpo
 from hpo.artifacts import Artifacts
 from hpo.errors import WeightsError
 from hpo.parameters import Params
-from hpo.search.measurement import Measurement, Trial
+from hpo.search.measurement import Measurement, Picture, Trial
 from hpo.spec import Spec
 from hpo.vision.augmentation import Augmentation
 from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes, weights_as_bytes, weights_from_bytes
@@ -70,7 +71,7 @@ class RobustAccuracy:
     def _go_on(self, training: Training, trial: Trial, measured: list[Measurement]) -> Iterator[Measurement]:
         resumed_after = len(measured)
         for result in fine_tune(training, self.images.train, self._tuning):
-            measured.append(self._measurement(result, training, resumed_after))
+            measured.append(self._measurement(result, training, resumed_after, measured))
             yield measured[-1]
             if result.epoch < self.spec.training.epochs and not result.diverged:
                 self._save_checkpoint(training, trial, measured)
@@ -145,10 +146,12 @@ class RobustAccuracy:
     def _tuning(self) -> Any:
         return build_evaluation_set(self.images.tuning, self.perturbations, self.compute.device)
 
-    def _measurement(self, result: EpochResult, training: Training, resumed_after: int) -> Measurement:
+    def _measurement(
+        self, result: EpochResult, training: Training, resumed_after: int, before: Sequence[Measurement]
+    ) -> Measurement:
         objective = self.spec.objective
         parts = {name: accuracy.fraction for name, accuracy in result.accuracies.items()}
-        perturbed = {p.name: parts[p.name] for p in objective.perturbations}
+        perturbed: dict[str, float] = {p.name: parts[p.name] for p in objective.perturbations}
         weighted = sum(p.weight * parts[p.name] for p in objective.perturbations)
         return Measurement(
             step=result.epoch,
@@ -157,16 +160,33 @@ class RobustAccuracy:
             attributes={
                 "clean_accuracy": parts[CLEAN],
                 "perturbed_accuracy": perturbed,
+                **perturbed,  # once more by name, since optuna-dashboard plots numbers only
                 "mean_perturbed_accuracy": weighted / sum(p.weight for p in objective.perturbations),
                 "correct": {name: accuracy.correct for name, accuracy in result.accuracies.items()},
                 "images": len(self.images.tuning),
                 "diverged": result.diverged,
                 "images_per_second": round(result.images_per_second, 1),
+                "host": self._made_by["host"],
+                "device": self._made_by["device"],
                 "made_by": self._made_by,
                 **({"resumed_after_epoch": resumed_after} if resumed_after else {}),
                 **({"micro_batch_size": training.micro_batch} if training.was_split else {}),
             },
+            illustrate=lambda: self._illustrate(training, [*(m.parts for m in before), parts]),
         )
+
+    def _illustrate(self, training: Training, by_epoch: Sequence[Mapping[str, float]]) -> list[Picture]:
+        """The training curve, and some tuning images with what the network says of them."""
+        from hpo.vision.pictures import draw_curve, draw_predictions
+
+        drawn = {
+            "training-curve.png": draw_curve(by_epoch),
+            "predictions.png": draw_predictions(training.network, self._tuning, self.images.classes, self.compute),
+        }
+        pictures = [Picture(str(uuid.uuid4()), filename, "image/png") for filename in drawn]
+        for picture in pictures:
+            self.artifacts.write(picture.artifact_id, drawn[picture.filename])
+        return pictures
 
     @cached_property
     def _made_by(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a worker asks of an objective: measurements of one configuration, step by step, and checkpoints between them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,11 +20,21 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image file in the artifact store, under its artifact_id (hexadecimal digits and hyphens)."""
+
+    artifact_id: str
+    filename: str
+    mimetype: str
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What an objective yields at each step.
 
     step: from 1; score: what is maximised; parts: what the score is made of; attributes: kept with the trial if this
-    is its last; resumed: measured before the checkpoint that the trial goes on from.
+    is its last; resumed: measured before the checkpoint that the trial goes on from; illustrate: draws pictures of
+    what was learned, for trials worth looking at.
     """
 
     step: int
@@ -32,6 +42,7 @@ class Measurement:
     parts: Mapping[str, float]
     attributes: Mapping[str, Any]
     resumed: bool = False
+    illustrate: Callable[[], Sequence[Picture]] = tuple
 
 
 class Objective(Protocol):

@@ -6,13 +6,15 @@ the late reports of a worker that was frozen or cut off have no effect. Each may
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from hpo.search import attributes
 from hpo.search.budget import is_baseline, lock_study, utc_now
+from hpo.search.measurement import Picture
 from hpo.search.storage import writing
 from hpo.search.tables import (
     CONSTRAINT_KEY,
@@ -75,8 +77,9 @@ def finish(
     score: float,
     values: Mapping[str, Any],
     max_clean_drop: float | None,
+    pictures: Sequence[Picture] = (),
 ) -> None:
-    """Ends a trial, COMPLETE or PRUNED, with its score and its user attributes. Raises TrialLost."""
+    """Ends a trial, COMPLETE or PRUNED, with its score, its user attributes and its pictures. Raises TrialLost."""
     with writing(engine) as connection:
         if _has_ended(connection, trial_id):  # said before; the answer was lost with the connection
             return
@@ -84,10 +87,16 @@ def finish(
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
         attributes.write(connection, trial_user_attributes, trial_id, values)
+        attributes.write(connection, trial_system_attributes, trial_id, dict(map(_as_optunas_artifact, pictures)))
         ended = {"state": state, "datetime_complete": utc_now()}
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(ended))
         if max_clean_drop is not None:
             _record_constraints(connection, study_id, max_clean_drop)
+
+
+def _as_optunas_artifact(picture: Picture) -> tuple[str, str]:
+    """As `optuna.artifacts.upload_artifact` would note it, which takes no trial of ours."""
+    return f"artifacts:{picture.artifact_id}", json.dumps(asdict(picture) | {"encoding": None})
 
 
 def _has_ended(connection: sa.Connection, trial_id: int) -> bool:

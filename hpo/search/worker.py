@@ -21,7 +21,7 @@ from hpo.parameters import Params
 from hpo.search import budget, heartbeats
 from hpo.search.budget import Claim
 from hpo.search.failures import decide
-from hpo.search.measurement import Objective, Trial
+from hpo.search.measurement import Measurement, Objective, Picture, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.records import TrialLost, finish, record_epoch, record_params
 from hpo.search.study import Study, check_fingerprints, find_studies, stop_if_failing
@@ -212,10 +212,21 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
         raise RuntimeError("the objective measured nothing")
     ended = "pruned" if pruned else "complete"
     score = WORST_SCORE if math.isnan(measured.score) else measured.score  # the database holds no NaN as a result
-    end = (ended.upper(), score, measured.attributes, study.spec.objective.max_clean_drop)
+    worth_a_look = not pruned and (trial.baseline or worker.outlast(search.would_be_best, score))
+    pictures = _illustrate(worker, measured) if worth_a_look else ()
+    end = (ended.upper(), score, measured.attributes, study.spec.objective.max_clean_drop, pictures)
     worker.outlast(finish, worker.engine, trial_id, *end)
     _discard(objective, trial)
     return f"trial {trial.number} {ended} at epoch {measured.step}: score {score:.4f}"
+
+
+def _illustrate(worker: Worker, measured: Measurement) -> Sequence[Picture]:
+    """A picture that cannot be drawn or kept does not take its trial with it."""
+    try:
+        return measured.illustrate()
+    except Exception as error:
+        worker.say(f"no pictures of this trial: {error!r}")
+        return ()
 
 
 def _discard(objective: Objective, trial: Trial) -> None:
