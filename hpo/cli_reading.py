@@ -161,6 +161,34 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
         display.console().print(display.importances_table(shares, f"What the score of {study} depends on"))
 
 
+@click.command()
+@storage_option
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need a password.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
+@click.option("--password-file", type=click.Path(), help="A file with the password. Also HPO_DASHBOARD_PASSWORD.")
+@click.option("--read-only", is_flag=True, help="Refuse everything that changes a study.")
+@click.option("--tls-certificate", type=click.Path(), help="A certificate (PEM): serve https.")
+@click.option("--tls-key", type=click.Path(), help="Its key (PEM).")
+def dashboard(
+    storage: str,
+    host: str,
+    port: int,
+    password_file: str | None,
+    read_only: bool,
+    tls_certificate: str | None,
+    tls_key: str | None,
+) -> None:
+    """A web page on this storage: optuna-dashboard, with pictures of good trials.
+
+    Pictures come from HPO_ARTIFACTS, as the workers write them.
+    """
+    from hpo.serving import Address, serve
+
+    if (tls_certificate is None) != (tls_key is None):
+        raise InputError("--tls-certificate and --tls-key: give both or none")
+    serve(storage, Address(host, port, tls_certificate, tls_key), password_file, read_only)
+
+
 def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -> bool:
     """Prints JSON or CSV if one is asked for."""
     if as_json and as_csv:
@@ -187,4 +215,4 @@ def _print_table(study: "Study", results: "Sequence[TrialResult]", table: "Table
     display.console().print(table)
 
 
-READING_COMMANDS = (status, watch, best, top, pareto, history, importances)
+READING_COMMANDS = (status, watch, best, top, pareto, history, importances, dashboard)

@@ -147,8 +147,9 @@ class RobustAccuracy:
         return build_evaluation_set(self.images.tuning, self.perturbations, self.compute.device)
 
     def _measurement(
-        self, result: EpochResult, training: Training, resumed_after: int, before: Sequence[Measurement]
+        self, result: EpochResult, training: Training, resumed_after: int, measured: Sequence[Measurement]
     ) -> Measurement:
+        """measured: all measurements of this trial, this one among them when pictures are asked for."""
         objective = self.spec.objective
         parts = {name: accuracy.fraction for name, accuracy in result.accuracies.items()}
         perturbed: dict[str, float] = {p.name: parts[p.name] for p in objective.perturbations}
@@ -172,7 +173,7 @@ class RobustAccuracy:
                 **({"resumed_after_epoch": resumed_after} if resumed_after else {}),
                 **({"micro_batch_size": training.micro_batch} if training.was_split else {}),
             },
-            illustrate=lambda: self._illustrate(training, [*(m.parts for m in before), parts]),
+            illustrate=lambda: self._illustrate(training, [m.parts for m in measured]),
         )
 
     def _illustrate(self, training: Training, by_epoch: Sequence[Mapping[str, float]]) -> list[Picture]:

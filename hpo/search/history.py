@@ -25,6 +25,7 @@ from hpo.search.tables import (
     trial_intermediate_values,
     trial_params,
     trial_system_attributes,
+    trial_user_attributes,
     trial_values,
     trials,
 )
@@ -77,7 +78,7 @@ class History(InMemoryStorage):
                 )
             ).all()
             new = [row for row in rows if row.trial_id not in self._finished and not self._is_current(row.trial_id)]
-            read = {trial._trial_id: trial for trial in _read_trials(connection, new)}
+            read = {trial._trial_id: trial for trial in read_trials(connection, new)}
         self._running = {key: trial for key, trial in read.items() if trial.state == TrialState.RUNNING}
         self._finished |= {key: trial for key, trial in read.items() if trial.state != TrialState.RUNNING}
         if first_open is not None:
@@ -112,7 +113,8 @@ class History(InMemoryStorage):
         self.current.system_attrs[key] = value
 
 
-def _read_trials(connection: sa.Connection, rows: Sequence[Any]) -> Iterable[FrozenTrial]:
+def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = False) -> Iterable[FrozenTrial]:
+    """The trials of these rows of `trials`; whole: with all their attributes, else those that samplers need."""
     ids = [row.trial_id for row in rows]
     params: dict[int, dict[str, Any]] = {i: {} for i in ids}
     distributions: dict[int, dict[str, BaseDistribution]] = {i: {} for i in ids}
@@ -132,11 +134,14 @@ def _read_trials(connection: sa.Connection, rows: Sequence[Any]) -> Iterable[Fro
         steps[trial_id][step] = INFINITY.get(kind, value)
     notes: dict[int, dict[str, Any]] = {i: {} for i in ids}
     for trial_id, key, text in _related(connection, trial_system_attributes, ids, "key", "value_json"):
-        if key.startswith("completed_rung_") or key == CONSTRAINT_KEY:
+        if whole or key.startswith("completed_rung_") or key == CONSTRAINT_KEY:
             notes[trial_id][key] = json.loads(text)
+    attributes: dict[int, dict[str, Any]] = {i: {} for i in ids}
+    for trial_id, key, text in _related(connection, trial_user_attributes, ids if whole else (), "key", "value_json"):
+        attributes[trial_id][key] = json.loads(text)
     for row in rows:
         i = row.trial_id
-        yield _frozen(row, params[i], distributions[i], values.get(i), steps[i], notes[i])
+        yield _frozen(row, params[i], distributions[i], values.get(i), steps[i], attributes[i], notes[i])
 
 
 def _related(connection: sa.Connection, table: sa.Table, ids: Sequence[int], *columns: str) -> Iterable[Any]:
@@ -156,6 +161,7 @@ def _frozen(
     distributions: dict[str, BaseDistribution],
     value: float | None,
     steps: dict[int, float],
+    attributes: dict[str, Any],
     notes: dict[str, Any],
 ) -> FrozenTrial:
     return FrozenTrial(
@@ -166,7 +172,7 @@ def _frozen(
         datetime_complete=row.datetime_complete,
         params=params,
         distributions=distributions,
-        user_attrs={},
+        user_attrs=attributes,
         system_attrs=notes,
         intermediate_values=steps,
         trial_id=row.trial_id,

@@ -12,7 +12,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from hpo.parameters import Params
 from hpo.search.budget import Claim, utc_now
@@ -70,11 +70,6 @@ class Search:
 
     def _was_tried(self, params: Params) -> bool:
         return any(trial.params == params for trial in self._history.study.get_trials(deepcopy=False))
-
-    def would_be_best(self, score: float) -> bool:
-        """Whether no complete trial has a higher score, or the same."""
-        others = self._history.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        return all(trial.value is None or score > trial.value for trial in others)
 
     def judge(self, step: int, score: float) -> tuple[bool, dict[str, float]]:
         """Whether the pruner would end the current trial after this epoch, and its new notes."""

@@ -151,7 +151,7 @@ def _create_tables(url: sa.URL) -> None:
         from optuna.storages import RDBStorage
 
         try:
-            made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=_engine_arguments(url))
+            made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
         except StorageInternalError as error:
             raise unreachable(url, error) from None
         made.remove_session()
@@ -173,7 +173,7 @@ def _lock_file(file: str) -> Path:
 
 
 def _engine(url: sa.URL) -> sa.Engine:
-    engine = sa.create_engine(url, **_engine_arguments(url))
+    engine = sa.create_engine(url, **engine_arguments(url))
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
     return engine
@@ -184,7 +184,7 @@ def _set_up_sqlite(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
-def _engine_arguments(url: sa.URL) -> dict[str, Any]:
+def engine_arguments(url: sa.URL) -> dict[str, Any]:
     if url.get_backend_name() == "sqlite":
         return {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_SECS}, "poolclass": NullPool}
     return {"connect_args": POSTGRESQL_CONNECT_ARGS, "pool_pre_ping": True, "pool_size": 2}

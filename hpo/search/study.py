@@ -14,6 +14,7 @@ from hpo.errors import StudyError, nearest
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY
 from hpo.search.budget import Slot, add_slots, count_missing, lock_study
+from hpo.search.explanation import note_attributes
 from hpo.search.storage import writing
 from hpo.search.tables import (
     studies,
@@ -76,7 +77,8 @@ def _insert(connection: sa.Connection, spec: Spec) -> int:
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))
     kept = {SPEC_KEY: spec.model_dump(mode="json"), PROTOCOL_KEY: [PROTOCOL, __version__], BUDGET_KEY: spec.budget}
     attributes.write(connection, study_user_attributes, study_id, kept)
-    attributes.write(connection, study_system_attributes, study_id, {"study:metric_names": ["score"]})
+    shown = {"study:metric_names": ["score"], **note_attributes(spec)}
+    attributes.write(connection, study_system_attributes, study_id, shown)
     add_slots(connection, study_id, _slots(spec))
     return study_id
 

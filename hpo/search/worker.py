@@ -23,6 +23,7 @@ from hpo.search.budget import Claim
 from hpo.search.failures import decide
 from hpo.search.measurement import Measurement, Objective, Picture, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
+from hpo.search.queries import baseline_trial, best_trials
 from hpo.search.records import TrialLost, finish, record_epoch, record_params
 from hpo.search.study import Study, check_fingerprints, find_studies, stop_if_failing
 from hpo.spec import Spec
@@ -212,12 +213,25 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
         raise RuntimeError("the objective measured nothing")
     ended = "pruned" if pruned else "complete"
     score = WORST_SCORE if math.isnan(measured.score) else measured.score  # the database holds no NaN as a result
-    worth_a_look = not pruned and (trial.baseline or worker.outlast(search.would_be_best, score))
+    worth_a_look = not pruned and worker.outlast(_is_worth_a_look, worker.engine, study, trial, measured)
     pictures = _illustrate(worker, measured) if worth_a_look else ()
     end = (ended.upper(), score, measured.attributes, study.spec.objective.max_clean_drop, pictures)
     worker.outlast(finish, worker.engine, trial_id, *end)
     _discard(objective, trial)
     return f"trial {trial.number} {ended} at epoch {measured.step}: score {score:.4f}"
+
+
+def _is_worth_a_look(engine: sa.Engine, study: Study, trial: Trial, measured: Measurement) -> bool:
+    """The baseline, and what is the best feasible trial when it ends: so there are few."""
+    if trial.baseline:
+        return True
+    most = study.spec.objective.max_clean_drop
+    baseline = baseline_trial(engine, study.name) if most is not None else None
+    clean = None if baseline is None else baseline.clean_accuracy
+    if most is not None and clean is not None and clean - measured.attributes["clean_accuracy"] > most:
+        return False
+    best = best_trials(engine, study.name, 1)
+    return not best or not best[0].feasible or best[0].score is None or measured.score > best[0].score
 
 
 def _illustrate(worker: Worker, measured: Measurement) -> Sequence[Picture]:

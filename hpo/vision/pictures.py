@@ -53,7 +53,7 @@ def draw_predictions(
             axes.set_xticks([])
             axes.set_yticks([])
             colour = RIGHT if guess == label else WRONG
-            axes.set_title(f"{classes[guess]} {100 * surely:.0f} %", fontsize=8, color=colour, parse_math=False)
+            axes.set_title(f"{classes[guess]}: {100 * surely:.0f} %", fontsize=8, color=colour, parse_math=False)
         line[0].set_ylabel(condition, fontsize=8)
     for axes, label in zip(grid[-1], labels, strict=True):
         axes.set_xlabel(f"is {classes[label]}", fontsize=8, parse_math=False)

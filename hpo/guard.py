@@ -1,0 +1,109 @@
+"""Who may see a web page, and who may change something through it: WSGI middleware without state.
+
+A password opens everything, compared in constant time. Whatever the browser is told by another site to send changes
+nothing, and a name that another site made point here (DNS rebinding) is not answered.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+READING = ("GET", "HEAD")
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
+HEADERS = [
+    ("X-Frame-Options", "DENY"),  # a page around ours could make people click
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "no-referrer"),
+    ("Cross-Origin-Resource-Policy", "same-origin"),
+]
+
+
+@dataclass(frozen=True)
+class Guard:
+    """password: None admits everybody, by a loopback name only; read_only: nobody changes anything."""
+
+    app: WsgiApp
+    password: str | None
+    read_only: bool
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        refusal = self._refusal(environ)
+        if refusal is not None:
+            return _refuse(refusal, start_response)
+        return self.app(environ, lambda status, headers, *rest: start_response(status, _safe(headers), *rest))
+
+    def _refusal(self, environ: dict[str, Any]) -> tuple[str, str] | None:
+        """(status, text) if the request is not answered."""
+        if self.password is None and _host_name(environ) not in LOOPBACK_NAMES:
+            return "403 Forbidden", "without a password this page answers to localhost and 127.0.0.1 only"
+        if self.password is not None and not _knows(self.password, environ.get("HTTP_AUTHORIZATION", "")):
+            return "401 Unauthorized", "a password is needed; any user name will do"
+        if environ["REQUEST_METHOD"] in READING:
+            return None
+        if self.read_only:
+            return "403 Forbidden", "this dashboard is read-only"
+        if _is_from_elsewhere(environ):
+            return "403 Forbidden", "requests from other sites change nothing here"
+        return None
+
+
+def _knows(password: str, authorization: str) -> bool:
+    """`Basic` with any user name, or `Bearer`. Digests are compared, so that time tells nothing, not even a length."""
+    scheme, _, credentials = authorization.partition(" ")
+    given = credentials.strip().encode("utf-8", "surrogateescape")
+    if scheme.lower() == "basic":
+        try:
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except (binascii.Error, ValueError):
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(password.encode()).digest())
+
+
+def _host_name(environ: dict[str, Any]) -> str | None:
+    try:
+        return urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname
+    except ValueError:
+        return None
+
+
+def _is_from_elsewhere(environ: dict[str, Any]) -> bool:
+    """Browsers say where a request comes from; programs such as curl do not, and are sent by nobody else."""
+    site = environ.get("HTTP_SEC_FETCH_SITE")
+    if site is not None and site not in ("same-origin", "none"):
+        return True
+    origin = environ.get("HTTP_ORIGIN")
+    if origin is None:
+        return False
+    return bool(urlsplit(origin).netloc.lower() != environ.get("HTTP_HOST", "").lower())
+
+
+def _refuse(refusal: tuple[str, str], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    status, text = refusal
+    headers = [("Content-Type", "text/plain; charset=utf-8"), *HEADERS]
+    if status.startswith("401"):
+        headers.append(("WWW-Authenticate", 'Basic realm="hpo", charset="UTF-8"'))
+    start_response(status, headers)
+    return [f"{text}\n".encode()]
+
+
+def _safe(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """optuna-dashboard lets every site read its artifacts; ours does not."""
+    return [header for header in headers if header[0].lower() != "access-control-allow-origin"] + HEADERS
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server that is bound to this address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

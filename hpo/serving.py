@@ -1,0 +1,112 @@
+"""Serves the dashboard: cheroot, a production WSGI server in this process; TLS if there is a certificate."""
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from cheroot.ssl.builtin import BuiltinSSLAdapter
+from cheroot.wsgi import Server
+from optuna.storages import RDBStorage
+
+from hpo.artifacts import DEFAULT_LOCATION, Artifacts
+from hpo.dashboard import build_app
+from hpo.errors import HpoError, InputError
+from hpo.guard import Guard, is_loopback
+from hpo.search.storage import engine_arguments, open_engine, parse_url
+from hpo.stopping import Stopped, stop_on_signals
+
+PASSWORD_VARIABLE = "HPO_DASHBOARD_PASSWORD"  # noqa: S105 (the variable's name)
+EXAMPLE_PASSWORD = "change-me"  # noqa: S105 (of .env.example, which is refused)
+FEWEST_CHARACTERS = 8
+THREADS = 10
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and with which certificate and key (paths; both or none)."""
+
+    host: str
+    port: int
+    certificate: str | None = None
+    key: str | None = None
+
+
+def serve(storage: str, address: Address, password_file: str | None, read_only: bool) -> None:
+    """Serves until a signal. Raises InputError for anything but loopback without a password."""
+    url = parse_url(storage)
+    password = read_password(password_file)
+    if password is None and not is_loopback(address.host):
+        raise InputError(
+            f"--host {address.host}: other machines could see and change everything; set {PASSWORD_VARIABLE} or give "
+            "--password-file, or leave the host at 127.0.0.1"
+        )
+    open_engine(url).dispose()  # says what is wrong with the storage, and brings the views up to date
+    rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
+    artifacts = Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION))
+    server = Server((address.host, address.port), Guard(build_app(rdb, artifacts), password, read_only), THREADS)
+    server.server_name = "hpo"
+    if address.certificate is not None:
+        server.ssl_adapter = _tls(address)
+    _listen(server, address)
+    _say(server, address, password, read_only)
+    stop_on_signals()
+    try:
+        server.serve()
+    except Stopped:
+        click.echo("dashboard stopped", err=True)
+    finally:
+        server.stop()
+
+
+def read_password(file: str | None) -> str | None:
+    """From the file if there is one, else from the environment; None if neither has one. Raises InputError."""
+    source = f"--password-file {file}" if file else PASSWORD_VARIABLE
+    if file is not None:
+        try:
+            password = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: cannot be read: {error}") from None
+    elif PASSWORD_VARIABLE in os.environ:
+        password = os.environ[PASSWORD_VARIABLE]
+    else:
+        return None
+    if password == EXAMPLE_PASSWORD:
+        raise InputError(f"{source}: '{EXAMPLE_PASSWORD}' is the example's password; choose another")
+    if len(password) < FEWEST_CHARACTERS:
+        raise InputError(f"{source}: a password needs at least {FEWEST_CHARACTERS} characters")
+    return password
+
+
+def _tls(address: Address) -> BuiltinSSLAdapter:
+    try:
+        return BuiltinSSLAdapter(address.certificate, address.key)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        raise InputError(f"--tls-certificate, --tls-key: cannot be used: {error}") from None
+
+
+def _listen(server: Server, address: Address) -> None:
+    try:
+        server.prepare()
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise HpoError(
+            f"cannot listen on {address.host} port {address.port}: {reason}; --port chooses another"
+        ) from None
+
+
+def _say(server: Server, address: Address, password: str | None, read_only: bool) -> None:
+    scheme = "https" if address.certificate else "http"
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    may = "read-only" if read_only else "whoever sees it may change studies (--read-only refuses that)"
+    who = "a password is needed, any user name will do" if password else "no password"
+    click.echo(
+        f"dashboard on {scheme}://{host}:{server.bind_addr[1]}/dashboard: {who}; {may}. Ctrl-C ends it", err=True
+    )
+    if not address.certificate and not is_loopback(address.host):
+        click.echo(
+            "warning: without TLS the password and all pages can be read on the network; give --tls-certificate and "
+            "--tls-key, or put a proxy with TLS in front",
+            err=True,
+        )
