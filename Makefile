@@ -31,5 +31,12 @@ lint: .venv/installed-dev
 	$(BIN)/pip install --quiet --group dev
 	@touch $@
 
+# passwords of your own for docker-compose.yml; an existing .env stays as it is
+.env:
+	@umask 077 && while IFS= read -r line; do case "$$line" in \
+	*=change-me) printf '%s=%s\n' "$${line%%=*}" "$$($(PYTHON) -c 'import secrets; print(secrets.token_urlsafe(24))')" ;; \
+	*) printf '%s\n' "$$line" ;; esac; done < .env.example > $@.partial && mv $@.partial $@
+	@echo "wrote .env; the dashboard's password is HPO_DASHBOARD_PASSWORD in it"
+
 clean:
 	rm -rf .venv hpo.db* hpo-logs hpo-artifacts

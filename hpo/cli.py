@@ -103,6 +103,20 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 
 
 @cli.command()
+@storage_option
+def init(storage: str) -> None:
+    """Make the tables and views, where they are missing.
+
+    `hpo run` and `hpo submit` do so too. For a database that others fill, or that readers are given rights to.
+    """
+    from hpo.search.storage import create_database, masked, parse_url
+
+    url = parse_url(storage)
+    create_database(url).dispose()
+    click.echo(f"{masked(url)} is ready", err=True)
+
+
+@cli.command()
 @studies_argument
 @storage_option
 @click.option(
