@@ -36,6 +36,7 @@ class FreeObjective:
                 attributes={
                     "clean_accuracy": clean,
                     "perturbed_accuracy": {"gaussian-noise": noise},
+                    "gaussian-noise": noise,
                     "mean_perturbed_accuracy": noise,
                     "images": 1000,
                 },
