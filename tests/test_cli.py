@@ -1,13 +1,12 @@
 """The real command in real processes: the main job end to end, and what a user sees when something is wrong."""
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,10 @@ import click
 import optuna
 import psutil
 import pytest
-import tomli_w
-from conftest import make_spec, optuna_storage
+import sqlalchemy as sa
+from conftest import Hpo, Start, optuna_storage, write_study
+from optuna.artifacts import get_all_artifact_meta
+from optuna_dashboard import get_note
 
 from hpo.cli import cli
 from hpo.errors import InputError
@@ -25,20 +26,8 @@ from hpo.search import heartbeats
 from hpo.search.queries import trials_in
 from hpo.search.storage import open_engine, parse_url
 
+SECRET = "s3cret-word"  # noqa: S105
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-Hpo = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def write_study(folder: Path, **changes: object) -> str:
-    """A study file on digits that trains for seconds; its path."""
-    small = {
-        "data": {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1},
-        "training": {"epochs": 2, "horizontal_flip": False},
-        "budget": 4,
-    }
-    file = folder / "study.toml"
-    file.write_text(tomli_w.dumps(make_spec(**small | changes).model_dump(exclude_none=True)), encoding="utf-8")
-    return str(file)
 
 
 def one_line(result: subprocess.CompletedProcess[str], exit_code: int = 2) -> str:
@@ -52,6 +41,8 @@ def one_line(result: subprocess.CompletedProcess[str], exit_code: int = 2) -> st
 
 
 def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_path: Path, storage_url: str) -> None:
+    if storage_url.startswith("postgresql"):
+        storage_url = parse_url(storage_url).set(password=SECRET).render_as_string(hide_password=False)
     storage = {"HPO_STORAGE": storage_url}
     workers = "1" if storage_url.startswith("sqlite") else "2"
     ran = hpo("run", write_study(tmp_path), "--workers", workers, **storage)
@@ -69,6 +60,11 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_
     assert best["score"] == pytest.approx(weights)
     assert best["correct"]["clean"] / best["images"] == best["clean_accuracy"]
     assert {"torch", "commit", "seed", "host", "device", "threads", "images", "weights"} <= set(best["made_by"])
+
+    pictures = get_all_artifact_meta(optuna_study.trials[0], storage=optuna_study._storage)
+    assert sorted(picture.filename for picture in pictures) == ["predictions.png", "training-curve.png"]
+    assert all((tmp_path / "hpo-artifacts" / picture.artifact_id).stat().st_size > 5000 for picture in pictures)
+    assert "Score: 0.5 × clean accuracy" in get_note(optuna_study)  # noqa: RUF001
 
     top = json.loads(hpo("top", "study", "-n", "9", "--json", **storage).stdout)
     assert top[0] == best
@@ -90,8 +86,24 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_
     assert again.returncode == 0
     assert "is done" in again.stderr
     assert "Best configurations of study" in again.stdout
+    said = [ran.stdout, ran.stderr, hpo("status", "study", **storage).stdout, again.stderr]
+    check_that_the_password_is_nowhere(said, tmp_path, storage_url)
     if workers == "1":
         check_that_the_best_run_again_gives_the_same_accuracies(hpo, tmp_path, best)
+
+
+def check_that_the_password_is_nowhere(said: list[str], folder: Path, storage_url: str) -> None:
+    """In no output, no file and no text of the database."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert any(path.suffix == ".log" for path in files)
+    assert not any(SECRET in text for text in said)
+    assert not any(SECRET.encode() in path.read_bytes() for path in files)
+    engine = open_engine(parse_url(storage_url))
+    with engine.connect() as connection:
+        for table in sa.inspect(connection).get_table_names():
+            rows = connection.execute(sa.text(f'SELECT * FROM "{table}"')).all()  # noqa: S608
+            assert SECRET not in repr(rows)
+    engine.dispose()
 
 
 def check_that_the_best_run_again_gives_the_same_accuracies(hpo: Hpo, tmp_path: Path, best: dict[str, Any]) -> None:
@@ -166,29 +178,6 @@ def test_an_unreachable_database_is_one_line_without_the_password(hpo: Hpo, url:
     assert shown in line
     assert "cannot be opened" in line
     assert "s3cret" not in line
-
-
-Start = Callable[..., subprocess.Popen[str]]
-
-
-@pytest.fixture
-def start(tmp_path: Path, data_root: Path) -> Iterator[Start]:
-    """Runs the real command in the background; what the test leaves running is killed."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(*arguments: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"HPO_DATA_ROOT": str(data_root), "PYTHONUNBUFFERED": "1"}
-        command = [sys.executable, "-m", "hpo", *arguments]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        with process:
-            process.kill()
 
 
 def epochs_done(tmp_path: Path) -> dict[int, int]:

@@ -1,0 +1,99 @@
+"""Who may see the dashboard, and who may change something: the guard in front of a page that always answers."""
+
+import base64
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hpo.guard import Guard, is_loopback
+
+PASSWORD = "correct horse, battery/staple: ü"  # noqa: S105
+CHANGING = ["POST", "PUT", "DELETE", "PATCH"]
+
+
+def ask(guard: Guard, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, body) of a request to localhost."""
+    environ = {"REQUEST_METHOD": method, "PATH_INFO": "/", "HTTP_HOST": "localhost:8080"}
+    environ |= {f"HTTP_{name.upper()}": value for name, value in headers.items()}
+    answered: list[Any] = []
+
+    def start_response(status: str, given: list[tuple[str, str]]) -> None:
+        answered.append((int(status[:3]), dict(given)))
+
+    body = b"".join(guard(environ, start_response))
+    return (*answered[0], body)
+
+
+def page(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    start_response("200 OK", [("Content-Type", "text/plain"), ("Access-Control-Allow-Origin", "*")])
+    return [b"the page"]
+
+
+def basic(password: str, user: str = "anyone") -> str:
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
+OPEN = Guard(page, None, read_only=False)
+CLOSED = Guard(page, PASSWORD, read_only=False)
+
+
+@given(st.text().filter(lambda text: text != PASSWORD), st.sampled_from(["Basic", "bearer", "Digest", ""]))
+def test_without_the_password_there_is_nothing_but_401(guess: str, scheme: str) -> None:
+    for credentials in (guess, base64.b64encode(f"me:{guess}".encode()).decode(), f"me:{guess}"):
+        status, headers, body = ask(CLOSED, authorization=f"{scheme} {credentials}")
+        assert status == 401
+        assert b"the page" not in body
+        assert headers["WWW-Authenticate"].startswith("Basic")
+
+
+def test_the_password_opens_it_under_any_user_name_or_as_a_token() -> None:
+    for authorization in (basic(PASSWORD), basic(PASSWORD, ""), f"Bearer {PASSWORD}"):
+        assert ask(CLOSED, authorization=authorization)[0] == 200
+        assert ask(CLOSED, "DELETE", authorization=authorization)[0] == 200
+    assert ask(CLOSED, authorization=basic(PASSWORD), host="elsewhere.example")[0] == 200
+
+
+@pytest.mark.parametrize("method", CHANGING)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec_fetch_site": "cross-site"},
+        {"sec_fetch_site": "same-site"},
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://localhost:9999"},
+        {"origin": "http://[broken"},
+    ],
+)
+def test_other_sites_change_nothing(method: str, headers: dict[str, str]) -> None:
+    assert ask(OPEN, method, **headers)[0] == 403
+    assert ask(CLOSED, method, authorization=basic(PASSWORD), **headers)[0] == 403
+
+
+@pytest.mark.parametrize("headers", [{}, {"origin": "http://localhost:8080", "sec_fetch_site": "same-origin"}])
+def test_the_page_itself_and_programs_change_what_they_like(headers: dict[str, str]) -> None:
+    assert all(ask(OPEN, method, **headers)[0] == 200 for method in CHANGING)
+
+
+def test_read_only_refuses_everything_that_changes_something() -> None:
+    guard = Guard(page, PASSWORD, read_only=True)
+    assert all(ask(guard, method, authorization=basic(PASSWORD))[0] == 403 for method in [*CHANGING, "PROPFIND"])
+    assert all(ask(guard, method, authorization=basic(PASSWORD))[0] == 200 for method in ["GET", "HEAD"])
+
+
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "", "[::1", "127.0.0.1.evil.example"])
+def test_without_a_password_no_other_name_may_point_here(host: str) -> None:
+    assert ask(OPEN, host=host)[0] == 403
+
+
+def test_no_site_may_frame_or_read_it() -> None:
+    _, headers, _ = ask(OPEN)
+    assert headers["X-Frame-Options"] == "DENY"
+    assert "Access-Control-Allow-Origin" not in headers
+
+
+def test_what_is_loopback() -> None:
+    assert all(is_loopback(host) for host in ("127.0.0.1", "127.3.2.1", "::1", "localhost"))
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "", "192.168.0.3", "example.org"))  # noqa: S104

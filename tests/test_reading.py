@@ -1,0 +1,132 @@
+"""The reading commands and the Python API, as people type them, on a finished study."""
+
+import csv
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+import torch
+from conftest import Hpo, Start, make_spec, write_study
+from large_study import fill
+
+import hpo as package
+from hpo.errors import HpoError, InputError
+from hpo.search import budget
+from hpo.search.storage import create_database, parse_url
+from hpo.search.study import submit
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with hpo.db, in which a study of 200 made-up trials is finished."""
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    fill(engine, "large", 200)
+    engine.dispose()
+    return tmp_path
+
+
+def test_json_and_csv_say_the_same(hpo: Hpo, folder: Path) -> None:
+    for arguments in (["top", "large", "-n", "3"], ["pareto", "large"], ["history", "large"]):
+        records = json.loads(hpo(*arguments, "--json").stdout)
+        rows = list(csv.DictReader(io.StringIO(hpo(*arguments, "--csv").stdout)))
+        assert [int(row["number"]) for row in rows] == [record["number"] for record in records]
+        for row, record in zip(rows, records, strict=True):
+            assert float(row["score"]) == record["score"]
+            assert float(row["gaussian_noise"]) == record["perturbed_accuracy"]["gaussian-noise"]
+            assert row["batch_size"] == str(record["params"]["batch_size"])
+    shares = json.loads(hpo("importances", "large", "--json").stdout)
+    assert math.isclose(sum(shares.values()), 1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+
+
+def test_tables_show_what_was_asked_for(hpo: Hpo, folder: Path) -> None:
+    shown = hpo("top", "large", "-n", "2", "--where", "batch_size >= 128 and state = 'pruned'", "--sort", "number:asc")
+    assert "where batch_size >= 128 and state = 'pruned' by number:asc" in " ".join(shown.stdout.split())
+    assert "█" in hpo("importances", "large").stdout
+    assert "perturbed" in hpo("history", "large").stdout
+    nothing = hpo("top", "large", "--where", "clean_accuracy > 0.99")
+    assert (nothing.returncode, nothing.stdout) == (0, "large: no trial where clean_accuracy > 0.99\n")
+    mistaken = hpo("top", "large", "--where", "batch > 1")
+    assert mistaken.returncode == 2
+    assert mistaken.stderr.startswith("hpo: --where: 'batch' is not a field; fields: number,")
+    assert "give one of them" in hpo("top", "large", "--json", "--csv").stderr
+
+
+def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start: Start, tmp_path: Path) -> None:
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    for name in ("[bold]odd", "second"):
+        study, _ = submit(engine, make_spec(name=name, budget=2))
+    budget.claim(engine, study.study_id, "far-away:77")
+    shown = hpo("status").stdout
+    assert "[bold]odd" in shown
+    lines = [line.split() for line in shown.splitlines()]
+    heading = next(line for line in lines if line[:1] == ["study"])
+    assert dict(zip(heading[:6], next(line for line in lines if line[:1] == ["second"]), strict=False)) == {
+        "study": "second",
+        "finished": "0/2",
+        "complete": "0",
+        "pruned": "0",
+        "failed": "0",
+        "running": "1",
+    }
+    assert "far-away:77" in shown
+    watching = start("watch", "second", "--interval", "0.1")
+    assert watching.stdout is not None
+    while "far-away:77" not in watching.stdout.readline():
+        assert watching.poll() is None
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE trials SET state = 'COMPLETE' WHERE study_id = 2"))
+    said, _ = watching.communicate(timeout=20)
+    assert watching.returncode == 0
+    assert "done" in said
+    engine.dispose()
+
+
+def test_python_gives_typed_records_and_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_STORAGE", f"sqlite:///{folder}/hpo.db")
+    best = package.best("large")
+    assert best == package.top("large", 1)[0]
+    assert isinstance(best, package.TrialResult)
+    everything = package.load_results("large")
+    assert [trial.number for trial in everything] == list(range(200))
+    frame = everything.to_pandas()
+    assert len(frame) == 200
+    assert frame.loc[best.number, "score"] == best.score
+    assert {"clean_accuracy", "gaussian_noise", "batch_size", "state", "finished_at"} <= set(frame.columns)
+    few = package.load_results("large", where="state = 'complete' and gaussian_noise > 0.45")
+    assert 0 < len(few) < 200
+    assert package.history("large")[-1] == best
+    assert best.number in [trial.number for trial in package.pareto("large")] or not best.feasible
+    with pytest.raises(HpoError, match="Did you mean 'large'"):
+        package.best("larg")
+    with pytest.raises(AttributeError, match="has no attribute 'worst'"):
+        _ = package.worst  # type: ignore[attr-defined]
+
+
+def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/hpo.db"
+    assert package.submit(write_study(tmp_path), storage, overrides=["budget=3"]) == "study"
+    assert package.submit(make_spec(budget=3, name="other"), storage) == "other"
+    assert len(package.load_results("study", storage=storage)) == 3
+    images = torch.rand(4, 3, 16, 16)
+    for name in ("gaussian-noise", "pixel-recolor"):
+        perturbed = package.perturb(name, images, 0.2)
+        assert torch.equal(perturbed, package.perturb(name, images, 0.2))
+        assert not torch.equal(perturbed, package.perturb(name, images, 0.2, seed=1))
+        assert torch.equal(package.perturb(name, images, 0.0), images)
+        assert perturbed.shape == images.shape
+        assert 0 <= perturbed.min() <= perturbed.max() <= 1
+    with pytest.raises(InputError, match="there are: gaussian-noise, pixel-recolor"):
+        package.perturb("fog", images, 0.2)
+
+
+def test_importing_hpo_loads_neither_torch_nor_optuna(folder: Path) -> None:
+    code = "import hpo, sys; hpo.best('large'); print(sorted({'torch', 'optuna', 'pandas'} & set(sys.modules)))"
+    printed = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=os.environ)
+    assert printed.stdout == "[]\n", printed.stderr
