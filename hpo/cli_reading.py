@@ -130,12 +130,13 @@ def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
 def history(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     """When the best score was reached: each trial that was better than all before it."""
     from hpo import display
-    from hpo.search.queries import improvements
+    from hpo.search.queries import began_at, improvements
 
     engine, found = open_study(study, storage)
     results = improvements(engine, study)
     if not _print_data(results, as_json, as_csv):
-        _print_table(found, results, display.history_table(results, f"The best score of {study}"))
+        table = display.history_table(results, began_at(engine, study), f"The best score of {study}")
+        _print_table(found, results, table)
 
 
 @click.command()

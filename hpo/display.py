@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -119,14 +120,13 @@ def _comparison(best: TrialResult, baseline: TrialResult) -> str:
     return f"Trial {best.number} against the baseline, in points: {', '.join(gains)}."
 
 
-def history_table(results: Sequence[TrialResult], title: str) -> Table:
-    """A row for each trial that was better than all before it."""
+def history_table(results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:
+    """A row for each trial that was better than all before it, and how long after the first one's start it ended."""
     table = _table(title)
     for heading in ("after", "trial", "score", "clean", "perturbed"):
         table.add_column(heading, justify="right")
-    starts = [result.started_at for result in results if result.started_at]
     for result in results:
-        after = (result.finished_at - min(starts)).total_seconds() if result.finished_at and starts else None
+        after = (result.finished_at - began).total_seconds() if result.finished_at and began else None
         perturbed = " ".join(percent(accuracy) for accuracy in result.perturbed_accuracy.values())
         cells = (shown_score(result.score), percent(result.clean_accuracy), perturbed)
         table.add_row(duration(after), str(result.number), *cells)

@@ -137,7 +137,7 @@ def _print_next(study: Study, storage: str) -> None:
     suggestions = {
         f"{program} top {name} -n 10{where}": "more of them; --json for programs",
         f"{program} best {name} --toml{where}": "the best as a study file that `hpo run` takes",
-        f"{program} status{where}": "all studies of this database",
+        f"{program} dashboard{where}": "a web page, with pictures of what the best makes of perturbed images",
     }
     width = max(map(len, suggestions))
     for command, does in suggestions.items():

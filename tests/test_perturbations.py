@@ -5,10 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hpo.spec import PERTURBATION_NAMES
 from hpo.vision.perturbations import PERTURBATIONS, perturb
 from hpo.vision.random_bits import derive_keys, normal, uniform
 
 names = st.sampled_from(sorted(PERTURBATIONS))
+
+
+def test_a_study_file_can_name_each_of_them() -> None:
+    assert tuple(PERTURBATIONS) == PERTURBATION_NAMES
+
+
 severities = st.floats(0, 1)
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 17), st.integers(1, 17))
 

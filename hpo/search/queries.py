@@ -179,6 +179,19 @@ def improvements(engine: sa.Engine, study: str) -> list[TrialResult]:
     return _read(engine, study, query)
 
 
+def began_at(engine: sa.Engine, study: str) -> datetime | None:
+    """When the study's first trial started."""
+    t = trials.c
+    query = (
+        sa.select(sa.func.min(t.datetime_start))
+        .join(studies, studies.c.study_id == t.study_id)
+        .where(studies.c.study_name == study)
+    )
+    with engine.connect() as connection:
+        found: datetime | None = connection.scalar(query)
+    return found
+
+
 def _read(engine: sa.Engine, study: str, numbers: sa.Select[Any], but: Collection[int] = ()) -> list[TrialResult]:
     """The trials that a query finds by number, in its order: whatever else is known of them is read for these alone."""
     with engine.connect() as connection:

@@ -225,13 +225,18 @@ def _is_worth_a_look(engine: sa.Engine, study: Study, trial: Trial, measured: Me
     """The baseline, and what is the best feasible trial when it ends: so there are few."""
     if trial.baseline:
         return True
-    most = study.spec.objective.max_clean_drop
-    baseline = baseline_trial(engine, study.name) if most is not None else None
-    clean = None if baseline is None else baseline.clean_accuracy
-    if most is not None and clean is not None and clean - measured.attributes["clean_accuracy"] > most:
-        return False
     best = best_trials(engine, study.name, 1)
-    return not best or not best[0].feasible or best[0].score is None or measured.score > best[0].score
+    is_best = not best or not best[0].feasible or best[0].score is None or measured.score > best[0].score
+    return is_best and not _loses_too_much(engine, study, measured)
+
+
+def _loses_too_much(engine: sa.Engine, study: Study, measured: Measurement) -> bool:
+    """Whether it will be infeasible; not known before the baseline is complete."""
+    most, clean = study.spec.objective.max_clean_drop, measured.attributes.get("clean_accuracy")
+    if most is None or clean is None:
+        return False
+    baseline = baseline_trial(engine, study.name)
+    return baseline is not None and baseline.clean_accuracy is not None and baseline.clean_accuracy - clean > most
 
 
 def _illustrate(worker: Worker, measured: Measurement) -> Sequence[Picture]:
