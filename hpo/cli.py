@@ -4,6 +4,7 @@ stdout is data, stderr is talk. Exit codes: hpo.errors.
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,7 +98,8 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
     study, new = submit_study(create_database(parse_url(storage)), spec)
     said = "submitted" if new else "was submitted before; nothing changed"
     click.echo(
-        f"study {study.name} {said}: budget {study.budget}. Start workers with: hpo launch {study.name} --workers 2",
+        f"study {study.name} {said}: budget {study.budget}. Start workers with: "
+        f"hpo launch {shlex.quote(study.name)} --workers 2",
         err=True,
     )
 
@@ -163,7 +165,8 @@ def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
 @studies_argument
 @storage_option
 @workers_option
-def launch(studies: Sequence[str], storage: str, workers: int) -> None:
+@click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
+def launch(studies: Sequence[str], storage: str, workers: int, forever: bool) -> None:
     """Keep workers at work on submitted studies.
 
     Of all studies in the database, if none is named. Each worker has its share of the cores, or a GPU; one that dies
@@ -171,7 +174,7 @@ def launch(studies: Sequence[str], storage: str, workers: int) -> None:
     """
     from hpo.main_job import launch as launch_workers
 
-    launch_workers(studies, storage, workers)
+    launch_workers(studies, storage, workers, forever)
 
 
 @cli.command()
@@ -209,7 +212,7 @@ def resume(study: str, storage: str) -> None:
 
     engine, found = open_study(study, storage)
     said = "goes on" if resume_study(engine, found) else "was not stopped; nothing changed"
-    click.echo(f"study {study} {said}. Start workers with: hpo launch {study} --workers 2", err=True)
+    click.echo(f"study {study} {said}. Start workers with: hpo launch {shlex.quote(study)} --workers 2", err=True)
 
 
 @cli.command()
@@ -222,7 +225,7 @@ def extend(study: str, budget: int, storage: str) -> None:
 
     engine, found = open_study(study, storage)
     added = extend_study(engine, found, budget)
-    said = f"{added} trials added" if added else "nothing changed"
+    said = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
     click.echo(f"study {study} has a budget of {budget}: {said}", err=True)
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from hpo.search.queries import TrialResult
     from hpo.search.study import Study
 
+CSV_TIMES = ("started_at", "finished_at")
+CSV_WITHOUT_TRIALS = ["study", "number", "state", "baseline", "feasible", "score", "clean_accuracy", *CSV_TIMES]
+
 
 @click.command()
 @studies_argument
@@ -38,6 +41,8 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
         click.echo(json.dumps(found[0] if len(studies) == 1 else found, indent=2))
     else:
         display.console().print(display.status_view(records, tracebacks=len(studies) == 1))
+        if not records:
+            click.echo("there are no studies yet; `hpo submit` puts one into the database", err=True)
 
 
 @click.command()
@@ -102,6 +107,9 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
     engine, found = open_study(study, storage)
     results = best_trials(engine, study, most, where, sort)
     if not _print_data(results, as_json, as_csv):
+        if where and not results:
+            others = "" if "state" in where else "; name the state to look at others, as in: state = 'pruned'"
+            raise HpoError(f"study '{study}' has no complete trial where {where}{others}")
         chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
         display.print_best(display.console(), engine, found, results, " ".join(filter(None, chosen)))
 
@@ -202,8 +210,10 @@ def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -
 
 
 def _print_csv(results: "Sequence[TrialResult]") -> None:
-    rows = [result.as_row() for result in results]
-    writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for row in rows for key in row)))
+    from hpo.search.queries import in_iso_8601
+
+    rows = [result.as_row() | {key: in_iso_8601(getattr(result, key)) for key in CSV_TIMES} for result in results]
+    writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for row in rows for key in row)) or CSV_WITHOUT_TRIALS)
     writer.writeheader()
     writer.writerows(rows)
 

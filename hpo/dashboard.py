@@ -69,6 +69,7 @@ class _DashboardStorage(_CachedStorage):
             new = [row for row in rows if row.trial_id not in ended]
             read = {trial._trial_id: trial for trial in read_trials(connection, new, whole=True)}
             for trial in read.values():
+                trial.user_attrs = _shown(trial.user_attrs)
                 if (violation := trial._system_attrs.get(CONSTRAINT_KEY)) is not None:
                     trial._system_attrs["constraints"] = [violation]  # where optuna-dashboard 0.21 looks for it
             baselines = [trial for trial in (*ended.values(), *read.values()) if "baseline" in trial.user_attrs]
@@ -170,6 +171,16 @@ def _front(measured: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         if not front or trial.user_attrs[key[1]] > front[-1].user_attrs[key[1]]:
             front.append(trial)
     return front
+
+
+def _shown(attributes: dict[str, Any]) -> dict[str, Any]:
+    """As short lines, since the page does not break long ones: what made the trial, item by item, and no epochs, which
+    are there as intermediate values.
+    """
+    made_by = attributes.get("made_by")
+    items = made_by if isinstance(made_by, dict) else {}
+    short = {key: value for key, value in attributes.items() if key not in ("epochs", "made_by")}
+    return short | {f"made_by {key}": value for key, value in items.items()}
 
 
 def _score(trial: FrozenTrial) -> float:

@@ -92,7 +92,7 @@ def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[
     """These configurations, how the first compares with the baseline, and on how many images that was measured."""
     baseline = queries.baseline_trial(engine, study.name)
     if not results:
-        out.print(f"{study.name}: no trial {chosen}" if chosen else f"{study.name}: no trial is complete yet")
+        out.print(f"{study.name}: no trial is complete yet")
         return
     best = results[0]
     title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
@@ -123,13 +123,12 @@ def _comparison(best: TrialResult, baseline: TrialResult) -> str:
 def history_table(results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:
     """A row for each trial that was better than all before it, and how long after the first one's start it ended."""
     table = _table(title)
-    for heading in ("after", "trial", "score", "clean", "perturbed"):
+    accuracies = list(dict.fromkeys(name for result in results for name in result.perturbed_accuracy))
+    for heading in ("after", "trial", "score", "clean", *(name.replace("-", "\n") for name in accuracies)):
         table.add_column(heading, justify="right")
     for result in results:
         after = (result.finished_at - began).total_seconds() if result.finished_at and began else None
-        perturbed = " ".join(percent(accuracy) for accuracy in result.perturbed_accuracy.values())
-        cells = (shown_score(result.score), percent(result.clean_accuracy), perturbed)
-        table.add_row(duration(after), str(result.number), *cells)
+        table.add_row(duration(after), str(result.number), *_cells(result, accuracies, ()))
     return table
 
 
@@ -170,6 +169,9 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
         for number, traceback in record.failures:
             reason = traceback.strip() if tracebacks else traceback.strip().splitlines()[-1]
             parts.append(Text(f"{name}: trial {number} failed: {reason}"))
+        if record.interrupted:
+            which = f"{record.interrupted} of the {record.counts.failed} failed trials"
+            parts.append(Text(f"{name}: {which} were interrupted; their slots were given out again"))
         if record.study.stopped:
             parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` lets it go on"))
     return Group(*parts)

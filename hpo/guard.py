@@ -58,7 +58,7 @@ class Guard:
 def _knows(password: str, authorization: str) -> bool:
     """`Basic` with any user name, or `Bearer`. Digests are compared, so that time tells nothing, not even a length."""
     scheme, _, credentials = authorization.partition(" ")
-    given = credentials.strip().encode("utf-8", "surrogateescape")
+    given = credentials.strip().encode("latin-1", "replace")  # as WSGI passes bytes on
     if scheme.lower() == "basic":
         try:
             given = base64.b64decode(given, validate=True).partition(b":")[2]
@@ -66,7 +66,10 @@ def _knows(password: str, authorization: str) -> bool:
             return False
     elif scheme.lower() != "bearer":
         return False
-    return hmac.compare_digest(hashlib.sha256(given).digest(), hashlib.sha256(password.encode()).digest())
+    spellings = (password.encode("utf-8"), password.encode("latin-1", "replace"))  # clients send either
+    digest = hashlib.sha256(given).digest()
+    equal = [hmac.compare_digest(digest, hashlib.sha256(spelling).digest()) for spelling in spellings]
+    return any(equal)
 
 
 def _host_name(environ: dict[str, Any]) -> str | None:

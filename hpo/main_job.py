@@ -14,6 +14,7 @@ import click
 import sqlalchemy as sa
 
 from hpo import display
+from hpo.artifacts import DEFAULT_LOCATION, Artifacts
 from hpo.errors import StudyError
 from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.search import heartbeats
@@ -49,13 +50,13 @@ def run_study(spec: Spec, storage: str, workers: int) -> None:
     _print_end(engine, study, storage)
 
 
-def launch(names: Sequence[str], storage: str, workers: int) -> None:
-    """Keeps so many workers at work on studies that were submitted, until their budgets are used."""
+def launch(names: Sequence[str], storage: str, workers: int, forever: bool) -> None:
+    """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
     engine = open_engine(parse_url(storage))
     studies = find_studies(engine, names)
     logs = LOGS / studies[0].spec.folder_name if len(names) == 1 else LOGS
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
-    with _fleet(engine, storage, names, workers, logs) as fleet:
+    with _fleet(engine, storage, names, workers, logs, forever) as fleet:
         while tend(fleet):
             time.sleep(TEND_SECS)
     for study in find_studies(engine, names):
@@ -63,9 +64,12 @@ def launch(names: Sequence[str], storage: str, workers: int) -> None:
 
 
 @contextmanager
-def _fleet(engine: sa.Engine, storage: str, names: Sequence[str], count: int, logs: Path) -> Iterator[Fleet]:
+def _fleet(
+    engine: sa.Engine, storage: str, names: Sequence[str], count: int, logs: Path, forever: bool = False
+) -> Iterator[Fleet]:
     """Supervised workers. A signal stops them, and what follows in the block is left out."""
-    command = [sys.executable, "-m", "hpo", "worker", "--supervised", "--", *names]
+    options = ["--supervised", *(["--forever"] if forever else [])]
+    command = [sys.executable, "-m", "hpo", "worker", *options, "--", *names]
     say = partial(click.echo, err=True)
     stop_on_signals()
     fleet = None
@@ -92,7 +96,8 @@ def _counted(workers: int) -> str:
 
 
 def _check_inputs(spec: Spec) -> None:
-    """Whatever is wrong with images or weights is said here, before anything is written to the database."""
+    """Whatever is wrong with images, weights or the artifact store is said here, before the database is written."""
+    Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION)).check()
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
     if spec.model.weights != "none":
@@ -105,9 +110,11 @@ def _check_inputs(spec: Spec) -> None:
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
     """What was found, and whether the budget was used."""
     study = outlast(partial(find_studies, engine, [study.name]), partial(click.echo, err=True))[0]
-    display.print_best(display.console(), engine, study, best_trials(engine, study.name, SHOWN))
+    results = best_trials(engine, study.name, SHOWN)
+    display.print_best(display.console(), engine, study, results)
     _say_how_far(engine, study)
-    _print_next(study, storage)
+    if results:
+        _print_next(study, storage)
 
 
 def _say_how_far(engine: sa.Engine, study: Study) -> None:
@@ -132,7 +139,8 @@ def _print_next(study: Study, storage: str) -> None:
     program = "hpo" if shutil.which("hpo") else _path_of_hpo()
     name = shlex.quote(study.name)
     given = storage != DEFAULT_STORAGE and os.environ.get("HPO_STORAGE") != storage
-    where = f" --storage {shlex.quote(masked(parse_url(storage)))}" if given else ""
+    secret = masked(parse_url(storage)) != storage
+    where = f" --storage {'…' if secret else shlex.quote(storage)}" if given else ""
     click.echo("\nNext:", err=True)
     suggestions = {
         f"{program} top {name} -n 10{where}": "more of them; --json for programs",

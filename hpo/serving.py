@@ -1,6 +1,7 @@
 """Serves the dashboard: cheroot, a production WSGI server in this process; TLS if there is a certificate."""
 
 import os
+import re
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from optuna.storages import RDBStorage
 
 from hpo.artifacts import DEFAULT_LOCATION, Artifacts
 from hpo.dashboard import build_app
-from hpo.errors import HpoError, InputError
+from hpo.errors import InputError
 from hpo.guard import Guard, is_loopback
 from hpo.search.storage import engine_arguments, open_engine, parse_url
 from hpo.stopping import Stopped, stop_on_signals
@@ -38,8 +39,9 @@ def serve(storage: str, address: Address, password_file: str | None, read_only: 
     url = parse_url(storage)
     password = read_password(password_file)
     if password is None and not is_loopback(address.host):
+        could = "see everything" if read_only else "see and change everything"
         raise InputError(
-            f"--host {address.host}: other machines could see and change everything; set {PASSWORD_VARIABLE} or give "
+            f"--host {address.host}: other machines could {could}; set {PASSWORD_VARIABLE} or give "
             "--password-file, or leave the host at 127.0.0.1"
         )
     open_engine(url).dispose()  # says what is wrong with the storage, and brings the views up to date
@@ -74,7 +76,7 @@ def read_password(file: str | None) -> str | None:
         return None
     if password == EXAMPLE_PASSWORD:
         raise InputError(f"{source}: '{EXAMPLE_PASSWORD}' is the example's password; choose another")
-    if len(password) < FEWEST_CHARACTERS:
+    if len(password.strip()) < FEWEST_CHARACTERS:
         raise InputError(f"{source}: a password needs at least {FEWEST_CHARACTERS} characters")
     return password
 
@@ -83,17 +85,16 @@ def _tls(address: Address) -> BuiltinSSLAdapter:
     try:
         return BuiltinSSLAdapter(address.certificate, address.key)
     except (OSError, ssl.SSLError, ValueError) as error:
-        raise InputError(f"--tls-certificate, --tls-key: cannot be used: {error}") from None
+        given = f"--tls-certificate {address.certificate}, --tls-key {address.key}"
+        raise InputError(f"{given}: cannot be used together: {error}") from None
 
 
 def _listen(server: Server, address: Address) -> None:
     try:
         server.prepare()
     except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise HpoError(
-            f"cannot listen on {address.host} port {address.port}: {reason}; --port chooses another"
-        ) from None
+        reason = re.sub(r".*\[Errno \d+\] ", "", str(error).splitlines()[0]).rstrip(")")
+        raise InputError(f"--port {address.port}: cannot listen on {address.host}: {reason}; choose another") from None
 
 
 def _say(server: Server, address: Address, password: str | None, read_only: bool) -> None:

@@ -1,5 +1,6 @@
 """`hpo status` and `hpo watch`: looks at studies, once or again and again."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -26,6 +27,11 @@ def look(engine: sa.Engine, names: Sequence[str], tidy: bool = True) -> list[Stu
 
 def watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
     """Shows the same every `interval` seconds until all budgets are used, or Ctrl-C is pressed."""
+    with contextlib.suppress(KeyboardInterrupt):
+        _watch(engine, names, interval)
+
+
+def _watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
     out = display.console()
     say = partial(click.echo, err=True)
     tidied = 0.0

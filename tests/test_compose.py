@@ -14,7 +14,7 @@ from stack_story import interpolated, refuses_the_examples_passwords
 PROJECT = Path(__file__).parent.parent
 TEXT = (PROJECT / "docker-compose.yml").read_text(encoding="utf-8")
 SERVICES: dict[str, Any] = yaml.safe_load(TEXT)["services"]
-SECRETS = ("POSTGRES_PASSWORD", "POSTGRES_READER_PASSWORD", "HPO_DASHBOARD_PASSWORD")
+SECRETS = ("POSTGRES_PASSWORD", "POSTGRES_HPO_PASSWORD", "POSTGRES_READER_PASSWORD", "HPO_DASHBOARD_PASSWORD")
 
 
 def program(name: str) -> str:
@@ -85,7 +85,7 @@ def test_make_env_writes_passwords_of_ones_own(tmp_path: Path) -> None:
         written.append(dict(line.split("=", 1) for line in lines))
         assert "change-me" not in written[-1].values()
     assert written[0] == written[1], "an .env that is there stays"
-    assert len({written[0][secret] for secret in SECRETS}) == 3
+    assert len({written[0][secret] for secret in SECRETS}) == 4
     example = {line.split("=")[0] for line in (PROJECT / ".env.example").read_text().splitlines() if "=" in line}
     assert example == written[0].keys()
     ignored = (PROJECT / ".gitignore").read_text(encoding="utf-8").splitlines()

@@ -140,8 +140,13 @@ def test_the_dashboard_reads_what_optuna_reads_and_sees_the_constraints(engine: 
             assert mine.system_attrs.get("constraints") == (None if violation is None else [violation])
             mine_as_read = {key: value for key, value in mine.system_attrs.items() if key != "constraints"}
             assert mine_as_read == other.system_attrs
-            for part in ("number", "state", "values", "params", "distributions", "user_attrs", "intermediate_values"):
+            for part in ("number", "state", "values", "params", "distributions", "intermediate_values"):
                 assert getattr(mine, part) == getattr(other, part)
+            for key, value in mine.user_attrs.items():
+                assert value == other.user_attrs.get(
+                    key, other.user_attrs.get("made_by", {}).get(key[len("made_by ") :])
+                )
+            assert other.user_attrs.keys() - mine.user_attrs.keys() <= {"epochs", "made_by"}
     best = watched.get_best_trial(study_id)
     study = optuna.load_study(study_name="large", storage=backend)
     assert best.number == study.best_trial.number

@@ -125,6 +125,8 @@ def test_every_field_sorts_both_ways_with_what_is_missing_last(searched: sa.Engi
         ("score > 1; DROP TABLE trials", "cannot be read; write for example"),
         ("started_at > 'yesterday'", "'yesterday' is not a time"),
         ("score > state", "score and state cannot be compared"),
+        ("worker = '\\udc80'", "worker is compared with text in quotes"),
+        ("SCORE > 1", "Did you mean 'score'"),
         ("score + 1 > 2", "is not a field"),
         ("x" * 2000, "longer than 1000 characters"),
         ("", "cannot be read"),

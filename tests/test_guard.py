@@ -49,7 +49,9 @@ def test_without_the_password_there_is_nothing_but_401(guess: str, scheme: str) 
 
 
 def test_the_password_opens_it_under_any_user_name_or_as_a_token() -> None:
-    for authorization in (basic(PASSWORD), basic(PASSWORD, ""), f"Bearer {PASSWORD}"):
+    as_utf_8 = PASSWORD.encode().decode("latin-1")  # a header's bytes, as WSGI gives them
+    in_latin_1 = "Basic " + base64.b64encode(f"me:{PASSWORD}".encode("latin-1")).decode()
+    for authorization in (basic(PASSWORD), basic(PASSWORD, ""), in_latin_1, f"Bearer {PASSWORD}", f"Bearer {as_utf_8}"):
         assert ask(CLOSED, authorization=authorization)[0] == 200
         assert ask(CLOSED, "DELETE", authorization=authorization)[0] == 200
     assert ask(CLOSED, authorization=basic(PASSWORD), host="elsewhere.example")[0] == 200

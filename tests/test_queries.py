@@ -102,6 +102,9 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
     with engine.begin() as connection:
         connection.execute(trial_heartbeats.update().values(heartbeat=budget.utc_now() - seconds_ago))
     assert 24 < (status(engine, study).running[0].secs_since_heartbeat or 0) < 35
+    assert budget.give_back(engine, claim.trial_id, "interruption", "its worker was asked to stop")
+    again = status(engine, study)
+    assert (again.counts.failed, again.interrupted, again.failures) == (1, 1, [])
     shown = found.as_json()
     assert (shown["running"], shown["waiting"], shown["finished"]) == (2, 4, 4)
     assert len(shown["running_trials"]) == 2

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -49,9 +50,11 @@ def test_tables_show_what_was_asked_for(hpo: Hpo, folder: Path) -> None:
     shown = hpo("top", "large", "-n", "2", "--where", "batch_size >= 128 and state = 'pruned'", "--sort", "number:asc")
     assert "where batch_size >= 128 and state = 'pruned' by number:asc" in " ".join(shown.stdout.split())
     assert "█" in hpo("importances", "large").stdout
-    assert "perturbed" in hpo("history", "large").stdout
+    assert "recolor" in hpo("history", "large").stdout
     nothing = hpo("top", "large", "--where", "clean_accuracy > 0.99")
-    assert (nothing.returncode, nothing.stdout) == (0, "large: no trial where clean_accuracy > 0.99\n")
+    assert (nothing.returncode, nothing.stdout) == (1, "")
+    assert "has no complete trial where clean_accuracy > 0.99; name the state" in nothing.stderr
+    assert hpo("top", "large", "--where", "clean_accuracy > 0.99", "--csv").stdout.startswith("study,number,state,")
     mistaken = hpo("top", "large", "--where", "batch > 1")
     assert mistaken.returncode == 2
     assert mistaken.stderr.startswith("hpo: --where: 'batch' is not a field; fields: number,")
@@ -86,6 +89,17 @@ def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start
     assert watching.returncode == 0
     assert "done" in said
     engine.dispose()
+
+
+def test_ctrl_c_is_the_way_out_of_watch(hpo: Hpo, start: Start, tmp_path: Path) -> None:
+    hpo("submit", write_study(tmp_path))
+    watching = start("watch")
+    assert watching.stdout is not None
+    while "study" not in watching.stdout.readline():
+        assert watching.poll() is None
+    watching.send_signal(signal.SIGINT)
+    said, _ = watching.communicate(timeout=10)
+    assert (watching.returncode, "interrupted" in said) == (0, False)
 
 
 def test_python_gives_typed_records_and_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +138,14 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
         assert 0 <= perturbed.min() <= perturbed.max() <= 1
     with pytest.raises(InputError, match="there are: gaussian-noise, pixel-recolor"):
         package.perturb("fog", images, 0.2)
+    for wrong in (images[0], images[:, :1], images.double(), images.numpy(), (images * 255).byte(), images * 2):
+        with pytest.raises(InputError, match="images must"):
+            package.perturb("gaussian-noise", wrong, 0.2)
+    for severity in (-0.1, 1.5, math.nan):
+        with pytest.raises(InputError, match="severity must be a number from 0 to 1"):
+            package.perturb("gaussian-noise", images, severity)
+    with pytest.raises(InputError, match="n must be at least 1"):
+        package.top("study", -1, storage=storage)
 
 
 def test_importing_hpo_loads_neither_torch_nor_optuna(folder: Path) -> None:

@@ -169,6 +169,14 @@ def test_a_configuration_in_which_workers_die_again_and_again_counts_as_failed(e
     assert "continues" not in optuna_study.trials[-1].user_attrs
 
 
+def test_a_study_that_is_deleted_in_the_middle_ends_its_workers_in_a_line(engine: sa.Engine) -> None:
+    def delete(params: Params) -> None:
+        optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
+
+    with pytest.raises(StudyError, match="no study 'study' in this storage"):
+        run(engine, make_spec(), delete)
+
+
 def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
     claim = budget.claim(engine, study.study_id, "w")

@@ -240,10 +240,10 @@ def heal(engine: sa.Engine, study_id: int) -> None:
 
 
 def count_missing(connection: sa.Connection, study_id: int) -> int:
-    """How many slots the budget lacks; below 0 if there are too many."""
+    """How many slots the budget lacks; below 0 if there are too many. A study that was deleted meanwhile lacks none."""
     counts = count_in(connection, study_id)
-    budget: int = attributes.read_study(connection, study_id, BUDGET_KEY)
-    return budget - counts.finished - counts.running - counts.waiting
+    budget: int | None = attributes.read_study(connection, study_id, BUDGET_KEY)
+    return 0 if budget is None else budget - counts.finished - counts.running - counts.waiting
 
 
 def _withdraw(connection: sa.Connection, study_id: int, most: int) -> None:

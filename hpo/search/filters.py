@@ -145,17 +145,22 @@ def _value(node: ast.expr, field: str) -> Any:
             return _as_float(value)
         case "flag" if is_number and value in (0, 1):
             return int(value)
-        case "text" if isinstance(value, str) and "\0" not in value:
+        case "text" if isinstance(value, str) and _can_be_stored(value):
             return _state(value) if field == "state" else value
         case "time" if isinstance(value, str):
             return _as_utc(value)
     expected = {
         "number": "a number",
         "flag": "true or false",
-        "text": "a 'text'",
-        "time": "a time such as '2026-11-30'",
+        "text": "text in quotes",
+        "time": "a time in quotes",
     }
     raise _FilterError(f"{field} is compared with {expected[KINDS[field]]}, not with {_quoted(ast.unparse(node))}")
+
+
+def _can_be_stored(text: str) -> bool:
+    """No database keeps half of a surrogate pair, nor PostgreSQL a NUL."""
+    return "\0" not in text and text.encode("utf-8", "ignore").decode() == text
 
 
 def _as_float(value: float) -> float:
@@ -182,7 +187,7 @@ def _as_utc(text: str) -> datetime:
 
 
 def _unknown(name: str) -> str:
-    return f"{_quoted(name)} is not a field; {_allowed()}.{nearest(name, FIELDS)}"
+    return f"{_quoted(name)} is not a field; {_allowed()}.{nearest(name.lower(), FIELDS)}"
 
 
 def _allowed() -> str:

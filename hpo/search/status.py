@@ -30,13 +30,16 @@ class RunningTrial:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """One study. best: None before a trial is complete; stopped: why, if it is."""
+    """One study. best: None before a trial is complete; interrupted: how many of the failed trials did not fail of
+    themselves, but were stopped or lost with their worker.
+    """
 
     study: Study
     counts: Counts
     running: list[RunningTrial]
     best: TrialResult | None
     failures: list[tuple[int, str]]
+    interrupted: int
     secs_per_trial: float | None
 
     @property
@@ -65,6 +68,7 @@ class StudyStatus:
             "budget": self.study.budget,
             "finished": self.counts.finished,
             **asdict(self.counts),
+            "interrupted": self.interrupted,
             "stopped": self.study.stopped,
             "trials_per_hour": self.trials_per_hour,
             "secs_left": self.secs_left,
@@ -80,9 +84,20 @@ def status(engine: sa.Engine, study: Study) -> StudyStatus:
         counts = count_in(connection, study.study_id)
         running = _running(connection, study.study_id) if counts.running else []
         failures = latest_failures(connection, study, FAILURES_SHOWN) if counts.failed else []
+        interrupted = _count_interrupted(connection, study.study_id) if counts.failed else 0
         secs_per_trial = _secs_per_trial(connection, study.study_id) if counts.running else None
     best = best_trials(engine, study.name, 1) if counts.complete else []
-    return StudyStatus(study, counts, running, best[0] if best else None, failures[::-1], secs_per_trial)
+    return StudyStatus(study, counts, running, best[0] if best else None, failures[::-1], interrupted, secs_per_trial)
+
+
+def _count_interrupted(connection: sa.Connection, study_id: int) -> int:
+    kept = trial_user_attributes.c
+    query = (
+        sa.select(sa.func.count())
+        .select_from(trials.join(trial_user_attributes, kept.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == study_id, trials.c.state == "FAIL", kept.key == "interruption")
+    )
+    return int(connection.scalar(query) or 0)
 
 
 def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:

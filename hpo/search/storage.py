@@ -42,7 +42,7 @@ def parse_url(text: str) -> sa.URL:
         ) from None
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
         raise InputError(f"--storage: '{url.drivername}' is not supported; give sqlite:///… or postgresql://…")
     if url.get_backend_name() == "sqlite":
         _check_sqlite_file(url.database)
@@ -87,7 +87,7 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
     except (SQLAlchemyError, ImportError) as error:
         raise unreachable(url, error) from None
     if version is None or views is None:
-        raise InputError(f"--storage: {masked(url)} holds no studies yet; `hpo submit` puts one there")
+        raise InputError(f"--storage: {masked(url)} holds no studies of hpo yet; `hpo submit` puts one there")
     if version != OPTUNA_SCHEMA:
         raise StorageError(
             f"--storage: {masked(url)} has Optuna's tables in version {version}, not {OPTUNA_SCHEMA}; "
