@@ -97,7 +97,6 @@ def _counted(workers: int) -> str:
 
 def _check_inputs(spec: Spec) -> None:
     """Whatever is wrong with images, weights or the artifact store is said here, before the database is written."""
-    Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION)).check()
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
     if spec.model.weights != "none":
@@ -105,6 +104,7 @@ def _check_inputs(spec: Spec) -> None:
 
         weights = read_weights(spec.model.name, spec.model.weights)
         build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, frozen_layers=0, seed=0)
+    Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION)).check()
 
 
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:

@@ -129,7 +129,7 @@ ACCURACIES = {
 }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40, phases=PHASES)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25, phases=PHASES)
 @given(name=names, drawn=st.lists(trials(), max_size=6))
 def test_trial_results_is_what_optunas_api_says(engine: sa.Engine, name: str, drawn: list[FrozenTrial]) -> None:
     storage = optuna_storage(engine.url)
