@@ -14,6 +14,7 @@ from hpo.search.heartbeats import HEARTBEAT_INTERVAL_SECS, reap_if_allowed
 from hpo.search.outages import outlast
 from hpo.search.status import StudyStatus, status
 from hpo.search.study import find_studies
+from hpo.stopping import Stopped, stop_on_signals
 
 
 def look(engine: sa.Engine, names: Sequence[str], tidy: bool = True) -> list[StudyStatus]:
@@ -27,7 +28,8 @@ def look(engine: sa.Engine, names: Sequence[str], tidy: bool = True) -> list[Stu
 
 def watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
     """Shows the same every `interval` seconds until all budgets are used, or Ctrl-C is pressed."""
-    with contextlib.suppress(KeyboardInterrupt):
+    stop_on_signals()
+    with contextlib.suppress(Stopped):
         _watch(engine, names, interval)
 
 

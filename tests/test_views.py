@@ -160,7 +160,7 @@ def test_optunas_own_tools_go_on_working(engine: sa.Engine) -> None:
 
 def test_a_database_without_the_views_is_not_ready_until_they_are_made(engine: sa.Engine) -> None:
     execute(engine, "DROP VIEW best_configs", "DROP VIEW trial_results")
-    with pytest.raises(InputError, match="holds no studies yet"):
+    with pytest.raises(InputError, match="holds no studies of hpo yet"):
         open_engine(engine.url)
     open_fresh(engine.url)
     open_engine(engine.url).dispose()
