@@ -17,10 +17,13 @@ import sqlalchemy as sa
 from conftest import optuna_storage
 from faults import HERE, Plan, examine, make_spec, run_with_faults
 from postgresql_servers import fresh_database, postgresql
+from sqlalchemy.exc import DBAPIError
 
-from hpo.search import budget
+from hpo.search import budget, storage
+from hpo.search.outages import is_outage
 from hpo.search.storage import create_database, parse_url
 from hpo.search.study import submit
+from hpo.search.tables import trials
 
 QUICK = {"EPOCH_SECS": "0.2", "HEARTBEAT_SECS": "0.3", "GRACE_SECS": "1.5"}
 StartWorker = Callable[..., subprocess.Popen[bytes]]
@@ -99,6 +102,24 @@ def test_a_frozen_worker_loses_its_trial_and_lives_on(
     assert said.count(" complete at epoch 3") > 0, "it went on"
     assert "Traceback" not in said
     assert examine(engine, study, Plan(budget=12))["wrong"] == []
+    engine.dispose()
+
+
+def test_a_worker_that_is_frozen_in_a_transaction_blocks_nobody(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "IDLE_IN_TRANSACTION_SECS", 1)
+    engine = create_database(parse_url(postgresql_url))
+    study, _ = submit(engine, make_spec(Plan(budget=2)))
+    claim = budget.claim(engine, study.study_id, "frozen")
+    assert claim is not None
+    frozen = engine.connect()
+    frozen.execute(trials.update().where(trials.c.trial_id == claim.trial_id).values(state="RUNNING"))
+    assert budget.give_back(engine, claim.trial_id, "interruption", "its worker was lost")
+    with pytest.raises(DBAPIError) as lost:
+        frozen.execute(trials.select())
+    assert is_outage(lost.value)
+    frozen.close()
     engine.dispose()
 
 

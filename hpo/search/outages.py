@@ -15,8 +15,8 @@ from hpo.errors import StorageError
 
 PATIENCE_SECS = 3600.0
 FIRST_WAIT_SECS, LONGEST_WAIT_SECS = 0.2, 10.0
-SQLSTATES = ("08", "40", "53", "55P03", "57P")
-"""PostgreSQL's classes of errors that pass: connection, deadlock, too many connections, lock, restart."""
+SQLSTATES = ("08", "25P03", "40", "53", "55P03", "57P")
+"""PostgreSQL's errors that pass: connection, idle in a transaction, deadlock, too many connections, lock, restart."""
 SQLITE_ERRORS = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_FULL")
 
 T = TypeVar("T")

@@ -21,6 +21,7 @@ from hpo.search.views import VIEWS_VERSION, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
+IDLE_IN_TRANSACTION_SECS = 10
 CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
 POSTGRESQL_CONNECT_ARGS = {
     "connect_timeout": 10,
@@ -176,7 +177,15 @@ def _engine(url: sa.URL) -> sa.Engine:
     engine = sa.create_engine(url, **engine_arguments(url))
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
+    else:
+        sa.event.listen(engine, "connect", _set_up_postgresql)
     return engine
+
+
+def _set_up_postgresql(connection: Any, _: Any) -> None:
+    """A worker that is frozen in the middle of a transaction loses it, and with it the locks that others wait for."""
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECS}s'")
+    connection.commit()
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
