@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo.errors import HpoError, InputError
+from hpo.errors import InputError, NothingCompleteError
 from hpo.search.queries import TrialResult, all_trials, best_trials, improvements, pareto_front
 from hpo.search.storage import DEFAULT_STORAGE, create_database, open_engine, parse_url
 from hpo.search.study import find_studies
@@ -64,7 +64,7 @@ def best(study: str, storage: str | None = None) -> TrialResult:
     """The complete trial with the highest score, feasible ones first; its `feasible` says whether it is."""
     found = top(study, 1, storage=storage)
     if not found:
-        raise HpoError(f"study '{study}' has no complete trial yet")
+        raise NothingCompleteError(study)
     return found[0]
 
 

@@ -21,6 +21,11 @@ from hpo.errors import InputError
 DEFAULT_LOCATION = "hpo-artifacts"
 
 
+def open_artifacts() -> "Artifacts":
+    """This machine's store: HPO_ARTIFACTS, else the default folder. Raises InputError."""
+    return Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION))
+
+
 class Artifacts:
     """Names with '/' lie in folders of a folder store, and are keys in a bucket."""
 

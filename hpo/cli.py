@@ -153,10 +153,10 @@ def worker(studies: Sequence[str], storage: str, threads: int | None, forever: b
 
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
     def load(spec: "Spec") -> Any:
-        from hpo.artifacts import DEFAULT_LOCATION, Artifacts
+        from hpo.artifacts import open_artifacts
         from hpo.objective import RobustAccuracy
 
-        return RobustAccuracy(spec, threads, Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION)))
+        return RobustAccuracy(spec, threads, open_artifacts())
 
     return load
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hpo.cli_options import csv_option, json_option, most_option, open_study, storage_option, studies_argument
-from hpo.errors import HpoError, InputError
+from hpo.errors import HpoError, InputError, NothingCompleteError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,9 +73,10 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
     from hpo.spec import trial_as_toml
 
     engine, found = open_study(study, storage)
+    _refuse_both(as_json, as_csv)
     results = best_trials(engine, study, 1)
     if not results:
-        raise HpoError(f"study '{study}' has no complete trial yet; `hpo status {study}` shows how far it is")
+        raise NothingCompleteError(study)
     if as_toml:
         click.echo(trial_as_toml(found.spec, results[0].number, results[0].params), nl=False)
     elif as_json:
@@ -102,13 +103,18 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
     number, state, worker, started_at, finished_at, baseline, feasible.
     """
     from hpo import display
+    from hpo.search.filters import parse_where
     from hpo.search.queries import best_trials
 
     engine, found = open_study(study, storage)
     results = best_trials(engine, study, most, where, sort)
     if not _print_data(results, as_json, as_csv):
         if where and not results:
-            others = "" if "state" in where else "; name the state to look at others, as in: state = 'pruned'"
+            others = (
+                ""
+                if "state" in parse_where(where)[1]
+                else "; name the state to look at others, as in: state = 'pruned'"
+            )
             raise HpoError(f"study '{study}' has no complete trial where {where}{others}")
         chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
         display.print_best(display.console(), engine, found, results, " ".join(filter(None, chosen)))
@@ -200,13 +206,17 @@ def dashboard(
 
 def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -> bool:
     """Prints JSON or CSV if one is asked for."""
-    if as_json and as_csv:
-        raise InputError("--json and --csv: give one of them")
+    _refuse_both(as_json, as_csv)
     if as_json:
         click.echo(json.dumps([result.as_json() for result in results], indent=2))
     elif as_csv:
         _print_csv(results)
     return as_json or as_csv
+
+
+def _refuse_both(as_json: bool, as_csv: bool) -> None:
+    if as_json and as_csv:
+        raise InputError("--json and --csv: give one of them")
 
 
 def _print_csv(results: "Sequence[TrialResult]") -> None:
@@ -222,7 +232,7 @@ def _print_table(study: "Study", results: "Sequence[TrialResult]", table: "Table
     from hpo import display
 
     if not results:
-        raise HpoError(f"study '{study.name}' has no complete trial yet; `hpo status {study.name}` shows how far it is")
+        raise NothingCompleteError(study.name)
     display.console().print(table)
 
 

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.artifacts import Artifacts
 from hpo.search.history import read_trials
+from hpo.search.queries import front
 from hpo.search.tables import CONSTRAINT_KEY, trials
 
 CHUNK = 2045  # characters in an attribute, as optuna-dashboard splits plots and notes
@@ -131,7 +132,7 @@ def clean_against_perturbed(seen: Sequence[FrozenTrial]) -> dict[str, Any] | Non
     kinds: dict[str, tuple[list[FrozenTrial], dict[str, Any], str]] = {
         "feasible": (feasible, {"color": "#0969da"}, "markers"),
         "loses too much clean accuracy": ([t for t in best if not _is_feasible(t)], {"color": "#afb8c1"}, "markers"),
-        "front": (_front(measured), {"color": "#1a7f37"}, "lines"),
+        "front": (front(map(_point, measured)), {"color": "#1a7f37"}, "lines"),
         "baseline": (
             [t for t in measured if "baseline" in t.user_attrs],
             {"color": "#cf222e", "symbol": "star", "size": 14},
@@ -157,20 +158,15 @@ def _trace(name: str, shown: Sequence[FrozenTrial], marker: dict[str, Any], mode
         "name": name,
         "marker": marker,
         "line": {"color": marker["color"], "dash": "dot"},
-        "x": [round(100 * t.user_attrs["clean_accuracy"], 2) for t in shown],
-        "y": [round(100 * t.user_attrs["mean_perturbed_accuracy"], 2) for t in shown],
+        "x": [round(100 * _point(trial)[1], 2) for trial in shown],
+        "y": [round(100 * _point(trial)[2], 2) for trial in shown],
         "text": [f"trial {t.number}, score {t.value:.4f}" for t in shown],
         "hovertemplate": "%{text}<br>clean %{x} %<br>perturbed %{y} %",
     }
 
 
-def _front(measured: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    front: list[FrozenTrial] = []
-    key = ("clean_accuracy", "mean_perturbed_accuracy")
-    for trial in sorted(measured, key=lambda t: tuple(-t.user_attrs[name] for name in key)):
-        if not front or trial.user_attrs[key[1]] > front[-1].user_attrs[key[1]]:
-            front.append(trial)
-    return front
+def _point(trial: FrozenTrial) -> tuple[FrozenTrial, float, float]:
+    return trial, trial.user_attrs["clean_accuracy"], trial.user_attrs["mean_perturbed_accuracy"]
 
 
 def _shown(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from rich.text import Text
 from hpo.search import queries
 from hpo.search.outages import outlast
 from hpo.search.queries import TrialResult
-from hpo.search.status import RunningTrial, StudyStatus, status
+from hpo.search.status import RunningTrial, StudyStatus, progress
 from hpo.search.study import Study
 
 POLL_SECS = 0.5
@@ -236,8 +236,8 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
             for trial in outlast(partial(queries.trials_in, engine, study.name, ENDED, but=seen), say):
                 seen.add(trial.number)
                 say(_trial_line(trial, study))
-            record = outlast(partial(status, engine, study), say)
-            bar.update(task, completed=record.counts.finished, description=_running_line(record))
+            counts, running = outlast(partial(progress, engine, study), say)
+            bar.update(task, completed=counts.finished, description=_running_line(running, study.spec.training.epochs))
             if not still_working:
                 return
             time.sleep(POLL_SECS)
@@ -257,9 +257,8 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
     return f"{name} {ended}: score {shown_score(trial.score)}, {measured}{f' ({params})' if params else ''}"
 
 
-def _running_line(record: StudyStatus) -> str:
-    epochs = record.study.spec.training.epochs
-    doing = [f"{trial.number} (epoch {min(trial.epoch + 1, epochs)}/{epochs})" for trial in record.running]
+def _running_line(running: Sequence[RunningTrial], epochs: int) -> str:
+    doing = [f"{trial.number} (epoch {min(trial.epoch + 1, epochs)}/{epochs})" for trial in running]
     return f"trials {', '.join(doing)}" if doing else "trials"
 
 

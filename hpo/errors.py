@@ -1,6 +1,7 @@
 """What can go wrong that a user can mend. Each class knows its exit code; only `hpo.cli` prints.
 
 HpoError              1  something the user should know, in one line
+├── NothingCompleteError a study has no complete trial yet
 ├── InputError        2  what was typed or given is wrong
 │   ├── SpecError        the study file or a --set
 │   ├── DataError        the images
@@ -54,6 +55,13 @@ class WorkerError(HpoError):
     """Workers ended before the budget was used."""
 
     exit_code = 4
+
+
+class NothingCompleteError(HpoError):
+    """A study has no complete trial yet."""
+
+    def __init__(self, study: str) -> None:
+        super().__init__(f"study '{study}' has no complete trial yet; `hpo status {study}` shows how far it is")
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ import click
 import sqlalchemy as sa
 
 from hpo import display
-from hpo.artifacts import DEFAULT_LOCATION, Artifacts
+from hpo.artifacts import open_artifacts
 from hpo.errors import StudyError
 from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.search import heartbeats
@@ -104,7 +104,7 @@ def _check_inputs(spec: Spec) -> None:
 
         weights = read_weights(spec.model.name, spec.model.weights)
         build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, frozen_layers=0, seed=0)
-    Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION)).check()
+    open_artifacts().check()
 
 
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:

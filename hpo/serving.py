@@ -11,7 +11,7 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from cheroot.wsgi import Server
 from optuna.storages import RDBStorage
 
-from hpo.artifacts import DEFAULT_LOCATION, Artifacts
+from hpo.artifacts import open_artifacts
 from hpo.dashboard import build_app
 from hpo.errors import InputError
 from hpo.guard import Guard, is_loopback
@@ -46,7 +46,7 @@ def serve(storage: str, address: Address, password_file: str | None, read_only: 
         )
     open_engine(url).dispose()  # says what is wrong with the storage, and brings the views up to date
     rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
-    artifacts = Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION))
+    artifacts = open_artifacts()
     server = Server((address.host, address.port), Guard(build_app(rdb, artifacts), password, read_only), THREADS)
     server.server_name = "hpo"
     if address.certificate is not None:

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -13,6 +13,8 @@ from hpo.parameters import SearchSpec
 from hpo.search.filters import parse_sort, parse_where
 from hpo.search.tables import studies, trial_user_attributes, trials
 from hpo.search.views import ACCURACY_COLUMNS, trial_results
+
+T = TypeVar("T")
 
 CHUNK = 500  # numbers in one statement
 DETAILS = (
@@ -148,16 +150,23 @@ def pareto_front(engine: sa.Engine, study: str) -> list[TrialResult]:
         sa.select(t.c.number, t.c.clean_accuracy, t.c.perturbed_accuracy)
         .where(t.c.study == study, t.c.state == "COMPLETE")
         .where(t.c.clean_accuracy.is_not(None), t.c.perturbed_accuracy.is_not(None))
-        .order_by(t.c.clean_accuracy.desc(), t.c.perturbed_accuracy.desc(), t.c.number)
+        .order_by(t.c.number)
     )
     with engine.connect() as connection:
         points = connection.execute(query).all()
-    front, highest = [], -math.inf
-    for number, _, perturbed in points:
+    return _read_numbers(engine, study, front([tuple(row) for row in points]))
+
+
+def front(points: Iterable[tuple[T, float, float]]) -> list[T]:
+    """What no other beats in both clean and perturbed accuracy, of (what, clean, perturbed): by descending clean
+    accuracy, of equals the first.
+    """
+    found, highest = [], -math.inf
+    for what, _, perturbed in sorted(points, key=lambda point: (-point[1], -point[2])):
         if perturbed > highest:
             highest = perturbed
-            front.append(number)
-    return _read_numbers(engine, study, front)
+            found.append(what)
+    return found
 
 
 def improvements(engine: sa.Engine, study: str) -> list[TrialResult]:

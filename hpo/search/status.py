@@ -78,6 +78,13 @@ class StudyStatus:
         }
 
 
+def progress(engine: sa.Engine, study: Study) -> tuple[Counts, list[RunningTrial]]:
+    """The least of it, for who looks often."""
+    with engine.connect() as connection:
+        counts = count_in(connection, study.study_id)
+        return counts, _running(connection, study.study_id) if counts.running else []
+
+
 def status(engine: sa.Engine, study: Study) -> StudyStatus:
     """Reads how far the study is."""
     with engine.connect() as connection:
