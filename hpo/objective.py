@@ -28,6 +28,7 @@ from hpo.vision.device import Compute, choose_compute
 from hpo.vision.evaluation import CLEAN, build_evaluation_set
 from hpo.vision.images import load_images
 from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
+from hpo.vision.probe import fitted_head
 from hpo.vision.training import EpochResult, Recipe, Training, fine_tune, is_out_of_memory
 
 
@@ -66,7 +67,7 @@ class RobustAccuracy:
                 raise MemoryError(str(error).splitlines()[0]) from error
             raise
         if trial.baseline and self.spec.search.may_start_from_baseline:
-            self.artifacts.write(self.baseline_weights, weights_as_bytes(network))
+            self.artifacts.write(self.baseline_weights, weights_as_bytes(training.averaged))
 
     def _go_on(self, training: Training, trial: Trial, measured: list[Measurement]) -> Iterator[Measurement]:
         resumed_after = len(measured)
@@ -114,7 +115,7 @@ class RobustAccuracy:
 
     def _initial_weights(self, params: Params) -> Weights:
         if params["initial_weights"] == "pretrained":
-            return self.pretrained
+            return self._pretrained_with_head
         content = self.artifacts.read(self.baseline_weights)
         if content is None:
             raise WeightsError(
@@ -122,6 +123,15 @@ class RobustAccuracy:
                 "this machine; set HPO_ARTIFACTS to a folder or bucket that all workers share"
             )
         return weights_from_bytes(content)
+
+    @cached_property
+    def _pretrained_with_head(self) -> Weights:
+        """Random weights keep their random head: there is nothing to fit one to."""
+        if not self.pretrained:
+            return {}
+        network = self._network({"frozen_layers": 0}, self.pretrained).to(self.compute.device)
+        head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
+        return self.pretrained | head
 
     def _network(self, params: Params, weights: Weights) -> Classifier:
         model = self.spec.model
@@ -182,7 +192,7 @@ class RobustAccuracy:
 
         drawn = {
             "training-curve.png": draw_curve(by_epoch),
-            "predictions.png": draw_predictions(training.network, self._tuning, self.images.classes, self.compute),
+            "predictions.png": draw_predictions(training.averaged, self._tuning, self.images.classes, self.compute),
         }
         pictures = [Picture(str(uuid.uuid4()), filename, "image/png") for filename in drawn]
         for picture in pictures:

@@ -1,7 +1,7 @@
 """The parameters of a trial, and what a study file's [search] may say of each: a value, a range, choices."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
@@ -19,9 +19,10 @@ PLAIN_FINE_TUNING: Params = {
     "augmentation_strength": 0.0,
     "initial_weights": "pretrained",
 }
-"""A parameter that a study file leaves out is fixed at this; one that it searches has its baseline value nearest to
-this.
-"""
+"""A parameter that a study file leaves out is fixed at this."""
+
+KNOWN_TO_BE_GOOD: Params = PLAIN_FINE_TUNING | {"batch_size": 64, "augmentation_strength": 1.0}
+"""Where the study file names no default, trial 1 tries what is nearest to this, and the baseline with strength 0."""
 
 
 class Section(BaseModel):
@@ -158,8 +159,13 @@ class SearchSpec(Section):
         return self.defaults() | {"augmentation_strength": 0.0, "initial_weights": "pretrained"}
 
     def defaults(self) -> Params:
-        """The file's defaults: where it says none, plain fine-tuning's, as near as the range or the choices allow."""
+        """The file's defaults: where it says none, what is known to be good, as near as the range or the choices allow."""
         return {name: _default(name, parameter) for name, parameter in self.parameters()}
+
+    def nearest(self, params: Mapping[str, Value]) -> Params:
+        """What this search allows that is nearest to `params`; its default where they say nothing."""
+        defaults = self.defaults()
+        return {name: _nearest(parameter, params.get(name, defaults[name])) for name, parameter in self.parameters()}
 
     def grid(self) -> list[Params]:
         """Every combination of the choices (fixed values have one). Raises ValueError if a parameter is a range."""
@@ -183,13 +189,17 @@ class SearchSpec(Section):
 
 
 def _default(name: str, parameter: Value | Range | Choices) -> Value:
+    given = parameter.default if isinstance(parameter, Range | Choices) else None
+    return _nearest(parameter, KNOWN_TO_BE_GOOD[name] if given is None else given)
+
+
+def _nearest(parameter: Value | Range | Choices, value: Value) -> Value:
+    """The allowed value nearest to `value`; of words, the first if it is not among them."""
     if not isinstance(parameter, Range | Choices):
         return parameter
-    if parameter.default is not None:
-        return parameter.default
-    plain = PLAIN_FINE_TUNING[name]
-    if isinstance(plain, str):
-        return plain
+    if isinstance(value, str):
+        allowed = values_in(parameter)
+        return value if value in allowed else allowed[0]
     if isinstance(parameter, Range):
-        return min(max(plain, parameter.low), parameter.high)
-    return min((c for c in parameter.choices if not isinstance(c, str)), key=lambda choice: abs(choice - plain))
+        return min(max(value, parameter.low), parameter.high)
+    return min((c for c in parameter.choices if not isinstance(c, str)), key=lambda choice: abs(choice - value))

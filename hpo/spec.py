@@ -168,6 +168,8 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The study stops when more trials than this share of the budget (and more than 2) have failed."""
+    warm_start: str | None = None
+    """The name of an earlier study in the same database: its best configurations are tried first."""
     data: DataSpec
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
@@ -192,6 +194,8 @@ class Spec(Section):
                 "search: nothing to search; give a range or choices to one of "
                 f"{', '.join(SearchSpec.model_fields)}, or budget = 2 for one fixed configuration and the baseline"
             )
+        if self.sampler.name == "grid" and self.warm_start is not None:
+            raise ValueError("warm_start: the grid tries all its points anyway; leave warm_start out")
         if self.sampler.name == "grid" and self.budget > 1 + (points := len(self.search.grid())):
             raise ValueError(
                 f"budget: the grid has {points} points; with the baseline at most {points + 1}, not {self.budget}"

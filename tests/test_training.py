@@ -16,6 +16,7 @@ from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
 from hpo.vision.device import Compute
 from hpo.vision.evaluation import build_evaluation_set, evaluate
 from hpo.vision.images import ImageSet, load_images
+from hpo.vision.inference import Inference
 from hpo.vision.network import build_network, fingerprint
 from hpo.vision.perturbations import perturb
 from hpo.vision.training import EpochResult, Recipe, Training, _accumulate_gradients, fine_tune
@@ -140,7 +141,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
 
 def test_evaluation_agrees_with_a_slow_reference(digits: ImageSet) -> None:
     network = build_network("resnet18", 10, {}, 32, 0, seed=3).eval()
-    fast = dict(evaluate(network, build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device), FP32))
+    fast = dict(evaluate(Inference(network, FP32), build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device)))
     correct = dict.fromkeys(fast, 0)
     with torch.no_grad():
         for row, key, label in zip(digits.tuning.rows, digits.tuning.keys, digits.tuning.labels, strict=True):

@@ -110,10 +110,11 @@ def test_a_configuration_that_fails_is_not_tried_again_unless_it_is_the_baseline
     search = {"augmentation_strength": {"low": 0.0, "high": 1.0, "default": 0.7}, "batch_size": 32}
     study = run(engine, make_spec(budget=3, search=search), fail_twice)
     assert states(study) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
-    assert [trial.params for trial in study.trials[:2]] == failed
+    defaults, baseline = failed
+    assert [trial.params for trial in study.trials[:2]] == [baseline, defaults]
     finished = [trial.params for trial in study.trials[2:]]
-    assert failed[0] in finished, "the baseline"
-    assert failed[1] not in finished, "the file's defaults"
+    assert baseline in finished
+    assert defaults not in finished
 
 
 def test_a_worker_that_is_set_up_wrongly_leaves_its_trial_to_others(engine: sa.Engine) -> None:
@@ -124,8 +125,8 @@ def test_a_worker_that_is_set_up_wrongly_leaves_its_trial_to_others(engine: sa.E
         run(engine, make_spec(budget=3), no_images)
     assert budget.count(engine, 1) == budget.Counts(failed=1, waiting=3)
     study = run(engine, make_spec(budget=3))
-    assert study.trials[0].user_attrs["interruption"] == "the images are gone"
-    assert "failure" not in study.trials[0].user_attrs
+    assert study.trials[1].user_attrs["interruption"] == "the images are gone"
+    assert "failure" not in study.trials[1].user_attrs
 
 
 def test_an_interrupted_trial_goes_on_with_its_parameters_and_its_checkpoints(engine: sa.Engine) -> None:
@@ -145,12 +146,12 @@ def test_an_interrupted_trial_goes_on_with_its_parameters_and_its_checkpoints(en
     spec = make_spec(budget=3)
     submit(engine, spec)
     work(engine, [], Interrupted, "worker", lambda text: None)
-    assert [trial.number for trial in given] == [0, 1, 2, 3, 4]
+    assert [trial.number for trial in given] == [1, 0, 2, 3, 4]
     assert given[3].params == given[1].params == given[4].params
-    assert [trial.continues for trial in given] == [(), (), (), (1,), (3, 1)]
+    assert [trial.continues for trial in given] == [(), (), (), (0,), (3, 0)]
     study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
-    assert study.trials[4].user_attrs["continues"] == [3, 1]
-    assert states(study) == ["COMPLETE", "FAIL", "COMPLETE", "FAIL", "COMPLETE"]
+    assert study.trials[4].user_attrs["continues"] == [3, 0]
+    assert states(study) == ["FAIL", "COMPLETE", "COMPLETE", "FAIL", "COMPLETE"]
 
 
 def test_a_configuration_in_which_workers_die_again_and_again_counts_as_failed(engine: sa.Engine) -> None:
@@ -189,7 +190,7 @@ def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
     with pytest.raises(TrialLost):
         finish(engine, claim.trial_id, "COMPLETE", 0.9, {"late": True}, 0.1)
     assert heartbeats.beat(engine, study.study_id, claim.trial_id) == "lost"
-    trial = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials[0]
+    trial = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials[claim.number]
     assert trial.intermediate_values == {1: 0.5}
     assert (trial.value, trial.user_attrs.get("late"), trial.system_attrs.get("completed_rung_0")) == (None,) * 3
 

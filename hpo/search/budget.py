@@ -97,10 +97,11 @@ def lock_study(connection: sa.Connection, study_id: int) -> None:
 
 
 def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = False) -> Claim | None:
-    """Takes the lowest waiting slot: RUNNING, with its worker's name and a first heartbeat. None if there is none.
+    """Takes the first waiting slot: RUNNING, with its worker's name and a first heartbeat. None if there is none.
 
-    There is none in a study that was stopped. baseline_alone: give out nothing else until the baseline is complete
-    (trials need its weights).
+    In the order of their numbers, but for trial 1, a configuration known to be good, which goes before the baseline: so
+    a single worker soon has something to show. There is none in a study that was stopped. baseline_alone: give out
+    nothing else until the baseline is complete (trials need its weights).
     """
     stopped = sa.exists().where(
         study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == STOPPED_KEY
@@ -108,7 +109,7 @@ def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = 
     waiting = (
         sa.select(trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~stopped)
-        .order_by(trials.c.number)
+        .order_by(sa.case((trials.c.number == 0, 1.5), else_=trials.c.number))
         .limit(1)
     )
     if baseline_alone:

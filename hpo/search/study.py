@@ -11,6 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from hpo import PROTOCOL, __version__
 from hpo.errors import StudyError, nearest
+from hpo.parameters import Params
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY
 from hpo.search.budget import Slot, add_slots, count_missing, lock_study
@@ -24,6 +25,7 @@ from hpo.search.tables import (
     trial_user_attributes,
     trials,
 )
+from hpo.search.views import trial_results
 from hpo.spec import Spec, flatten
 
 SPEC_KEY = "spec"
@@ -31,6 +33,8 @@ PROTOCOL_KEY = "protocol"
 FINGERPRINTS_KEY = "fingerprints"
 FORGIVEN_KEY = "failures_forgiven"
 FAILURES_ALWAYS_BORNE = 2
+WARM_STARTS = 4
+"""So many of an earlier study's configurations are tried first."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,33 @@ def _insert(connection: sa.Connection, spec: Spec) -> int:
     attributes.write(connection, study_user_attributes, study_id, kept)
     shown = {"study:metric_names": ["score"], **note_attributes(spec)}
     attributes.write(connection, study_system_attributes, study_id, shown)
-    add_slots(connection, study_id, _slots(spec))
+    add_slots(connection, study_id, _slots(spec, _earlier_best(connection, spec)))
     return study_id
 
 
-def _slots(spec: Spec) -> list[Slot]:
-    """The baseline, the file's defaults if they are more than the baseline, then the rest of the budget.
+def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
+    """The best configurations of the study that this one starts from, as near as its own search allows."""
+    if spec.warm_start is None:
+        return []
+    there = [name for _, name, *_ in connection.execute(_query_studies(SPEC_KEY))]
+    if spec.warm_start not in there:
+        others = f"there are: {', '.join(there)}" if there else "there are none"
+        raise StudyError(f"warm_start: no study '{spec.warm_start}'; {others}.{nearest(spec.warm_start, there)}")
+    t = trial_results.c
+    query = (
+        sa.select(t.params)
+        .where(t.study == spec.warm_start, t.state == "COMPLETE", t.score.is_not(None), t.baseline == 0)
+        .order_by(t.feasible.desc(), t.score.desc(), t.number)
+        .limit(WARM_STARTS)
+    )
+    found = [spec.search.nearest(json.loads(params)) for params in connection.execute(query).scalars()]
+    if not found:
+        raise StudyError(f"warm_start: study '{spec.warm_start}' has no complete trial yet besides its baseline")
+    return found
+
+
+def _slots(spec: Spec, tried_first: Sequence[Params] = ()) -> list[Slot]:
+    """The baseline; what is to be tried first, the file's defaults among it; then the rest of the budget.
 
     A grid's points are dealt out here, in an order drawn from the seed.
     """
@@ -94,8 +119,9 @@ def _slots(spec: Spec) -> list[Slot]:
         points = search.grid()
         Random(spec.seed).shuffle(points)  # noqa: S311 (not for secrets)
         return [*slots, *(Slot(point) for point in points)][: spec.budget]
-    if search.defaults() != search.baseline():
-        slots.append(Slot(search.defaults()))
+    for params in (*tried_first, search.defaults()):
+        if all(params != slot.fixed_params for slot in slots):
+            slots.append(Slot(params))
     return [*slots, *(Slot() for _ in range(spec.budget))][: spec.budget]
 
 

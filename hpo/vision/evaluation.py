@@ -2,21 +2,22 @@
 study.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hpo.vision.device import Compute
 from hpo.vision.images import Split
-from hpo.vision.network import Classifier
+from hpo.vision.inference import Inference
 from hpo.vision.perturbations import perturb
 
 CLEAN = "clean"
 BATCH_SIZE = 250
 TUNING_REPLICATE = 0
 """The final report draws other replicates."""
+MOST_KEPT_BYTES = 2**30
+"""Of features of the tuning images, in each worker."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The same images under several conditions. conditions: name -> uint8 (n, 3, height, width); labels: int64 (n,)."""
+    """The same images under several conditions, `clean` first.
+
+    conditions: name -> uint8 (n, 3, height, width), or what a frozen part made of them; labels: int64 (n,).
+    """
 
     conditions: dict[str, Tensor]
     labels: Tensor
@@ -58,14 +62,26 @@ def build_evaluation_set(
     return EvaluationSet(conditions, torch.from_numpy(split.labels).to(device))
 
 
-@torch.inference_mode()
-def evaluate(network: Classifier, images: EvaluationSet, compute: Compute) -> Iterator[tuple[str, Accuracy]]:
-    """Yields (condition, accuracy). Leaves the network in eval mode."""
-    network.eval()
+def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | None:
+    """What a frozen part makes of the images, in the device's precision; None if it is too much to keep."""
+    dtype = torch.bfloat16 if frozen_part.compute.bf16 else torch.float32
+    bytes_of_one = frozen_part(images.conditions[CLEAN][:1]).numel() * dtype.itemsize
+    if bytes_of_one * len(images.labels) * len(images.conditions) > MOST_KEPT_BYTES:
+        return None
+    return EvaluationSet(
+        {
+            name: torch.cat([frozen_part(batch).to(dtype) for batch in pixels.split(BATCH_SIZE)])
+            for name, pixels in images.conditions.items()
+        },
+        images.labels,
+    )
+
+
+def evaluate(classify: Callable[[Tensor], Tensor], images: EvaluationSet) -> Iterator[tuple[str, Accuracy]]:
+    """Yields (condition, accuracy). classify: logits (n, classes) of a batch."""
     for name, pixels in images.conditions.items():
-        correct = 0
-        for batch, labels in zip(pixels.split(BATCH_SIZE), images.labels.split(BATCH_SIZE), strict=True):
-            with compute.autocast():
-                logits = network(batch.float().div(255))
-            correct += int((logits.argmax(1) == labels).sum())
-        yield name, Accuracy(correct, len(images.labels))
+        correct = sum(
+            (classify(batch).argmax(1) == labels).sum()
+            for batch, labels in zip(pixels.split(BATCH_SIZE), images.labels.split(BATCH_SIZE), strict=True)
+        )
+        yield name, Accuracy(int(correct), len(images.labels))

@@ -24,48 +24,74 @@ HEAD = "fc."
 Weights = dict[str, Tensor]
 
 
-class Classifier(nn.Module):
-    """A ResNet that takes [0, 1] pixels of any size, normalises and resizes them, and keeps its first units frozen.
-
-    The units are the stem and the residual blocks; a frozen one has no gradients, and its BatchNorm stays in eval mode,
-    whatever `train()` says. Output: logits, float (n, classes).
-    """
+class Normalise(nn.Module):
+    """Pixels, uint8 or floats in [0, 1], of any size, as the first convolution takes them: `size` wide and high."""
 
     mean: Tensor
     std: Tensor
 
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(CHANNEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CHANNEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float().div_(255)
+        if pixels.shape[-1] != self.size or pixels.shape[-2] != self.size:
+            size = (self.size, self.size)
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class Head(nn.Module):
+    """Logits, float32 (n, classes), of the last unit's output; never in fewer bits, which would leave ties."""
+
+    def __init__(self, resnet: ResNet) -> None:
+        super().__init__()
+        self.pool = resnet.avgpool
+        self.linear = resnet.fc
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return cast(Tensor, self.linear(self.pool(features.float()).flatten(1)))
+
+
+class Classifier(nn.Module):
+    """A ResNet that takes pixels as `Normalise` does, and keeps its first units frozen.
+
+    The units are the stem and the residual blocks; a frozen one has no gradients, and its BatchNorm stays in eval mode,
+    whatever `train()` says. Output: logits, float32 (n, classes).
+    """
+
     def __init__(self, resnet: ResNet, input_size: int, frozen_layers: int) -> None:
         super().__init__()
         self.resnet = resnet
-        self.input_size = input_size
+        self.normalise = Normalise(input_size)
         self.frozen_layers = frozen_layers
-        self.register_buffer("mean", torch.tensor(CHANNEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CHANNEL_STD).view(1, 3, 1, 1), persistent=False)
-        for unit in units(resnet)[:frozen_layers]:
-            unit.requires_grad_(False)
+        self.frozen_part.requires_grad_(False)
         self.train()
+
+    @property
+    def frozen_part(self) -> nn.Sequential:
+        """From pixels to what the first unit that is not frozen takes: the same in all of a training."""
+        return nn.Sequential(self.normalise, *units(self.resnet)[: self.frozen_layers])
+
+    @property
+    def trainable_part(self) -> nn.Sequential:
+        """From there to the logits."""
+        return nn.Sequential(*units(self.resnet)[self.frozen_layers :], Head(self.resnet))
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
-        for unit in units(self.resnet)[: self.frozen_layers]:
-            unit.eval()
+        self.frozen_part.eval()
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = self.normalised(pixels)
-        unit_list = units(self.resnet)
         with torch.no_grad():
-            for unit in unit_list[: self.frozen_layers]:
-                x = unit(x)
-        for unit in unit_list[self.frozen_layers :]:
-            x = unit(x)
-        return cast(Tensor, self.resnet.fc(self.resnet.avgpool(x).flatten(1)))
-
-    def normalised(self, pixels: Tensor) -> Tensor:
-        if pixels.shape[-1] != self.input_size or pixels.shape[-2] != self.input_size:
-            size = (self.input_size, self.input_size)
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            features = self.frozen_part(pixels)
+        return cast(Tensor, self.trainable_part(features))
 
 
 def units(resnet: ResNet) -> list[nn.Module]:

@@ -44,8 +44,8 @@ def draw_predictions(
     grid = figure.subplots(len(images.conditions), len(rows), squeeze=False)
     for line, (condition, pixels) in zip(grid, images.conditions.items(), strict=True):
         with compute.autocast():
-            logits = network(pixels[rows].float().div(255))
-        surest = logits.float().softmax(1).max(1)
+            logits = network(pixels[rows])
+        surest = logits.softmax(1).max(1)
         for axes, image, label, guess, surely in zip(
             line, pixels[rows].cpu(), labels, surest.indices.tolist(), surest.values.tolist(), strict=True
         ):

@@ -8,6 +8,7 @@ one would have given.
 import math
 import time
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +17,20 @@ from torch.nn import functional as F
 
 from hpo.vision.augmentation import Augmentation
 from hpo.vision.device import Compute
-from hpo.vision.evaluation import Accuracy, EvaluationSet, evaluate
+from hpo.vision.evaluation import Accuracy, EvaluationSet, embedded, evaluate
 from hpo.vision.images import Split
+from hpo.vision.inference import Inference
 from hpo.vision.network import Classifier
 
 MOMENTUM = 0.9
 WARMUP_SHARE = 0.1
 """Of all updates: the learning rate rises linearly, then falls as half a cosine to 0."""
+IMAGES_BETWEEN_AVERAGES = 256
+"""Averaging more often costs time and changes nothing."""
+AVERAGING_ETA = 8
+"""Of polynomial-decay averaging: 0 weighs all weights so far alike; 8 the last tenth of them most."""
+MOST_OF_GPU = 0.25
+"""Of a GPU's free memory: what the training images may take."""
 SMALLEST_MICRO_BATCH = 8
 """BatchNorm's statistics are those of a micro-batch, and of fewer images they are worth little."""
 
@@ -56,15 +64,21 @@ class EpochResult:
 
 
 class Training:
-    """A network in training: all that a checkpoint holds. micro_batch: images that the device takes at once, fewer
-    than a batch when memory was short.
+    """A network in training: all that a checkpoint holds.
+
+    averaged: the network with the average of the weights so far, which is what is scored and kept; micro_batch: images
+    that the device takes at once, fewer than a batch when memory was short.
     """
 
     def __init__(self, network: Classifier, recipe: Recipe, compute: Compute) -> None:
         self.network = network.to(compute.device)
         self.recipe = recipe
         self.compute = compute
+        self.frozen_part = Inference(network.frozen_part, compute)
+        self.trainable_part = network.trainable_part
         self.optimizer = _optimizer(network, recipe)
+        self.averaged = deepcopy(self.network).eval().requires_grad_(False)
+        self.averages_done = 0
         self.epochs_done = 0
         self.micro_batch = recipe.batch_size
 
@@ -72,26 +86,47 @@ class Training:
     def was_split(self) -> bool:
         return self.micro_batch < self.recipe.batch_size
 
+    @torch.no_grad()
+    def average(self) -> None:
+        """Polynomial-decay averaging (Shamir and Zhang, ICML 2013, arXiv:1212.1824): the weights between two epochs
+        score nearly as if the learning rate had fallen to 0 there, so that early epochs tell more of the last.
+        """
+        self.averages_done += 1
+        share = (AVERAGING_ETA + 1) / (self.averages_done + AVERAGING_ETA)
+        averaged, learned = (
+            [tensor for tensor in network.trainable_part.state_dict().values() if tensor.is_floating_point()]
+            for network in (self.averaged, self.network)
+        )
+        torch._foreach_lerp_(averaged, learned, share)
+
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, BatchNorm statistics and momentum, by name."""
+        """Weights, BatchNorm statistics, momentum and averages, by name."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.trainable_part.state_dict().items()}
         for name, parameter in self.network.named_parameters():
             if "momentum_buffer" in self.optimizer.state[parameter]:
                 tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
-        counts = {"epochs_done": self.epochs_done, "micro_batch": self.micro_batch}
+        counts = {
+            "epochs_done": self.epochs_done,
+            "averages_done": self.averages_done,
+            "micro_batch": self.micro_batch,
+        }
         return tensors | {name: torch.tensor(value) for name, value in counts.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Goes on from what `tensors()` of a training with the same recipe gave."""
-        prefix = "network."
-        self.network.load_state_dict(
-            {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        )
+        self.network.load_state_dict(_below("network.", tensors))
+        self.averaged.trainable_part.load_state_dict(_below("averaged.", tensors))
         for name, parameter in self.network.named_parameters():
             if (momentum := tensors.get(f"momentum.{name}")) is not None:
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
         self.epochs_done = int(tensors["epochs_done"])
+        self.averages_done = int(tensors["averages_done"])
         self.micro_batch = int(tensors["micro_batch"])
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def fine_tune(training: Training, train: Split, tuning: EvaluationSet) -> Iterator[EpochResult]:
@@ -99,18 +134,14 @@ def fine_tune(training: Training, train: Split, tuning: EvaluationSet) -> Iterat
 
     Raises MemoryError when not even SMALLEST_MICRO_BATCH images fit into memory.
     """
-    network, recipe, compute = training.network, training.recipe, training.compute
-    updates_per_epoch = math.ceil(len(train) / recipe.batch_size)
-    for epoch in range(training.epochs_done + 1, recipe.epochs + 1):
+    batches = _Batches(train, training.compute.device)
+    features = embedded(tuning, training.frozen_part)
+    for epoch in range(training.epochs_done + 1, training.recipe.epochs + 1):
         started = time.perf_counter()
-        network.train()
-        losses = []
-        for number, (images, labels) in enumerate(_batches(train, recipe, epoch, compute.device)):
-            progress = (epoch - 1 + number / updates_per_epoch) / recipe.epochs
-            losses.append(_update(training, images, labels, progress) * len(labels))
-        mean_loss = float(torch.stack(losses).sum()) / len(train)
+        mean_loss = _train_epoch(training, batches, epoch)
         trained = time.perf_counter()
-        accuracies = dict(evaluate(network, tuning, compute))
+        averaged = training.averaged.trainable_part if features else training.averaged
+        accuracies = dict(evaluate(Inference(averaged, training.compute), features or tuning))
         training.epochs_done = epoch
         yield EpochResult(
             epoch=epoch,
@@ -121,6 +152,21 @@ def fine_tune(training: Training, train: Split, tuning: EvaluationSet) -> Iterat
         )
         if not math.isfinite(mean_loss):
             return
+
+
+def _train_epoch(training: Training, batches: "_Batches", epoch: int) -> float:
+    """The mean loss of the epoch's images."""
+    recipe = training.recipe
+    updates = math.ceil(len(batches) / recipe.batch_size)
+    averaged_every = max(1, IMAGES_BETWEEN_AVERAGES // recipe.batch_size)
+    losses = []
+    training.network.train()
+    for number, (images, labels) in enumerate(batches.of_epoch(recipe, epoch)):
+        progress = (epoch - 1 + number / updates) / recipe.epochs
+        losses.append(_update(training, images, labels, progress) * len(labels))
+        if (number + 1) % averaged_every == 0 or number + 1 == updates:
+            training.average()
+    return float(torch.stack(losses).sum()) / len(batches)
 
 
 def _update(training: Training, images: Tensor, labels: Tensor, progress: float) -> Tensor:
@@ -150,8 +196,9 @@ def _accumulate_gradients(training: Training, images: Tensor, labels: Tensor) ->
     parts = math.ceil(len(labels) / training.micro_batch)
     mean_loss = torch.zeros((), device=labels.device)
     for some_images, some_labels in zip(images.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        features = training.frozen_part(some_images)
         with training.compute.autocast():
-            logits = training.network(some_images)
+            logits = training.trainable_part(features)
             loss = F.cross_entropy(logits, some_labels, label_smoothing=training.recipe.label_smoothing)
         share = len(some_labels) / len(labels)
         (loss * share).backward()
@@ -171,19 +218,40 @@ def _schedule(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
 
 
-def _batches(train: Split, recipe: Recipe, epoch: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """(pixels, labels) of each batch of one epoch; a last batch of one image, which BatchNorm cannot take, is left
-    out.
+class _Batches:
+    """Shuffled, augmented batches of the training images. They are gathered on the device if it is a GPU with room for
+    all of them, else in memory.
     """
-    shuffle = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
-    for chosen in torch.randperm(len(train), generator=shuffle).split(recipe.batch_size):
-        if len(chosen) == 1 and len(train) > 1:
-            continue
-        rows = chosen.numpy()
-        images = torch.from_numpy(train.pixels[train.rows[rows]]).to(device, non_blocking=True)
-        keys = torch.from_numpy(train.keys[rows]).to(device, non_blocking=True)
-        labels = torch.from_numpy(train.labels[rows]).to(device, non_blocking=True)
-        yield recipe.augmentation(images, keys, recipe.seed, epoch), labels
+
+    def __init__(self, train: Split, device: torch.device) -> None:
+        self.device = device
+        self.keys, self.labels = (torch.from_numpy(array).to(device) for array in (train.keys, train.labels))
+        self.train = train
+        self.pixels = None
+        if device.type == "cuda":
+            needed = len(train) * math.prod(train.pixels.shape[1:])
+            if needed < torch.cuda.mem_get_info(device)[0] * MOST_OF_GPU:
+                self.pixels = torch.from_numpy(train.pixels[train.rows]).to(device)
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def of_epoch(self, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pixels, labels) of each batch; a last batch of one image, which BatchNorm cannot take, is left out."""
+        shuffle = torch.Generator().manual_seed(recipe.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.train), generator=shuffle)
+        for chosen in order.split(recipe.batch_size):
+            if len(chosen) == 1 and len(order) > 1:
+                continue
+            rows = chosen.to(self.device, non_blocking=True)
+            images = self._gathered(chosen) if self.pixels is None else self.pixels[rows]
+            yield recipe.augmentation(images, self.keys[rows], recipe.seed, epoch), self.labels[rows]
+
+    def _gathered(self, chosen: Tensor) -> Tensor:
+        images = torch.from_numpy(self.train.pixels[self.train.rows[chosen.numpy()]])
+        if self.device.type == "cuda":
+            images = images.pin_memory()  # only then the copy runs beside the work on the batch before
+        return images.to(self.device, non_blocking=True)
 
 
 def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.SGD:
@@ -193,4 +261,4 @@ def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.SGD:
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=MOMENTUM, nesterov=True)
+    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)

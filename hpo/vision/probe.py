@@ -1,0 +1,41 @@
+"""The head that a training starts with: fitted to what the given weights make of the training images.
+
+Fine-tuning with a random head first distorts the features below it (Kumar et al., "Fine-tuning can distort pretrained
+features and underperform out-of-distribution", ICLR 2022, arXiv:2202.10054); linear probing first avoids that, and the
+first epoch is not spent on it.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpo.vision.device import Compute
+from hpo.vision.evaluation import BATCH_SIZE
+from hpo.vision.images import Split
+from hpo.vision.inference import Inference
+from hpo.vision.network import Classifier
+
+MOST_ITERATIONS = 100
+L2 = 1e-3
+
+
+def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoothing: float) -> dict[str, Tensor]:
+    """Weight and bias of multinomial logistic regression on the features of the clean training images, by L-BFGS."""
+    body = Inference(nn.Sequential(network.frozen_part, *network.trainable_part[:-1], network.resnet.avgpool), compute)
+    rows = torch.from_numpy(train.rows).split(BATCH_SIZE)
+    images = (torch.from_numpy(train.pixels[some.numpy()]).permute(0, 3, 1, 2).to(compute.device) for some in rows)
+    features = torch.cat([body(batch).flatten(1).float() for batch in images])
+    labels = torch.from_numpy(train.labels).to(compute.device)
+    weight = torch.zeros_like(network.resnet.fc.weight, device=compute.device).requires_grad_()
+    bias = torch.zeros_like(network.resnet.fc.bias, device=compute.device).requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = F.cross_entropy(F.linear(features, weight, bias), labels, label_smoothing=label_smoothing)
+        value = value + L2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return {"fc.weight": weight.detach().cpu(), "fc.bias": bias.detach().cpu()}
