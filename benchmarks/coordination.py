@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import optuna
@@ -46,7 +47,9 @@ def plain_worker(url: str, name: str, spec: Spec) -> None:
             "frozen_layers": trial.suggest_int("frozen_layers", 0, 4),
             "augmentation_strength": trial.suggest_float("augmentation_strength", 0.0, 1.0),
         }
+        trial.set_user_attr("worker", str(os.getpid()))
         for measured in measure.run(Trial(trial.number, params, baseline=False)):
+            time.sleep(float(os.environ.get("EPOCH_SECS", "0")))
             trial.report(measured.score, measured.step)
             if trial.should_prune():
                 raise optuna.TrialPruned

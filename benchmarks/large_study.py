@@ -8,6 +8,7 @@ The accuracies are made up; everything else is stored as workers store it.
 import argparse
 import random
 import sys
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,10 @@ def main() -> None:
     print(f"{study.name}: {arguments.trials} trials", file=sys.stderr)
 
 
-def fill(engine: sa.Engine, name: str, count: int, finished: int | None = None) -> Study:
+def fill(engine: sa.Engine, name: str, count: int, finished: int | None = None, settings: Sequence[str] = ()) -> Study:
     """Submits a study with this budget and finishes all of its trials, or the first `finished`."""
-    spec = load_spec(
-        STUDIES / "tiny_imagenet.toml", [f"name={name}", f"budget={count}", "objective.max_clean_drop=0.02"]
-    )
+    named = [f"name={name}", f"budget={count}", "objective.max_clean_drop=0.02"]
+    spec = load_spec(STUDIES / "tiny_imagenet.toml", [*named, *settings])
     study, _ = submit(engine, spec)
     generator = random.Random(0)
     with writing(engine) as connection:
