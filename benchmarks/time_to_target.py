@@ -93,7 +93,7 @@ def run_hpo(given: argparse.Namespace, seed: int, folder: Path) -> tuple[float, 
     """The same of `hpo run`; the database is polled, since it does not say when an epoch was reported."""
     settings = [part for override in overrides(given, seed) for part in ("--set", override)]
     started = time.time()
-    process = start([Path(sys.executable).parent / "hpo", "run", STUDY, "--workers", "2", *settings], folder)
+    process = start([Path(sys.executable).parent / "hpo", "run", STUDY, "--workers", given.workers, *settings], folder)
     engine = sa.create_engine(f"sqlite:///file:{folder}/hpo.db?mode=ro&uri=true")
     seen: dict[tuple[int, int], Report] = {}
     while time.time() < started + given.minutes * 60 and process.poll() is None:
@@ -168,6 +168,7 @@ def conditions(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "minutes": given.minutes,
         "epochs": given.epochs,
+        "hpo_workers": getattr(given, "workers", None),
         "images": Path(given.archive).name if given.archive else "digits",
         "images_per_class": given.images_per_class if given.archive else None,
         "weights": Path(given.weights).name if given.weights else None,
@@ -280,6 +281,7 @@ def main() -> None:
     running.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     running.add_argument("--minutes", type=float, default=20)
+    running.add_argument("--workers", type=int, default=1, help="of hpo; each has its share of the cores")
     running.add_argument("--epochs", type=int, default=4)
     running.add_argument("--archive", type=os.path.abspath)
     running.add_argument("--images-per-class", type=int, default=100)

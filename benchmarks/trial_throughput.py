@@ -1,17 +1,19 @@
-"""Images a second within a trial's training, by the number of frozen layers: of hpo, of the peers' loop, and of the
-model step alone on batches that lie ready in memory, in hpo's precision: the limit.
+"""Images a second of training trials, by the number of frozen layers: of hpo, of the peers' loop, and of the model step
+alone on a batch that lies ready in memory, in hpo's precision: the limit.
 
     python benchmarks/trial_throughput.py --archive tiny-imagenet-50.zip --weights resnet18.safetensors
 
-`step` is PyTorch's own: torchvision's ResNet-18 under autocast, channels_last, frozen parameters without gradients,
-cross-entropy, backward, SGD. `hpo's step` is hpo's own update on such batches, with its folded frozen part. Both
-threads, batches of 128, strength 1 (the most work), medians of the repetitions, which take turns.
+Each system as it uses this machine: the plain script one process with all cores and two DataLoader workers; hpo a
+worker a core, `hpo run --workers 2` here, and the step alone just so; what is shown is their sum. `step` is PyTorch's
+own: torchvision's ResNet-18 under autocast, channels_last, frozen parameters without gradients, cross-entropy,
+backward, SGD. Whole epochs of batches of 128 at strength 1 (the most work); medians of repetitions, which take turns.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,25 +26,30 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from hpo.artifacts import Artifacts
+from hpo.launch.local import ALLOCATOR, THREAD_VARIABLES
 from hpo.objective import RobustAccuracy
-from hpo.spec import load_spec
+from hpo.spec import Spec, load_spec
 from hpo.vision.network import units
 from hpo.vision.training import Training, _Batches, _update
 
 HERE = Path(__file__).resolve().parent
-BATCH_SIZE = 128
 RESULT = HERE / "results" / "trial_throughput.json"
+BATCH_SIZE = 128
+WARM_UP = 2
+SYSTEMS = ("plain", "step", "hpo")
 
 
-def rate(step: Callable[[int], int], batches: int) -> float:
-    """Images a second of step(number of the batch) -> how many images."""
-    step(0)
+def rate(step: Callable[[], int], batches: int) -> float:
+    """Images a second of so many steps; a step says how many images it took."""
+    for _ in range(WARM_UP):
+        step()
     started = time.perf_counter()
-    images = sum(step(number) for number in range(1, batches + 1))
+    images = sum(step() for _ in range(batches))
     return images / (time.perf_counter() - started)
 
 
-def hpo_training(objective: RobustAccuracy, frozen: int) -> Training:
+def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
+    objective = RobustAccuracy(spec, int(os.environ["HPO_THREADS"]), Artifacts(str(folder / "artifacts")))
     params = {
         "batch_size": BATCH_SIZE,
         "learning_rate": 0.01,
@@ -50,47 +57,39 @@ def hpo_training(objective: RobustAccuracy, frozen: int) -> Training:
         "augmentation_strength": 1.0,
         "initial_weights": "pretrained",
     }
-    return Training(objective._network(params, objective.pretrained), objective._recipe(params), objective.compute)
-
-
-def measure_hpo(objective: RobustAccuracy, frozen: int, batches: int) -> float:
-    training = hpo_training(objective, frozen)
+    network = objective._network(params, objective.pretrained)
+    training = Training(network, objective._recipe(params), objective.compute)
     training.network.train()
-    stream = _Batches(objective.images.train, objective.compute.device).of_epoch(training.recipe, 1)
+    epochs = _Batches(objective.images.train, objective.compute.device)
+    stream = (batch for epoch in range(1, 100) for batch in epochs.of_epoch(training.recipe, epoch))
+    number = 0
 
-    def step(_: int) -> int:
+    def step() -> int:
+        nonlocal number
+        number += 1
         images, labels = next(stream)
         _update(training, images, labels, 0.5)
+        if number % 2 == 0:  # as every 256 images
+            training.average()
         return len(labels)
 
     return rate(step, batches)
 
 
-def measure_hpo_step(objective: RobustAccuracy, frozen: int, batches: int) -> float:
-    training = hpo_training(objective, frozen)
-    training.network.train()
-    images, labels = next(_Batches(objective.images.train, objective.compute.device).of_epoch(training.recipe, 1))
-
-    def step(_: int) -> int:
-        _update(training, images, labels, 0.5)
-        return len(labels)
-
-    return rate(step, batches)
-
-
-def measure_step(objective: RobustAccuracy, frozen: int, batches: int) -> float:
-    model = resnet18(num_classes=len(objective.images.classes)).to(memory_format=torch.channels_last).train()
+def measure_step(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
+    compute = RobustAccuracy(spec, int(os.environ["HPO_THREADS"]), Artifacts(str(folder / "artifacts"))).compute
+    model = resnet18(num_classes=50).to(memory_format=torch.channels_last).train()
     for unit in units(model)[:frozen]:
         unit.requires_grad_(False)
         unit.eval()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, 0.9, nesterov=True)
-    size = objective.spec.model.input_size
+    size = spec.model.input_size
     images = torch.rand(BATCH_SIZE, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH_SIZE) % len(objective.images.classes)
+    labels = torch.arange(BATCH_SIZE) % 50
 
-    def step(_: int) -> int:
+    def step() -> int:
         optimizer.zero_grad()
-        with objective.compute.autocast():
+        with compute.autocast():
             loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
         loss.backward()
         optimizer.step()
@@ -99,20 +98,20 @@ def measure_step(objective: RobustAccuracy, frozen: int, batches: int) -> float:
     return rate(step, batches)
 
 
-def measure_plain(folder: Path, frozen: int, batches: int) -> float:
-    """The peers' loop, from its DataLoader on: transforms, model, loss, step."""
+def measure_plain(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
+    """The peers' loop, from its DataLoader on: transforms, model, loss, step; over epochs as they come."""
     sys.path.insert(0, str(HERE / "peers"))
     from fine_tuning import build_model, frozen_units, train_loader
 
-    loader = train_loader(folder, BATCH_SIZE, 1.0, workers=2)
-    model = build_model(folder, len(loader.dataset.classes), frozen).train()
+    loader = train_loader(folder / "images", BATCH_SIZE, 1.0, workers=2)
+    model = build_model(folder / "images", len(loader.dataset.classes), frozen).train()
     for unit in frozen_units(model, frozen):
         unit.eval()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, 0.9, nesterov=True)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    stream = iter(loader)
+    stream = (batch for _ in range(100) for batch in loader)
 
-    def step(_: int) -> int:
+    def step() -> int:
         images, labels = next(stream)
         optimizer.zero_grad()
         criterion(model(images), labels).backward()
@@ -122,39 +121,58 @@ def measure_plain(folder: Path, frozen: int, batches: int) -> float:
     return rate(step, batches)
 
 
-def main() -> None:
+def measure(system: str, given: argparse.Namespace, folder: Path, frozen: int, cores: int) -> float:
+    """In processes of their own; the sum over those that run at once."""
+    processes = 1 if system == "plain" else cores
+    threads = str(cores // processes)
+    environment = os.environ | dict.fromkeys((*THREAD_VARIABLES, "HPO_THREADS"), threads)
+    if system != "plain":  # the limit has what hpo's launcher gives its workers
+        environment |= ALLOCATOR
+    command = [sys.executable, __file__, "--measure", system, "--folder", str(folder), "--frozen", str(frozen)]
+    command += ["--batches", str(given.batches), "--images-per-class", str(given.images_per_class)]
+    command += ["--archive", given.archive] if given.archive else []
+    command += ["--weights", given.weights] if given.weights else []
+    running = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+    return sum(float(process.communicate()[0].split()[-1]) for process in running)
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=os.path.abspath)
     parser.add_argument("--weights", type=os.path.abspath)
     parser.add_argument("--images-per-class", type=int, default=100)
-    parser.add_argument("--batches", type=int, default=12)
+    parser.add_argument("--batches", type=int, default=40, help="about an epoch")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--frozen", type=int, nargs="+", default=[0, 3, 6, 9])
+    parser.add_argument("--measure", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.epochs, given.minutes = 1, 0
+    return given
+
+
+def main() -> None:
+    given = parse_arguments()
     spec = load_spec(STUDY, overrides(given, seed=0))
-    rates: dict[int, dict[str, list[float]]] = {}
+    if given.measure:
+        does = {"plain": measure_plain, "step": measure_step, "hpo": measure_hpo}[given.measure]
+        print(does(spec, given.folder, given.frozen[0], given.batches))
+        return
+    cores = len(os.sched_getaffinity(0))
+    rates = {frozen: {system: [] for system in SYSTEMS} for frozen in given.frozen}
+    print("images a second, medians\nfrozen   plain    step     hpo   of step  times plain")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        objective = RobustAccuracy(spec, len(os.sched_getaffinity(0)), Artifacts(str(folder / "artifacts")))
         export_images(spec, folder / "images")
         for frozen in given.frozen:
-            rates[frozen] = {"plain": [], "step": [], "hpo's step": [], "hpo": []}
             for _ in range(given.repetitions):
-                rates[frozen]["plain"].append(measure_plain(folder / "images", frozen, given.batches))
-                rates[frozen]["step"].append(measure_step(objective, frozen, given.batches))
-                rates[frozen]["hpo's step"].append(measure_hpo_step(objective, frozen, given.batches))
-                rates[frozen]["hpo"].append(measure_hpo(objective, frozen, given.batches))
-    print("images a second, medians\nfrozen   plain    step  hpo's step     hpo   of step  of hpo's step  times plain")
-    for frozen, by_system in rates.items():
-        plain, step, own_step, hpo = (statistics.median(values) for values in by_system.values())
-        print(
-            f"{frozen:6} {plain:7.0f} {step:7.0f} {own_step:11.0f} {hpo:7.0f} {hpo / step:8.0%} "
-            f"{hpo / own_step:14.0%} {hpo / plain:12.2f}"
-        )
+                for system in SYSTEMS:
+                    rates[frozen][system].append(round(measure(system, given, folder, frozen, cores), 1))
+            plain, step, hpo = (statistics.median(rates[frozen][system]) for system in SYSTEMS)
+            print(f"{frozen:6} {plain:7.0f} {step:7.0f} {hpo:7.0f} {hpo / step:9.0%} {hpo / plain:12.2f}", flush=True)
+    kept = {"conditions": conditions(given) | {"batch_size": BATCH_SIZE}, "images_per_second": rates}
     RESULT.parent.mkdir(parents=True, exist_ok=True)
-    kept = {"conditions": conditions(given) | {"threads": torch.get_num_threads(), "batch_size": BATCH_SIZE}}
-    RESULT.write_text(json.dumps(kept | {"images_per_second": rates}, indent=1) + "\n")
+    RESULT.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

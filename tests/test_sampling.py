@@ -30,7 +30,9 @@ def test_every_sampler_and_pruner_finishes_the_budget(tmp_path: Path, sampler: s
     assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
     assert len(study.trials) == 7
     assert {trial.params["batch_size"] for trial in study.trials} <= {16, 32, 64}
-    assert len({trial.params["learning_rate"] for trial in study.trials}) == 6, "two begin with what is known to be good"
+    assert len({trial.params["learning_rate"] for trial in study.trials}) == 6, (
+        "two begin with what is known to be good"
+    )
 
 
 def test_the_grid_covers_every_point_once(engine: sa.Engine) -> None:
