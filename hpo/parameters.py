@@ -159,7 +159,7 @@ class SearchSpec(Section):
         return self.defaults() | {"augmentation_strength": 0.0, "initial_weights": "pretrained"}
 
     def defaults(self) -> Params:
-        """The file's defaults: where it says none, what is known to be good, as near as the range or the choices allow."""
+        """The file's defaults; where it says none, what is known to be good, or what is allowed nearest to it."""
         return {name: _default(name, parameter) for name, parameter in self.parameters()}
 
     def nearest(self, params: Mapping[str, Value]) -> Params:

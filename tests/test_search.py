@@ -99,6 +99,44 @@ def test_no_slot_is_claimed_twice(engine: sa.Engine) -> None:
     assert budget.count(engine, study.study_id) == budget.Counts(running=40)
 
 
+def test_the_known_good_configuration_starts_first_then_the_baseline_then_the_others(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=4))
+    claims = [budget.claim(engine, study.study_id, "w") for _ in range(4)]
+    assert [claim.number for claim in claims if claim] == [1, 0, 2, 3]
+    first, second = (claim.slot for claim in claims[:2] if claim)
+    assert (first.baseline, first.fixed_params) == (False, study.spec.search.defaults())
+    assert (second.baseline, second.fixed_params) == (True, study.spec.search.baseline())
+
+
+def test_a_warm_start_tries_the_best_of_an_earlier_study_first(engine: sa.Engine) -> None:
+    run(engine, make_spec(budget=8))
+    search = {"batch_size": {"choices": [64, 128]}, "learning_rate": {"low": 0.05, "high": 0.1}, "frozen_layers": 2}
+    search |= {"augmentation_strength": {"low": 0.0, "high": 0.5}}
+    warm = make_spec(name="warm", budget=7, search=search, warm_start="study")
+    study, _ = submit(engine, warm)
+    tried = {}
+    while claim := budget.claim(engine, study.study_id, "w"):
+        tried[claim.number] = claim.slot.fixed_params
+    best = [trial for trial in queries.best_trials(engine, "study", 8) if not trial.baseline]
+    expected: list[Params] = []
+    for trial in best[:4]:
+        if (nearest := warm.search.nearest(trial.params)) not in expected:
+            expected.append(nearest)
+    assert [tried[number] for number in range(1, 1 + len(expected))] == expected
+    assert all(params.get("batch_size", 64) in (64, 128) for params in tried.values())
+    assert all(0.05 <= params.get("learning_rate", 0.05) <= 0.1 for params in tried.values())
+    assert submit(engine, warm)[1] is False, "said twice"
+
+
+def test_a_warm_start_from_a_study_without_results_says_so(engine: sa.Engine) -> None:
+    submit(engine, make_spec())
+    with pytest.raises(StudyError, match="warm_start: no study 'studi'; there are: study. Did you mean 'study'"):
+        submit(engine, make_spec(name="warm", warm_start="studi"))
+    with pytest.raises(StudyError, match="warm_start: study 'study' has no complete trial yet"):
+        submit(engine, make_spec(name="warm", warm_start="study"))
+    assert [study.name for study in find_studies(engine)] == ["study"], "nothing half-written"
+
+
 def test_a_slot_that_is_given_back_keeps_its_values_and_its_place_in_the_budget(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=3))
     baseline = budget.claim(engine, study.study_id, "other", baseline_alone=True)

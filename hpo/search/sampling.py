@@ -72,11 +72,16 @@ class Search:
         return any(trial.params == params for trial in self._history.study.get_trials(deepcopy=False))
 
     def judge(self, step: int, score: float) -> tuple[bool, dict[str, float]]:
-        """Whether the pruner would end the current trial after this epoch, and its new notes."""
+        """Whether the pruner would end the current trial after this epoch, and its new notes.
+
+        ASHA ends none in the second half of its epochs: what that would save is less than what is lost.
+        """
         trial = self._current
         trial.intermediate_values[step] = score
         noted = set(trial.system_attrs)
         pruned = bool(self._pruner.prune(self._history.study, trial))
+        if self.spec.pruner.name == "asha" and 2 * step > self.spec.training.epochs:
+            pruned = False
         return pruned, {key: value for key, value in trial.system_attrs.items() if key not in noted}
 
 
