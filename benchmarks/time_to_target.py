@@ -120,7 +120,7 @@ def note_reports(engine: sa.Engine, seen: dict[tuple[int, int], Report]) -> None
                         )
                     )
                     report = {"time": time.time(), "trial": number, "epoch": step, "score": score}
-                    seen[number, step] = report | {"params": {name: value for name, value in params}}
+                    seen[number, step] = report | {"params": dict(map(tuple, params))}
     except sa.exc.OperationalError:  # not there yet
         return
 

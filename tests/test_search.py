@@ -130,7 +130,7 @@ def test_a_warm_start_tries_the_best_of_an_earlier_study_first(engine: sa.Engine
 
 def test_a_warm_start_from_a_study_without_results_says_so(engine: sa.Engine) -> None:
     submit(engine, make_spec())
-    with pytest.raises(StudyError, match="warm_start: no study 'studi'; there are: study. Did you mean 'study'"):
+    with pytest.raises(StudyError, match=r"warm_start: no study 'studi'; there are: study\. Did you mean 'study'"):
         submit(engine, make_spec(name="warm", warm_start="studi"))
     with pytest.raises(StudyError, match="warm_start: study 'study' has no complete trial yet"):
         submit(engine, make_spec(name="warm", warm_start="study"))
