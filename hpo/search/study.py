@@ -76,6 +76,7 @@ def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
 
 
 def _insert(connection: sa.Connection, spec: Spec) -> int:
+    slots = _slots(spec, _earlier_best(connection, spec))
     row = connection.execute(studies.insert().values(study_name=spec.name).returning(studies.c.study_id))
     study_id = int(row.scalar_one())
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))
@@ -83,7 +84,7 @@ def _insert(connection: sa.Connection, spec: Spec) -> int:
     attributes.write(connection, study_user_attributes, study_id, kept)
     shown = {"study:metric_names": ["score"], **note_attributes(spec)}
     attributes.write(connection, study_system_attributes, study_id, shown)
-    add_slots(connection, study_id, _slots(spec, _earlier_best(connection, spec)))
+    add_slots(connection, study_id, slots)
     return study_id
 
 
