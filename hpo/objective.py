@@ -150,6 +150,7 @@ class RobustAccuracy:
                 float(params["augmentation_strength"]), self.perturbations, training.horizontal_flip
             ),
             seed=self.spec.seed,
+            averages=bool(self.pretrained),
         )
 
     @cached_property

@@ -203,10 +203,11 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
     epochs: list[dict[str, float]] = []
     for measured in objective.run(trial):
         epochs.append({"epoch": measured.step, "score": measured.score, **measured.parts})
-        pruned, notes = worker.outlast(search.judge, measured.step, measured.score)
+        # the baseline is no rival: after few epochs it scores above strong augmentation
+        pruned, notes = (False, {}) if trial.baseline else worker.outlast(search.judge, measured.step, measured.score)
         worker.outlast(record_epoch, worker.engine, trial_id, measured.step, measured.score, epochs, notes)
         unfinished = measured.step < study.spec.training.epochs  # nothing is saved by pruning after the last epoch
-        pruned = pruned and unfinished and not trial.baseline and not measured.resumed
+        pruned = pruned and unfinished and not measured.resumed
         if pruned:
             break
     if measured is None:

@@ -46,6 +46,8 @@ class Recipe:
     label_smoothing: float
     augmentation: Augmentation
     seed: int
+    averages: bool = True
+    """Whether an average of the weights is scored and kept: not from scratch, where they move too far for that."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class EpochResult:
 class Training:
     """A network in training: all that a checkpoint holds.
 
-    averaged: the network with the average of the weights so far, which is what is scored and kept; micro_batch: images
-    that the device takes at once, fewer than a batch when memory was short.
+    averaged: what is scored and kept: the network with the average of the weights so far, or the network itself;
+    micro_batch: images that the device takes at once, fewer than a batch when memory was short.
     """
 
     def __init__(self, network: Classifier, recipe: Recipe, compute: Compute) -> None:
@@ -77,7 +79,7 @@ class Training:
         self.frozen_part = Inference(network.frozen_part, compute)
         self.trainable_part = network.trainable_part
         self.optimizer = _optimizer(network, recipe)
-        self.averaged = deepcopy(self.network).eval().requires_grad_(False)
+        self.averaged = deepcopy(self.network).eval().requires_grad_(False) if recipe.averages else self.network
         self.averages_done = 0
         self.epochs_done = 0
         self.micro_batch = recipe.batch_size
@@ -102,7 +104,10 @@ class Training:
     def tensors(self) -> dict[str, Tensor]:
         """Weights, BatchNorm statistics, momentum and averages, by name."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.trainable_part.state_dict().items()}
+        if self.recipe.averages:
+            tensors |= {
+                f"averaged.{name}": tensor for name, tensor in self.averaged.trainable_part.state_dict().items()
+            }
         for name, parameter in self.network.named_parameters():
             if "momentum_buffer" in self.optimizer.state[parameter]:
                 tensors[f"momentum.{name}"] = self.optimizer.state[parameter]["momentum_buffer"]
@@ -116,7 +121,8 @@ class Training:
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Goes on from what `tensors()` of a training with the same recipe gave."""
         self.network.load_state_dict(_below("network.", tensors))
-        self.averaged.trainable_part.load_state_dict(_below("averaged.", tensors))
+        if self.recipe.averages:
+            self.averaged.trainable_part.load_state_dict(_below("averaged.", tensors))
         for name, parameter in self.network.named_parameters():
             if (momentum := tensors.get(f"momentum.{name}")) is not None:
                 self.optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
@@ -164,7 +170,7 @@ def _train_epoch(training: Training, batches: "_Batches", epoch: int) -> float:
     for number, (images, labels) in enumerate(batches.of_epoch(recipe, epoch)):
         progress = (epoch - 1 + number / updates) / recipe.epochs
         losses.append(_update(training, images, labels, progress) * len(labels))
-        if (number + 1) % averaged_every == 0 or number + 1 == updates:
+        if recipe.averages and ((number + 1) % averaged_every == 0 or number + 1 == updates):
             training.average()
     return float(torch.stack(losses).sum()) / len(batches)
 
