@@ -77,7 +77,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_gives_what_the_unbroken_one_g
     digits: ImageSet, bf16: bool, frozen: int
 ) -> None:
     compute = Compute(torch.device("cpu"), bf16)
-    settings: dict[str, Any] = {"compute": compute, "frozen": frozen, "epochs": 3, "batch_size": 64}
+    settings: dict[str, Any] = {"compute": compute, "frozen": frozen, "epochs": 3, "batch_size": 64, "averages": bf16}
     unbroken = start(**settings)
     expected = [(result.loss, result.accuracies) for result in go_on(unbroken, digits)]
     broken = start(**settings)
