@@ -110,11 +110,8 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
     results = best_trials(engine, study, most, where, sort)
     if not _print_data(results, as_json, as_csv):
         if where and not results:
-            others = (
-                ""
-                if "state" in parse_where(where)[1]
-                else "; name the state to look at others, as in: state = 'pruned'"
-            )
+            _, fields = parse_where(where)
+            others = "" if "state" in fields else "; name the state to look at others, as in: state = 'pruned'"
             raise HpoError(f"study '{study}' has no complete trial where {where}{others}")
         chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
         display.print_best(display.console(), engine, found, results, " ".join(filter(None, chosen)))

@@ -87,9 +87,8 @@ def progress(engine: sa.Engine, study: Study) -> tuple[Counts, list[RunningTrial
 
 def status(engine: sa.Engine, study: Study) -> StudyStatus:
     """Reads how far the study is."""
+    counts, running = progress(engine, study)
     with engine.connect() as connection:
-        counts = count_in(connection, study.study_id)
-        running = _running(connection, study.study_id) if counts.running else []
         failures = latest_failures(connection, study, FAILURES_SHOWN) if counts.failed else []
         interrupted = _count_interrupted(connection, study.study_id) if counts.failed else 0
         secs_per_trial = _secs_per_trial(connection, study.study_id) if counts.running else None

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from random import Random
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,8 +13,9 @@ from hpo.errors import StudyError, nearest
 from hpo.parameters import Params
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY
-from hpo.search.budget import Slot, add_slots, count_missing, lock_study
+from hpo.search.budget import add_slots, count_missing, lock_study
 from hpo.search.explanation import note_attributes
+from hpo.search.slots import best_params, plan_slots
 from hpo.search.storage import writing
 from hpo.search.tables import (
     studies,
@@ -25,7 +25,6 @@ from hpo.search.tables import (
     trial_user_attributes,
     trials,
 )
-from hpo.search.views import trial_results
 from hpo.spec import Spec, flatten
 
 SPEC_KEY = "spec"
@@ -33,8 +32,6 @@ PROTOCOL_KEY = "protocol"
 FINGERPRINTS_KEY = "fingerprints"
 FORGIVEN_KEY = "failures_forgiven"
 FAILURES_ALWAYS_BORNE = 2
-WARM_STARTS = 4
-"""So many of an earlier study's configurations are tried first."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
 
 
 def _insert(connection: sa.Connection, spec: Spec) -> int:
-    slots = _slots(spec, _earlier_best(connection, spec))
+    slots = plan_slots(spec, _earlier_best(connection, spec))
     row = connection.execute(studies.insert().values(study_name=spec.name).returning(studies.c.study_id))
     study_id = int(row.scalar_one())
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))
@@ -94,36 +91,11 @@ def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
         return []
     there = [name for _, name, *_ in connection.execute(_query_studies(SPEC_KEY))]
     if spec.warm_start not in there:
-        others = f"there are: {', '.join(there)}" if there else "there are none"
-        raise StudyError(f"warm_start: no study '{spec.warm_start}'; {others}.{nearest(spec.warm_start, there)}")
-    t = trial_results.c
-    query = (
-        sa.select(t.params)
-        .where(t.study == spec.warm_start, t.state == "COMPLETE", t.score.is_not(None), t.baseline == 0)
-        .order_by(t.feasible.desc(), t.score.desc(), t.number)
-        .limit(WARM_STARTS)
-    )
-    found = [spec.search.nearest(json.loads(params)) for params in connection.execute(query).scalars()]
+        raise StudyError(f"warm_start: no study '{spec.warm_start}'; {_those_there(spec.warm_start, there)}")
+    found = [spec.search.nearest(params) for params in best_params(connection, spec.warm_start)]
     if not found:
         raise StudyError(f"warm_start: study '{spec.warm_start}' has no complete trial yet besides its baseline")
     return found
-
-
-def _slots(spec: Spec, tried_first: Sequence[Params] = ()) -> list[Slot]:
-    """The baseline; what is to be tried first, the file's defaults among it; then the rest of the budget.
-
-    A grid's points are dealt out here, in an order drawn from the seed.
-    """
-    search = spec.search
-    slots = [Slot(search.baseline(), baseline=True)]
-    if spec.sampler.name == "grid":
-        points = search.grid()
-        Random(spec.seed).shuffle(points)  # noqa: S311 (not for secrets)
-        return [*slots, *(Slot(point) for point in points)][: spec.budget]
-    for params in (*tried_first, search.defaults()):
-        if all(params != slot.fixed_params for slot in slots):
-            slots.append(Slot(params))
-    return [*slots, *(Slot() for _ in range(spec.budget))][: spec.budget]
 
 
 def _difference(spec: Spec, existing: Study) -> str:
@@ -195,11 +167,15 @@ def find_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[Study]:
         there = [name for _, name, *_ in connection.execute(_query_studies(SPEC_KEY))] if names else []
     for name in names:
         if name not in found:
-            others = f"there are: {', '.join(there)}" if there else "there are none; `hpo submit` makes one"
-            raise StudyError(f"no study '{name}' in this storage; {others}.{nearest(name, there)}")
+            raise StudyError(f"no study '{name}' in this storage; {_those_there(name, there)}")
         if isinstance(incompatible := found[name], StudyError):
             raise incompatible
     return [study for name in names or found if isinstance(study := found[name], Study)]
+
+
+def _those_there(name: str, there: Sequence[str]) -> str:
+    listed = f"there are: {', '.join(there)}" if there else "there are none; `hpo submit` makes one"
+    return f"{listed}.{nearest(name, there)}"
 
 
 def extend(engine: sa.Engine, study: Study, budget: int) -> int:
@@ -216,7 +192,7 @@ def extend(engine: sa.Engine, study: Study, budget: int) -> int:
             raise StudyError(f"study '{study.name}' has a budget of {before}; --budget must be more, not {budget}")
         attributes.write(connection, study_user_attributes, study.study_id, {BUDGET_KEY: budget})
         if (missing := count_missing(connection, study.study_id)) > 0:
-            slots = _slots(study.spec.model_copy(update={"budget": budget}))
+            slots = plan_slots(study.spec.model_copy(update={"budget": budget}))
             add_slots(connection, study.study_id, slots[-missing:])
     return budget - before
 
