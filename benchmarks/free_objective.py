@@ -1,6 +1,6 @@
 """An objective that costs nothing, handed to workers the same way the real one is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import log10
 
 from hpo.parameters import Params
@@ -16,7 +16,7 @@ class FreeObjective:
         self.fingerprints = {"images": images, "weights": "none"}
         self.fault = fault
 
-    def discard(self, trial: Trial) -> None:
+    def discard(self, numbers: Sequence[int]) -> None:
         pass
 
     def run(self, trial: Trial) -> Iterator[Measurement]:

@@ -24,7 +24,19 @@ from hpo.search.storage import open_engine, parse_url
 from hpo.search.worker import work
 from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
 
-FUNCTIONS = ("claim", "record_params", "record_epoch", "finish", "reap", "give_back", "heal", "beat")
+FUNCTIONS = (
+    "claim",
+    "record_params",
+    "record_epoch",
+    "finish",
+    "reap",
+    "give_back",
+    "heal",
+    "beat",
+    "pause",
+    "promote",
+    "prune_paused",
+)
 
 
 class TimedObjective(FreeObjective):

@@ -172,6 +172,10 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
         if record.interrupted:
             which = f"{record.interrupted} of the {record.counts.failed} failed trials"
             parts.append(Text(f"{name}: {which} were interrupted; their slots were given out again"))
+        if record.counts.paused:
+            parts.append(
+                Text(f"{name}: {record.counts.paused} trials are paused, and go on if they come to be the best")
+            )
         if record.study.stopped:
             parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` lets it go on"))
     return Group(*parts)

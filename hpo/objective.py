@@ -73,13 +73,13 @@ class RobustAccuracy:
         resumed_after = len(measured)
         for result in fine_tune(training, self.images.train, self._tuning):
             measured.append(self._measurement(result, training, resumed_after, measured))
-            yield measured[-1]
             if result.epoch < self.spec.training.epochs and not result.diverged:
                 self._save_checkpoint(training, trial, measured)
+            yield measured[-1]
 
-    def discard(self, trial: Trial) -> None:
-        """Removes the checkpoints of this trial and of those that it continues."""
-        for number in (trial.number, *trial.continues):
+    def discard(self, numbers: Sequence[int]) -> None:
+        """Removes the checkpoints of these trials."""
+        for number in numbers:
             self.artifacts.remove(self._checkpoint_name(number))
 
     def _checkpoint_name(self, number: int) -> str:

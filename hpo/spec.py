@@ -183,6 +183,11 @@ class Spec(Section):
         """The study's name as a folder's: a name holds no slashes, but may be nothing but dots."""
         return self.name if self.name.strip(".") else f"_{self.name}_"
 
+    @property
+    def first_rung(self) -> int:
+        """No trial is pruned or paused before so many epochs."""
+        return self.pruner.min_epochs or max(1, self.training.epochs // 3)
+
     @model_validator(mode="after")
     def _check(self) -> "Spec":
         most = FREEZABLE_LAYERS[self.model.name]

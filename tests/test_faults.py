@@ -14,7 +14,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import optuna_storage
+from conftest import optuna_storage, run
 from faults import HERE, Plan, examine, make_spec, run_with_faults
 from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.exc import DBAPIError
@@ -121,6 +121,14 @@ def test_a_worker_that_is_frozen_in_a_transaction_blocks_nobody(
     assert is_outage(lost.value)
     frozen.close()
     engine.dispose()
+
+
+def test_no_statement_is_sent_in_a_pipeline(engine: sa.Engine) -> None:
+    """PostgreSQL takes a worker that is frozen in one for active, and never ends its transaction."""
+    many: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *given: many.append(given[2]) if given[5] else None)
+    run(engine, make_spec(Plan(budget=9, pruner="asha")))
+    assert many == []
 
 
 def test_eight_workers_on_sqlite_meet_no_locked_database(tmp_path: Path) -> None:

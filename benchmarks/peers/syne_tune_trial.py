@@ -1,13 +1,16 @@
 """One trial of syne_tune_asha.py: Syne Tune starts it as a process of its own."""
 
 import argparse
+import os
 from pathlib import Path
 
+import torch
 from fine_tuning import train
 from syne_tune import Reporter
 from trace_file import note
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # two trials at once on two cores
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--learning_rate", type=float)
@@ -26,5 +29,5 @@ if __name__ == "__main__":
     }
     reporter = Reporter()
     for epoch, measured in enumerate(train(config, given.folder, given.epochs, loader_workers=1, seed=given.seed), 1):
-        note(given.trace, str(Path.cwd()), epoch, measured, config)
+        note(given.trace, os.getpid(), epoch, measured, config)
         reporter(epoch=epoch, score=measured["score"])

@@ -1,7 +1,7 @@
 """Attributes of studies and trials, and parameters of trials: JSON text and numbers in Optuna's tables."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +11,10 @@ from hpo.search.tables import study_user_attributes, trial_params
 
 BUDGET_KEY = "budget"
 STOPPED_KEY = "stopped"
+ROWS_AT_ONCE = 500
+"""In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
+server takes it for active, not for idle in a transaction.
+"""
 
 
 def read_study(connection: sa.Connection, study_id: int, key: str) -> Any:
@@ -37,12 +41,21 @@ def write_all(connection: sa.Connection, table: sa.Table, values: Sequence[tuple
 
 def upsert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
     """Inserts rows, or replaces what has the same key."""
-    if not rows:
-        return
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table)
-    replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
-    connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=replaced), rows)
+    for some in _few_at_once(rows):
+        statement = dialect.insert(table).values(some)
+        replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
+        connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=replaced))
+
+
+def insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Inserts rows."""
+    for some in _few_at_once(rows):
+        connection.execute(table.insert().values(some))
+
+
+def _few_at_once(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    return (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
 
 
 def read_params(connection: sa.Connection, trial_id: int) -> dict[str, Any]:

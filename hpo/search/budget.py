@@ -14,11 +14,12 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from hpo.search import attributes
-from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY, read_params
+from hpo.search.attributes import BUDGET_KEY, read_params
+from hpo.search.conditions import baseline_is_complete, is_baseline, is_paused, is_stopped
 from hpo.search.storage import writing
 from hpo.search.tables import (
+    PAUSED_KEY,
     studies,
-    study_user_attributes,
     trial_heartbeats,
     trial_intermediate_values,
     trial_system_attributes,
@@ -53,13 +54,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Counts:
-    """Trials of a study by state."""
+    """Trials of a study by state. paused: of the waiting ones."""
 
     complete: int = 0
     pruned: int = 0
     failed: int = 0
     running: int = 0
     waiting: int = 0
+    paused: int = 0
 
     @property
     def finished(self) -> int:
@@ -72,7 +74,7 @@ def add_slots(connection: sa.Connection, study_id: int, slots: Sequence[Slot]) -
     last = connection.scalar(sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == study_id))
     first = 0 if last is None else last + 1
     rows = [{"study_id": study_id, "number": first + i, "state": "WAITING"} for i in range(len(slots))]
-    connection.execute(trials.insert(), rows)
+    attributes.insert(connection, trials, rows)
     inserted = connection.execute(
         sa.select(trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.number >= first)
@@ -97,18 +99,15 @@ def lock_study(connection: sa.Connection, study_id: int) -> None:
 
 
 def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = False) -> Claim | None:
-    """Takes the first waiting slot: RUNNING, with its worker's name and a first heartbeat. None if there is none.
+    """Takes the first slot that waits; None if there is none.
 
     In the order of their numbers, but for trial 1, a configuration known to be good, which goes before the baseline: so
-    a single worker soon has something to show. There is none in a study that was stopped. baseline_alone: give out
-    nothing else until the baseline is complete (trials need its weights).
+    a single worker soon has something to show. baseline_alone: give out nothing else until the baseline is complete
+    (trials need its weights).
     """
-    stopped = sa.exists().where(
-        study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == STOPPED_KEY
-    )
     waiting = (
         sa.select(trials.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~stopped)
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~is_paused(), ~is_stopped(study_id))
         .order_by(sa.case((trials.c.number == 0, 1.5), else_=trials.c.number))
         .limit(1)
     )
@@ -117,17 +116,31 @@ def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = 
     if engine.dialect.name == "postgresql":
         waiting = waiting.with_for_update(skip_locked=True, of=trials)
     with writing(engine) as connection:
-        row = connection.execute(
-            trials.update()
-            .where(trials.c.trial_id == waiting.scalar_subquery(), trials.c.state == "WAITING")
-            .values(state="RUNNING", datetime_start=utc_now())
-            .returning(trials.c.trial_id, trials.c.number)
-        ).one_or_none()
-        if row is None:
-            return None
-        connection.execute(trial_heartbeats.insert().values(trial_id=row.trial_id, heartbeat=database_now(connection)))
-        attributes.write(connection, trial_user_attributes, row.trial_id, {"worker": worker})
-        return Claim(row.trial_id, row.number, _read_slot(connection, row.trial_id))
+        return take(connection, waiting.scalar_subquery(), worker)
+
+
+def take(connection: sa.Connection, chosen: sa.ColumnElement[int], worker: str) -> Claim | None:
+    """Makes a waiting or paused trial RUNNING, with its worker's name and a heartbeat; None if it is gone."""
+    row = connection.execute(
+        trials.update()
+        .where(trials.c.trial_id == chosen, trials.c.state == "WAITING")
+        .values(state="RUNNING", datetime_start=utc_now(), datetime_complete=None)
+        .returning(trials.c.trial_id, trials.c.number)
+    ).one_or_none()
+    if row is None:
+        return None
+    beat = {"trial_id": row.trial_id, "heartbeat": database_now(connection)}
+    attributes.upsert(connection, trial_heartbeats, [beat], ("trial_id",))
+    attributes.write(connection, trial_user_attributes, row.trial_id, {"worker": worker})
+    slot = _read_slot(connection, row.trial_id)
+    resumed = connection.execute(
+        trial_user_attributes.delete().where(
+            trial_user_attributes.c.trial_id == row.trial_id, trial_user_attributes.c.key == PAUSED_KEY
+        )
+    )
+    if resumed.rowcount:
+        slot = Slot(read_params(connection, row.trial_id), slot.baseline, (row.number, *slot.continues))
+    return Claim(row.trial_id, row.number, slot)
 
 
 def _read_slot(connection: sa.Connection, trial_id: int) -> Slot:
@@ -138,24 +151,6 @@ def _read_slot(connection: sa.Connection, trial_id: int) -> Slot:
     ]
     found = {key: json.loads(value) for key, value in connection.execute(sa.union_all(*queries))}
     return Slot(found.get("fixed_params", {}), "baseline" in found, tuple(found.get("continues", ())))
-
-
-def is_baseline() -> sa.ColumnElement[bool]:
-    """Whether a row of `trials` is the baseline."""
-    return sa.exists().where(
-        trial_user_attributes.c.trial_id == trials.c.trial_id, trial_user_attributes.c.key == "baseline"
-    )
-
-
-def baseline_is_complete(study_id: int) -> sa.ColumnElement[bool]:
-    """Whether the study's baseline is complete."""
-    other = trials.alias()
-    return sa.exists().where(
-        other.c.study_id == study_id,
-        other.c.state == "COMPLETE",
-        trial_user_attributes.c.trial_id == other.c.trial_id,
-        trial_user_attributes.c.key == "baseline",
-    )
 
 
 def give_back(engine: sa.Engine, trial_id: int, why: Literal["failure", "interruption"], text: str) -> bool:
@@ -281,5 +276,10 @@ def count(engine: sa.Engine, study_id: int) -> Counts:
 
 def count_in(connection: sa.Connection, study_id: int) -> Counts:
     """The same within a transaction."""
-    query = sa.select(trials.c.state, sa.func.count()).where(trials.c.study_id == study_id).group_by(trials.c.state)
-    return Counts(**{_FIELD_OF_STATE[state]: number for state, number in connection.execute(query)})
+    paused = sa.func.sum(sa.case((is_paused(), 1), else_=0))
+    query = (
+        sa.select(trials.c.state, sa.func.count(), paused).where(trials.c.study_id == study_id).group_by(trials.c.state)
+    )
+    rows = connection.execute(query).all()
+    counts = {_FIELD_OF_STATE[state]: number for state, number, _ in rows}
+    return Counts(**counts, paused=sum(number for _, _, number in rows))

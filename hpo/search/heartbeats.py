@@ -2,20 +2,54 @@
 
 import contextlib
 import json
+import threading
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from hpo.search import attributes
 from hpo.search.attributes import STOPPED_KEY
-from hpo.search.budget import LOST, SQLITE_TIME, database_now, give_back, heal
+from hpo.search.budget import LOST, SQLITE_TIME, Claim, database_now, give_back, heal
 from hpo.search.outages import secs_since_outage
+from hpo.search.records import TrialLost
 from hpo.search.storage import writing
 from hpo.search.tables import trial_heartbeats, trial_user_attributes, trials
+from hpo.stopping import interruptible
 
 HEARTBEAT_INTERVAL_SECS = 10.0
 GRACE_PERIOD_SECS = 60.0
 """A trial whose last heartbeat is older was given up by its worker."""
+
+
+class StudyStopped(BaseException):
+    """The study was stopped, here or elsewhere; raised in the middle of a trial."""
+
+
+@contextlib.contextmanager
+def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
+    """Beats in a thread while the block runs, and interrupts it when the trial is lost or its study is stopped.
+
+    A beat that fails is only late: the next one counts. Raises TrialLost, StudyStopped.
+    """
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(HEARTBEAT_INTERVAL_SECS):
+            with contextlib.suppress(sa.exc.SQLAlchemyError):
+                state = beat(engine, study_id, claim.trial_id)
+                if state != "running":
+                    interrupt(TrialLost() if state == "lost" else StudyStopped())
+                    return
+
+    with interruptible() as interrupt:
+        thread = threading.Thread(target=run, name=f"heartbeats of trial {claim.number}", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
 
 def beat(engine: sa.Engine, study_id: int, trial_id: int) -> Literal["running", "lost", "stopped"]:

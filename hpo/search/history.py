@@ -19,7 +19,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.budget import baseline_is_complete
+from hpo.search.conditions import baseline_is_complete, is_paused
 from hpo.search.tables import (
     CONSTRAINT_KEY,
     trial_intermediate_values,
@@ -35,7 +35,7 @@ INFINITY = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan
 
 
 class History(InMemoryStorage):
-    """The finished and running trials of one study.
+    """The finished, running and paused trials of one study.
 
     constrained: trials that end before the baseline get their constraint later, so they are read again then.
     """
@@ -46,7 +46,7 @@ class History(InMemoryStorage):
         self._id = study_id
         self._name = name
         self._finished: dict[int, FrozenTrial] = {}
-        self._running: dict[int, FrozenTrial] = {}
+        self._open: list[FrozenTrial] = []
         self._all_below_are_final = 0
         self._constraints_read = not constrained
         self._read = False
@@ -74,13 +74,16 @@ class History(InMemoryStorage):
                 sa.select(trials).where(
                     trials.c.study_id == self._id,
                     trials.c.trial_id >= self._all_below_are_final,
-                    trials.c.state.in_(["COMPLETE", "PRUNED", "RUNNING"]),
+                    trials.c.state.in_(["COMPLETE", "PRUNED", "RUNNING"]) | is_paused(),
                 )
             ).all()
             new = [row for row in rows if row.trial_id not in self._finished and not self._is_current(row.trial_id)]
-            read = {trial._trial_id: trial for trial in read_trials(connection, new)}
-        self._running = {key: trial for key, trial in read.items() if trial.state == TrialState.RUNNING}
-        self._finished |= {key: trial for key, trial in read.items() if trial.state != TrialState.RUNNING}
+            read = list(read_trials(connection, new))
+        self._open = [trial for trial in read if not trial.state.is_finished()]
+        self._finished |= {trial._trial_id: trial for trial in read if trial.state.is_finished()}
+        for trial in self._open:
+            if trial.state == TrialState.WAITING:
+                trial.state = TrialState.PRUNED  # a paused trial tells samplers as much as a pruned one
         if first_open is not None:
             self._all_below_are_final = first_open
 
@@ -103,7 +106,7 @@ class History(InMemoryStorage):
         if not self._read:
             self._refresh()
             self._read = True
-        seen = sorted([*self._finished.values(), *self._running.values()], key=lambda trial: trial.number)
+        seen = sorted([*self._finished.values(), *self._open], key=lambda trial: trial.number)
         return [trial for trial in seen if states is None or trial.state in states]
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:

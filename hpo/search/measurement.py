@@ -57,6 +57,6 @@ class Objective(Protocol):
         """
         ...
 
-    def discard(self, trial: Trial) -> None:
-        """Removes the checkpoints of this trial and of those that it continues."""
+    def discard(self, numbers: Sequence[int]) -> None:
+        """Removes the checkpoints of these trials."""
         ...

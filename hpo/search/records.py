@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from hpo.search import attributes
-from hpo.search.budget import is_baseline, lock_study, utc_now
+from hpo.search.budget import lock_study, utc_now
+from hpo.search.conditions import is_baseline
 from hpo.search.measurement import Picture
 from hpo.search.storage import writing
 from hpo.search.tables import (
@@ -53,7 +54,7 @@ def record_params(
         for name, value in params.items()
     ]
     with writing(engine) as connection:
-        _lock_running(connection, trial_id)
+        lock_running(connection, trial_id)
         attributes.upsert(connection, trial_params, rows, ("trial_id", "param_name"))
 
 
@@ -64,7 +65,7 @@ def record_epoch(
     value = _value_and_type(score, "intermediate_value", "intermediate_value_type")
     row = {"trial_id": trial_id, "step": step, **value}
     with writing(engine) as connection:
-        _lock_running(connection, trial_id)
+        lock_running(connection, trial_id)
         attributes.upsert(connection, trial_intermediate_values, [row], ("trial_id", "step"))
         attributes.write(connection, trial_user_attributes, trial_id, {"epochs": epochs})
         attributes.write(connection, trial_system_attributes, trial_id, notes)
@@ -83,7 +84,7 @@ def finish(
     with writing(engine) as connection:
         if _has_ended(connection, trial_id):  # said before; the answer was lost with the connection
             return
-        study_id = _lock_running(connection, trial_id)
+        study_id = lock_running(connection, trial_id)
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
         attributes.write(connection, trial_user_attributes, trial_id, values)
@@ -104,7 +105,7 @@ def _has_ended(connection: sa.Connection, trial_id: int) -> bool:
     return state in ("COMPLETE", "PRUNED")
 
 
-def _lock_running(connection: sa.Connection, trial_id: int) -> int:
+def lock_running(connection: sa.Connection, trial_id: int) -> int:
     """The trial's study_id. On SQLite the whole transaction has the lock."""
     query = sa.select(trials.c.study_id).where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
     study_id = connection.scalar(query.with_for_update())

@@ -72,16 +72,13 @@ class Search:
         return any(trial.params == params for trial in self._history.study.get_trials(deepcopy=False))
 
     def judge(self, step: int, score: float) -> tuple[bool, dict[str, float]]:
-        """Whether the pruner would end the current trial after this epoch, and its new notes.
-
-        ASHA ends none in the second half of its epochs: what that would save is less than what is lost.
+        """Whether Optuna's pruner would end the current trial after this epoch, and its new notes; never if the spec
+        names none of Optuna's (rungs.py judges for ASHA).
         """
         trial = self._current
         trial.intermediate_values[step] = score
         noted = set(trial.system_attrs)
         pruned = bool(self._pruner.prune(self._history.study, trial))
-        if self.spec.pruner.name == "asha" and 2 * step > self.spec.training.epochs:
-            pruned = False
         return pruned, {key: value for key, value in trial.system_attrs.items() if key not in noted}
 
 
@@ -133,17 +130,13 @@ def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampl
 
 
 def _pruner(spec: Spec) -> optuna.pruners.BasePruner:
-    least = spec.pruner.min_epochs or max(1, spec.training.epochs // 3)
-    factor = spec.pruner.reduction_factor
     match spec.pruner.name:
-        case "asha":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=least, reduction_factor=factor)
         case "hyperband":
             return optuna.pruners.HyperbandPruner(
-                min_resource=min(least, spec.training.epochs),
+                min_resource=min(spec.first_rung, spec.training.epochs),
                 max_resource=spec.training.epochs,
-                reduction_factor=factor,
+                reduction_factor=spec.pruner.reduction_factor,
             )
         case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=least - 1)
+            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=spec.first_rung - 1)
     return optuna.pruners.NopPruner()

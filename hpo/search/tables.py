@@ -100,3 +100,5 @@ CONSTRAINT_KEY = "constraints:clean_drop"
 """Optuna's system attribute for the constraint that `trial.set_constraint("clean_drop", ...)` sets; above 0 is
 infeasible.
 """
+PAUSED_KEY = "paused_at_epoch"
+"""The user attribute of a trial that waits with what it has learned so far."""

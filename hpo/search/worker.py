@@ -6,10 +6,9 @@ The objective is handed in by whoever starts the worker, so that the search know
 import contextlib
 import itertools
 import math
-import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -18,16 +17,17 @@ import sqlalchemy as sa
 
 from hpo.errors import InputError, StorageError, WorkerError
 from hpo.parameters import Params
-from hpo.search import budget, heartbeats
+from hpo.search import budget, heartbeats, rungs
 from hpo.search.budget import Claim
 from hpo.search.failures import decide
 from hpo.search.measurement import Measurement, Objective, Picture, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.queries import baseline_trial, best_trials
 from hpo.search.records import TrialLost, finish, record_epoch, record_params
+from hpo.search.rungs import Verdict
 from hpo.search.study import Study, check_fingerprints, find_studies, stop_if_failing
 from hpo.spec import Spec
-from hpo.stopping import deferred, interruptible
+from hpo.stopping import deferred
 
 if TYPE_CHECKING:
     from hpo.search.sampling import Search
@@ -41,10 +41,6 @@ PARTING_SECS = 3.0
 LoadObjective = Callable[[Spec], Objective]
 Say = Callable[[str], None]
 T = TypeVar("T")
-
-
-class StudyStopped(BaseException):
-    """The study was stopped, here or elsewhere; raised in the middle of a trial."""
 
 
 @dataclass
@@ -122,14 +118,13 @@ def _take_trial(worker: Worker, study: Study) -> bool:
     claim = None
     try:
         with deferred():
-            alone = study.spec.search.may_start_from_baseline
-            claim = worker.outlast(budget.claim, worker.engine, study.study_id, worker.name, alone)
+            claim = worker.outlast(_claim, worker, study, objective)
         if claim is not None:
-            with _heartbeats(worker, study, claim):
+            with heartbeats.beating(worker.engine, study.study_id, claim):
                 worker.say(_run(worker, study, claim, objective, search))
     except TrialLost:
         worker.say("trial dropped: another worker has taken it over")
-    except StudyStopped:
+    except heartbeats.StudyStopped:
         _give_back(worker, claim, "interruption", "the study was stopped")
     except (InputError, StorageError) as error:  # this machine's affair: the trial goes on elsewhere
         _give_back_in_haste(worker, claim, str(error))
@@ -142,6 +137,16 @@ def _take_trial(worker: Worker, study: Study) -> bool:
         _give_back_in_haste(worker, claim, "its worker was asked to stop")
         raise
     return claim is not None
+
+
+def _claim(worker: Worker, study: Study, objective: Objective) -> Claim | None:
+    """A paused trial that has earned to go on, else the next slot; when there is neither, paused trials end."""
+    spec, where = study.spec, (worker.engine, study.study_id)
+    claim = rungs.promote(*where, worker.name, spec.pruner.reduction_factor)
+    claim = claim or budget.claim(*where, worker.name, spec.search.may_start_from_baseline)
+    if claim is None:
+        _discard(objective, *rungs.prune_paused(*where))
+    return claim
 
 
 def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
@@ -184,10 +189,10 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
             decision = decide(error, attempt)
             if decision.action == "score worst":
                 _finish_with_worst_score(worker, study, claim.trial_id, error)
-                _discard(objective, trial)
+                _discard(objective, trial.number, *trial.continues)
                 return f"trial {trial.number} complete with the worst score: out of memory ({error})"
             if decision.action == "fail":
-                _discard(objective, trial)  # another configuration is tried
+                _discard(objective, trial.number, *trial.continues)  # another configuration is tried
             if decision.action != "retry":
                 raise
             worker.say(f"trial {trial.number} goes on in {decision.wait_secs:g} s after: {error!r}")
@@ -197,29 +202,47 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
 
 
 def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objective: Objective, search: "Search") -> str:
-    """Takes measurements until the objective ends or the pruner says so."""
-    pruned = False
+    """Takes measurements until the objective ends, or the trial is paused or pruned."""
+    verdict: Verdict = "goes on"
     measured = None
     epochs: list[dict[str, float]] = []
     for measured in objective.run(trial):
         epochs.append({"epoch": measured.step, "score": measured.score, **measured.parts})
-        # the baseline is no rival: after few epochs it scores above strong augmentation
-        pruned, notes = (False, {}) if trial.baseline else worker.outlast(search.judge, measured.step, measured.score)
+        verdict, notes = worker.outlast(_judge, worker, study, trial_id, trial, measured, search)
         worker.outlast(record_epoch, worker.engine, trial_id, measured.step, measured.score, epochs, notes)
-        unfinished = measured.step < study.spec.training.epochs  # nothing is saved by pruning after the last epoch
-        pruned = pruned and unfinished and not measured.resumed
-        if pruned:
+        if verdict != "goes on":
             break
     if measured is None:
         raise RuntimeError("the objective measured nothing")
-    ended = "pruned" if pruned else "complete"
+    if verdict == "paused":
+        at = (study.study_id, trial_id, measured.step, measured.attributes)
+        _discard(objective, *worker.outlast(rungs.pause, worker.engine, *at))
+        return f"trial {trial.number} paused at epoch {measured.step}: score {measured.score:.4f}"
+    ended = "pruned" if verdict == "pruned" else "complete"
     score = WORST_SCORE if math.isnan(measured.score) else measured.score  # the database holds no NaN as a result
-    worth_a_look = not pruned and worker.outlast(_is_worth_a_look, worker.engine, study, trial, measured)
+    worth_a_look = ended == "complete" and worker.outlast(_is_worth_a_look, worker.engine, study, trial, measured)
     pictures = _illustrate(worker, measured) if worth_a_look else ()
     end = (ended.upper(), score, measured.attributes, study.spec.objective.max_clean_drop, pictures)
     worker.outlast(finish, worker.engine, trial_id, *end)
-    _discard(objective, trial)
+    _discard(objective, trial.number, *trial.continues)
     return f"trial {trial.number} {ended} at epoch {measured.step}: score {score:.4f}"
+
+
+def _judge(
+    worker: Worker, study: Study, trial_id: int, trial: Trial, measured: Measurement, search: "Search"
+) -> tuple[Verdict, dict[str, float]]:
+    """What becomes of the trial, and the pruner's notes. Not judged are the baseline, which after few epochs scores
+    above strong augmentation, what was judged before a checkpoint, and the last epoch.
+    """
+    if trial.baseline:
+        return "goes on", {}
+    pruned, notes = search.judge(measured.step, measured.score)
+    if measured.resumed or measured.step == study.spec.training.epochs:
+        return "goes on", notes
+    if study.spec.pruner.name == "asha":
+        at = (study.study_id, study.spec, trial_id, measured.step, measured.score)
+        return rungs.judge(worker.engine, *at), notes
+    return "pruned" if pruned else "goes on", notes
 
 
 def _is_worth_a_look(engine: sa.Engine, study: Study, trial: Trial, measured: Measurement) -> bool:
@@ -249,10 +272,10 @@ def _illustrate(worker: Worker, measured: Measurement) -> Sequence[Picture]:
         return ()
 
 
-def _discard(objective: Objective, trial: Trial) -> None:
+def _discard(objective: Objective, *numbers: int) -> None:
     """A file that is left over harms nobody."""
     with contextlib.suppress(OSError):
-        objective.discard(trial)
+        objective.discard(numbers)
 
 
 def _finish_with_worst_score(worker: Worker, study: Study, trial_id: int, error: Exception) -> None:
@@ -265,29 +288,3 @@ def _listed(params: Params) -> str:
     return ", ".join(
         f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}" for key, value in params.items()
     )
-
-
-@contextlib.contextmanager
-def _heartbeats(worker: Worker, study: Study, claim: Claim) -> Iterator[None]:
-    """Beats in a thread while the block runs, and interrupts it when the trial is lost or its study is stopped.
-
-    A beat that fails is only late: the next one counts.
-    """
-    ended = threading.Event()
-
-    def run() -> None:
-        while not ended.wait(heartbeats.HEARTBEAT_INTERVAL_SECS):
-            with contextlib.suppress(sa.exc.SQLAlchemyError):
-                state = heartbeats.beat(worker.engine, study.study_id, claim.trial_id)
-                if state != "running":
-                    interrupt(TrialLost() if state == "lost" else StudyStopped())
-                    return
-
-    with interruptible() as interrupt:
-        thread = threading.Thread(target=run, name=f"heartbeats of trial {claim.number}", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()

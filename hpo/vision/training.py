@@ -24,7 +24,9 @@ from hpo.vision.network import Classifier
 
 MOMENTUM = 0.9
 WARMUP_SHARE = 0.1
-"""Of all updates: the learning rate rises linearly, then falls as half a cosine to 0."""
+"""Of all updates: the learning rate rises linearly, then falls as half a cosine."""
+LAST_RATE = 0.1
+"""Of the peak: where it ends when weights are averaged, which a rate of 0 would gain nothing; else it ends at 0."""
 IMAGES_BETWEEN_AVERAGES = 256
 """Averaging more often costs time and changes nothing."""
 AVERAGING_ETA = 8
@@ -179,7 +181,7 @@ def _update(training: Training, images: Tensor, labels: Tensor, progress: float)
     """One step on one batch; its mean loss. A batch for which memory is short is taken in micro-batches, then on."""
     optimizer, recipe = training.optimizer, training.recipe
     for group in optimizer.param_groups:
-        group["lr"] = recipe.learning_rate * _schedule(progress)
+        group["lr"] = recipe.learning_rate * _schedule(progress, LAST_RATE if recipe.averages else 0)
     while True:
         try:
             loss = _accumulate_gradients(training, images, labels)
@@ -217,11 +219,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _schedule(progress: float) -> float:
-    """The share of the peak learning rate at `progress` (0 to 1): linear warm-up, then half a cosine."""
+def _schedule(progress: float, last: float) -> float:
+    """The share of the peak learning rate at `progress` (0 to 1): linear warm-up, then half a cosine to `last`."""
     if progress < WARMUP_SHARE:
         return (progress + WARMUP_SHARE / 10) / (WARMUP_SHARE * 1.1)
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
+    fallen = 0.5 * (1 - math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
+    return 1 - (1 - last) * fallen
 
 
 class _Batches:

@@ -1,0 +1,36 @@
+"""What is asked of trials and studies again and again, as SQL conditions."""
+
+import sqlalchemy as sa
+
+from hpo.search.attributes import STOPPED_KEY
+from hpo.search.tables import PAUSED_KEY, study_user_attributes, trial_user_attributes, trials
+
+
+def is_stopped(study_id: int) -> sa.ColumnElement[bool]:
+    """Whether nothing of the study is given out."""
+    return sa.exists().where(study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == STOPPED_KEY)
+
+
+def is_paused() -> sa.ColumnElement[bool]:
+    """Whether a row of `trials` waits with what it has learned so far."""
+    return (trials.c.state == "WAITING") & _has_attribute(PAUSED_KEY)
+
+
+def is_baseline() -> sa.ColumnElement[bool]:
+    """Whether a row of `trials` is the baseline."""
+    return _has_attribute("baseline")
+
+
+def _has_attribute(key: str) -> sa.ColumnElement[bool]:
+    return sa.exists().where(trial_user_attributes.c.trial_id == trials.c.trial_id, trial_user_attributes.c.key == key)
+
+
+def baseline_is_complete(study_id: int) -> sa.ColumnElement[bool]:
+    """Whether the study's baseline is complete."""
+    other = trials.alias()
+    return sa.exists().where(
+        other.c.study_id == study_id,
+        other.c.state == "COMPLETE",
+        trial_user_attributes.c.trial_id == other.c.trial_id,
+        trial_user_attributes.c.key == "baseline",
+    )

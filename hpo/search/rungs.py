@@ -1,0 +1,148 @@
+"""ASHA (Li et al., MLSys 2020, arXiv:1810.05934): after a rung's epochs a trial goes on if it is among the best of all
+that got there, else it is paused; a paused trial that has come to be among them later is promoted and resumed.
+
+As in the paper, but for three things. A trial that is the best so far goes on even before there are enough to compare,
+so that something is soon complete. There are no rungs in the second half of the epochs, where stopping saves less than
+is lost. And only few trials are kept paused, since each has a checkpoint: the worst of more is pruned.
+
+A paused trial is WAITING, with its parameters, its epochs so far, the time of the last one as its end, and the
+attribute `paused_at_epoch`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from hpo.search import attributes
+from hpo.search.budget import Claim, lock_study, take, utc_now
+from hpo.search.conditions import is_baseline, is_paused, is_stopped
+from hpo.search.records import lock_running
+from hpo.search.storage import writing
+from hpo.search.tables import PAUSED_KEY, trial_intermediate_values, trial_user_attributes, trial_values, trials
+from hpo.spec import Spec
+
+MOST_PAUSED = 8
+
+Verdict = Literal["goes on", "paused", "pruned"]
+
+
+def rungs(spec: Spec) -> list[int]:
+    """The epochs after which a trial may be paused: pruner.min_epochs and its multiples by pruner.reduction_factor."""
+    found, epoch = [], spec.first_rung
+    while 2 * epoch <= spec.training.epochs:
+        found.append(epoch)
+        epoch *= spec.pruner.reduction_factor
+    return found
+
+
+def judge(engine: sa.Engine, study_id: int, spec: Spec, trial_id: int, step: int, score: float) -> Verdict:
+    """What becomes of a running trial after an epoch, by its score and those of all that got as far."""
+    if step not in rungs(spec):
+        return "goes on"
+    if math.isnan(score):
+        return "pruned"
+    with engine.connect() as connection:
+        better, others = _compare(connection, study_id, trial_id, step, score)
+    return "goes on" if better < max(1, (others + 1) // spec.pruner.reduction_factor) else "paused"
+
+
+def _compare(connection: sa.Connection, study_id: int, trial_id: int, step: int, score: float) -> tuple[int, int]:
+    """(how many other trials had a better score at this rung, how many got there). The baseline does not count, since
+    it scores above strong augmentation after few epochs.
+    """
+    value = trial_intermediate_values.c
+    query = (
+        sa.select(sa.func.count().filter(value.intermediate_value > score), sa.func.count())
+        .select_from(trials.join(trial_intermediate_values, value.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == study_id, trials.c.trial_id != trial_id, trials.c.state != "FAIL")
+        .where(value.step == step, ~is_baseline())
+    )
+    better, others = connection.execute(query).one()
+    return better, others
+
+
+def promote(engine: sa.Engine, study_id: int, worker: str, reduction_factor: int) -> Claim | None:
+    """Takes a paused trial that is now among the best at its rung, of the highest rung first; None if none is."""
+    with engine.connect() as connection:
+        stopped = connection.scalar(sa.select(is_stopped(study_id)))
+        found = [
+            row.trial_id
+            for row in ([] if stopped else _paused(connection, study_id))
+            if _is_promotable(_compare(connection, study_id, row.trial_id, row.step, row.score), reduction_factor)
+        ]
+    for trial_id in found:
+        with writing(engine) as connection:
+            if claim := take(connection, sa.literal(trial_id), worker):
+                return claim
+    return None
+
+
+def _is_promotable(compared: tuple[int, int], reduction_factor: int) -> bool:
+    better, others = compared
+    return better < (others + 1) // reduction_factor
+
+
+def _paused(connection: sa.Connection, study_id: int) -> list[Any]:
+    """(trial_id, number, step, score) of the paused trials, those of the highest rung first, then the best."""
+    value, at = trial_intermediate_values.c, trial_user_attributes.c
+    query = (
+        sa.select(trials.c.trial_id, trials.c.number, value.step, value.intermediate_value.label("score"))
+        .join(trial_user_attributes, (at.trial_id == trials.c.trial_id) & (at.key == PAUSED_KEY))
+        .join(
+            trial_intermediate_values,
+            (value.trial_id == trials.c.trial_id) & (value.step == sa.cast(at.value_json, sa.Integer)),
+        )
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING")
+        .order_by(value.step.desc(), value.intermediate_value.desc(), trials.c.number)
+    )
+    return list(connection.execute(query).all())
+
+
+def pause(engine: sa.Engine, study_id: int, trial_id: int, step: int, values: Mapping[str, Any]) -> list[int]:
+    """Pauses a running trial after this epoch, with its user attributes so far. The numbers of the trials that are
+    pruned for it, whose checkpoints are of no use any more. Raises TrialLost.
+    """
+    with writing(engine) as connection:
+        if trial_id not in [row.trial_id for row in _paused(connection, study_id)]:  # else said before
+            lock_running(connection, trial_id)
+            attributes.write(connection, trial_user_attributes, trial_id, {**values, PAUSED_KEY: step})
+            paused = {"state": "WAITING", "datetime_complete": utc_now()}
+            connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(paused))
+        lock_study(connection, study_id)
+        return _prune(connection, _paused(connection, study_id)[MOST_PAUSED:])
+
+
+def prune_paused(engine: sa.Engine, study_id: int) -> list[int]:
+    """Prunes the paused trials once nothing is left that could promote one: no slot and no running trial; their
+    numbers.
+    """
+    with engine.connect() as connection:
+        if not _paused(connection, study_id):
+            return []
+    still_open = sa.exists().where(
+        trials.c.study_id == study_id, trials.c.state.in_(["WAITING", "RUNNING"]), ~is_paused()
+    )
+    with writing(engine) as connection:
+        lock_study(connection, study_id)
+        if connection.scalar(sa.select(still_open | is_stopped(study_id))):
+            return []
+        return _prune(connection, _paused(connection, study_id))
+
+
+def _prune(connection: sa.Connection, paused: list[Any]) -> list[int]:
+    """Those of them that nobody has promoted meanwhile."""
+    pruned = connection.execute(
+        trials.update()
+        .where(trials.c.trial_id.in_([row.trial_id for row in paused]), trials.c.state == "WAITING")
+        .values(state="PRUNED")
+        .returning(trials.c.trial_id, trials.c.number)
+    ).all()
+    scores = {row.trial_id: row.score for row in paused}
+    rows = [
+        {"trial_id": trial_id, "objective": 0, "value": scores[trial_id], "value_type": "FINITE"}
+        for trial_id, _ in pruned
+    ]
+    attributes.upsert(connection, trial_values, rows, ("trial_id", "objective"))
+    return [number for _, number in pruned]

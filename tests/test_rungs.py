@@ -1,0 +1,198 @@
+"""ASHA: who goes on at a rung, who is paused, promoted and resumed, and what is left in the end."""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from conftest import make_spec, open_fresh, optuna_storage
+from free_objective import FreeObjective
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpo.search import budget, rungs
+from hpo.search.history import History
+from hpo.search.measurement import Measurement, Trial
+from hpo.search.study import stop, submit
+from hpo.search.worker import work
+from hpo.spec import Spec
+
+EPOCHS = 4
+
+
+class Ranked(FreeObjective):
+    """Trial n scores qualities[n], a little less before the last epoch; keeps checkpoints in memory."""
+
+    def __init__(self, spec: Spec, qualities: Sequence[float]) -> None:
+        super().__init__(spec)
+        self.qualities = qualities
+        self.checkpoints: dict[int, list[Measurement]] = {}
+        self.epochs_trained = 0
+
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        done = next((self.checkpoints[n] for n in trial.continues if n in self.checkpoints), [])
+        yield from (replace(measurement, resumed=True) for measurement in done)
+        for measurement in list(super().run(trial))[len(done) :]:
+            self.epochs_trained += 1
+            score = self.qualities[trial.number] - 0.01 * (EPOCHS - measurement.step)
+            mine = replace(measurement, score=score)
+            self.checkpoints[trial.number] = [*self.checkpoints.get(trial.number, done), mine]
+            yield mine
+
+    def discard(self, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            self.checkpoints.pop(number, None)
+
+
+def asha_spec(size: int) -> Spec:
+    return make_spec(budget=size, pruner={"name": "asha"}, training={"epochs": EPOCHS}, sampler={"name": "random"})
+
+
+def search(engine: sa.Engine, qualities: Sequence[float]) -> tuple[list[optuna.trial.FrozenTrial], Ranked, list[str]]:
+    """The trials of a study with such qualities, in the end; the objective; what the worker said."""
+    spec = asha_spec(len(qualities))
+    objective = Ranked(spec, qualities)
+    said: list[str] = []
+    submit(engine, spec)
+    work(engine, ["study"], lambda spec: objective, "worker", said.append)
+    trials = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials
+    return trials, objective, said
+
+
+def test_a_trial_that_is_paused_is_promoted_when_it_has_come_to_be_among_the_best(engine: sa.Engine) -> None:
+    trials, objective, said = search(engine, [0.9, 0.7, 0.5, 0.6, 0.4, 0.3, 0.2, 0.1])
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2 + ["PRUNED", "COMPLETE"] + ["PRUNED"] * 4
+    paused, promoted = (
+        said.index("trial 3 paused at epoch 1: score 0.5700"),
+        said.index("trial 3 complete at epoch 4: score 0.6000"),
+    )
+    assert paused < promoted
+    assert any(line.startswith("trial 6 paused") for line in said[paused:promoted]), "six at the rung let two go on"
+    assert objective.epochs_trained == 3 * EPOCHS + 5, "a promoted trial resumes from its checkpoint"
+    assert sorted(trials[3].intermediate_values) == [1, 2, 3, 4]
+    assert [trials[n].value for n in (2, 4)] == [pytest.approx(0.47), pytest.approx(0.37)], "their scores at the rung"
+    assert trials[2].user_attrs["images"] == 1000
+    assert objective.checkpoints == {}
+
+
+def test_the_baseline_is_no_rival_of_other_trials(engine: sa.Engine) -> None:
+    trials, _, _ = search(engine, [0.9, 0.1, 0.2])
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 3
+
+
+def test_few_trials_are_kept_paused_and_the_worst_are_pruned(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rungs, "MOST_PAUSED", 2)
+    kept: list[int] = []
+
+    class Watched(Ranked):
+        def run(self, trial: Trial) -> Iterator[Measurement]:
+            kept.append(len(set(self.checkpoints) - {trial.number}))
+            yield from super().run(trial)
+
+    spec = asha_spec(10)
+    objective = Watched(spec, [0.9 - 0.05 * number for number in range(10)])
+    submit(engine, spec)
+    work(engine, ["study"], lambda spec: objective, "worker", lambda text: None)
+    study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    assert max(kept) == 2
+    assert [trial.state.name for trial in study.trials[:4]] == ["COMPLETE"] * 4, "the baseline and the best third"
+    assert all(trial.value is not None for trial in study.trials)
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.lists(st.floats(0.1, 0.9), min_size=2, max_size=9, unique=True))
+def test_the_best_at_a_rung_are_completed_in_whatever_order_they_come(
+    tmp_path_factory: pytest.TempPathFactory, qualities: list[float]
+) -> None:
+    engine = open_fresh(f"sqlite:///{tmp_path_factory.mktemp('asha')}/hpo.db")
+    trials, _, _ = search(engine, [0.5, *qualities])
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}
+    by_score = sorted(trials[1:], key=lambda trial: -trial.intermediate_values[1])
+    assert all(trial.state.name == "COMPLETE" for trial in by_score[: max(1, len(by_score) // 3)])
+    engine.dispose()
+
+
+def test_paused_trials_wait_while_a_study_is_stopped_and_tell_samplers_what_they_know(engine: sa.Engine) -> None:
+    spec = asha_spec(5)
+    study, _ = submit(engine, spec)
+    objective = Ranked(spec, [0.9, 0.7, 0.6, 0.5, 0.4])
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if text.startswith("trial 3 paused"):
+            stop(engine, study, "enough")
+
+    work(engine, ["study"], lambda spec: objective, "worker", say)
+    assert "study study is stopped: enough" in said[-1]
+    counts = budget.count(engine, study.study_id)
+    assert (counts.complete, counts.waiting, counts.paused) == (2, 3, 2)
+    assert rungs.promote(engine, study.study_id, "w", 2) is None
+    assert rungs.prune_paused(engine, study.study_id) == []
+    seen = History(engine, study.study_id, "study", constrained=False).study.get_trials()
+    assert [(trial.number, trial.state.name, len(trial.intermediate_values)) for trial in seen] == [
+        (0, "COMPLETE", 4),
+        (1, "COMPLETE", 4),
+        (2, "PRUNED", 1),
+        (3, "PRUNED", 1),
+    ]
+    assert all(trial.params for trial in seen)
+
+
+def test_two_workers_promote_a_trial_once(engine: sa.Engine) -> None:
+    spec = asha_spec(9)
+    study, _ = submit(engine, spec)
+    objective = Ranked(spec, [0.9, 0.7, 0.5, 0.6, 0.4, 0.3, 0.2, 0.1, 0.1])
+
+    def say(text: str) -> None:
+        if text.startswith("trial 6 paused"):
+            raise KeyboardInterrupt
+
+    with contextlib.suppress(KeyboardInterrupt):
+        work(engine, ["study"], lambda spec: objective, "worker", say)
+    together = threading.Barrier(2)
+    claims: list[Any] = []
+
+    def promote(name: str) -> None:
+        together.wait()
+        claims.append(rungs.promote(engine, study.study_id, name, 3))
+
+    threads = [threading.Thread(target=promote, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (claim,) = [claim for claim in claims if claim is not None]
+    assert claim.number == 3
+    assert claim.slot.continues == (3,)
+    assert claim.slot.fixed_params["initial_weights"] == "pretrained"
+
+
+def test_said_twice_a_pause_is_one_pause(engine: sa.Engine) -> None:
+    study, _ = submit(engine, asha_spec(3))
+    claim = budget.claim(engine, study.study_id, "worker")
+    assert claim is not None
+    from hpo.search.records import record_epoch
+
+    record_epoch(engine, claim.trial_id, 1, 0.5, [], {})
+    for _ in range(2):
+        assert rungs.pause(engine, study.study_id, claim.trial_id, 1, {"images": 7}) == []
+    assert budget.count(engine, study.study_id) == budget.Counts(waiting=3, paused=1)
+
+
+def test_rungs_lie_in_the_first_half_of_the_epochs() -> None:
+    def of(epochs: int, **pruner: Any) -> list[int]:
+        return rungs.rungs(make_spec(training={"epochs": epochs}, pruner={"name": "asha", **pruner}))
+
+    assert of(1) == []
+    assert of(4) == [1]
+    assert of(12) == [4]
+    assert of(30, min_epochs=1) == [1, 3, 9]
+    assert of(8, min_epochs=1, reduction_factor=2) == [1, 2, 4]
+    assert of(8, min_epochs=5) == []
