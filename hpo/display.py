@@ -224,6 +224,7 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
     out = console(stderr=True)
     say = partial(out.print, soft_wrap=True)
     seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
+    seen_paused = {trial.number for trial in queries.paused_trials(engine, study.name)}
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -240,6 +241,9 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
             for trial in outlast(partial(queries.trials_in, engine, study.name, ENDED, but=seen), say):
                 seen.add(trial.number)
                 say(_trial_line(trial, study))
+            for trial in outlast(partial(queries.paused_trials, engine, study.name, but=seen_paused), say):
+                seen_paused.add(trial.number)
+                say(_trial_line(trial, study))
             counts, running = outlast(partial(progress, engine, study), say)
             bar.update(task, completed=counts.finished, description=_running_line(running, study.spec.training.epochs))
             if not still_working:
@@ -254,7 +258,8 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
     if trial.state == "fail":
         reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
         return f"{name} failed: {reason}; its slot is given out again"
-    ended = "complete" if trial.state == "complete" else f"pruned after epoch {len(trial.epochs)}"
+    stopped = "pruned" if trial.state == "pruned" else "paused"
+    ended = "complete" if trial.state == "complete" else f"{stopped} after epoch {len(trial.epochs)}"
     accuracies = {"clean": trial.clean_accuracy, **trial.perturbed_accuracy}
     measured = ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items())
     params = ", ".join(f"{key} {shown(trial.params[key])}" for key in study.spec.search.searched if key in trial.params)

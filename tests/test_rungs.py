@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hpo.search import budget, rungs
 from hpo.search.history import History
 from hpo.search.measurement import Measurement, Trial
+from hpo.search.records import record_epoch
 from hpo.search.study import stop, submit
 from hpo.search.worker import work
 from hpo.spec import Spec
@@ -178,11 +179,9 @@ def test_said_twice_a_pause_is_one_pause(engine: sa.Engine) -> None:
     study, _ = submit(engine, asha_spec(3))
     claim = budget.claim(engine, study.study_id, "worker")
     assert claim is not None
-    from hpo.search.records import record_epoch
-
     record_epoch(engine, claim.trial_id, 1, 0.5, [], {})
     for _ in range(2):
-        assert rungs.pause(engine, study.study_id, claim.trial_id, 1, {"images": 7}) == []
+        assert rungs.pause(engine, study.study_id, claim.trial_id, 1, 0.5, {"images": 7}) == []
     assert budget.count(engine, study.study_id) == budget.Counts(waiting=3, paused=1)
 
 

@@ -24,6 +24,7 @@ from hpo.search.tables import (
     trial_intermediate_values,
     trial_system_attributes,
     trial_user_attributes,
+    trial_values,
     trials,
 )
 
@@ -139,6 +140,7 @@ def take(connection: sa.Connection, chosen: sa.ColumnElement[int], worker: str) 
         )
     )
     if resumed.rowcount:
+        connection.execute(trial_values.delete().where(trial_values.c.trial_id == row.trial_id))
         slot = Slot(read_params(connection, row.trial_id), slot.baseline, (row.number, *slot.continues))
     return Claim(row.trial_id, row.number, slot)
 

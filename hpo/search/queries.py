@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from hpo.parameters import SearchSpec
+from hpo.search.conditions import is_paused
 from hpo.search.filters import parse_sort, parse_where
 from hpo.search.tables import studies, trial_user_attributes, trials
 from hpo.search.views import ACCURACY_COLUMNS, trial_results
@@ -139,6 +140,17 @@ def trials_in(engine: sa.Engine, study: str, states: Sequence[str], but: Collect
         .join(studies, studies.c.study_id == trials.c.study_id)
         .where(studies.c.study_name == study, trials.c.state.in_(states))
         .order_by(_nulls_last(trials.c.datetime_complete, ascending=True), trials.c.number)
+    )
+    return _read(engine, study, query, but)
+
+
+def paused_trials(engine: sa.Engine, study: str, but: Collection[int] = ()) -> list[TrialResult]:
+    """The trials that ASHA has paused, in the order of their numbers."""
+    query = (
+        sa.select(trials.c.number)
+        .join(studies, studies.c.study_id == trials.c.study_id)
+        .where(studies.c.study_name == study, is_paused())
+        .order_by(trials.c.number)
     )
     return _read(engine, study, query, but)
 

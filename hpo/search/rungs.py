@@ -100,14 +100,18 @@ def _paused(connection: sa.Connection, study_id: int) -> list[Any]:
     return list(connection.execute(query).all())
 
 
-def pause(engine: sa.Engine, study_id: int, trial_id: int, step: int, values: Mapping[str, Any]) -> list[int]:
-    """Pauses a running trial after this epoch, with its user attributes so far. The numbers of the trials that are
-    pruned for it, whose checkpoints are of no use any more. Raises TrialLost.
+def pause(
+    engine: sa.Engine, study_id: int, trial_id: int, step: int, score: float, values: Mapping[str, Any]
+) -> list[int]:
+    """Pauses a running trial after this epoch, with its score and user attributes so far. The numbers of the trials
+    that are pruned for it, whose checkpoints are of no use any more. Raises TrialLost.
     """
     with writing(engine) as connection:
         if trial_id not in [row.trial_id for row in _paused(connection, study_id)]:  # else said before
             lock_running(connection, trial_id)
             attributes.write(connection, trial_user_attributes, trial_id, {**values, PAUSED_KEY: step})
+            row = {"trial_id": trial_id, "objective": 0, "value": score, "value_type": "FINITE"}
+            attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
             paused = {"state": "WAITING", "datetime_complete": utc_now()}
             connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(paused))
         lock_study(connection, study_id)
@@ -133,16 +137,10 @@ def prune_paused(engine: sa.Engine, study_id: int) -> list[int]:
 
 def _prune(connection: sa.Connection, paused: list[Any]) -> list[int]:
     """Those of them that nobody has promoted meanwhile."""
-    pruned = connection.execute(
+    pruned = (
         trials.update()
         .where(trials.c.trial_id.in_([row.trial_id for row in paused]), trials.c.state == "WAITING")
         .values(state="PRUNED")
-        .returning(trials.c.trial_id, trials.c.number)
-    ).all()
-    scores = {row.trial_id: row.score for row in paused}
-    rows = [
-        {"trial_id": trial_id, "objective": 0, "value": scores[trial_id], "value_type": "FINITE"}
-        for trial_id, _ in pruned
-    ]
-    attributes.upsert(connection, trial_values, rows, ("trial_id", "objective"))
-    return [number for _, number in pruned]
+        .returning(trials.c.number)
+    )
+    return list(connection.execute(pruned).scalars())

@@ -215,7 +215,7 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
     if measured is None:
         raise RuntimeError("the objective measured nothing")
     if verdict == "paused":
-        at = (study.study_id, trial_id, measured.step, measured.attributes)
+        at = (study.study_id, trial_id, measured.step, measured.score, measured.attributes)
         _discard(objective, *worker.outlast(rungs.pause, worker.engine, *at))
         return f"trial {trial.number} paused at epoch {measured.step}: score {measured.score:.4f}"
     ended = "pruned" if verdict == "pruned" else "complete"

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.utils.deterministic
@@ -38,7 +39,7 @@ def choose_compute(threads: int | None) -> Compute:
 def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has bf16 instructions; emulated, bf16 is slower than fp32."""
     try:
-        flags = open("/proc/cpuinfo", encoding="ascii").read()  # noqa: SIM115
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii")
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
