@@ -16,6 +16,9 @@ class FreeObjective:
         self.fingerprints = {"images": images, "weights": "none"}
         self.fault = fault
 
+    def check(self) -> None:
+        pass
+
     def discard(self, numbers: Sequence[int]) -> None:
         pass
 

@@ -8,13 +8,13 @@ import subprocess
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import torch
-import torchvision
 
 import hpo
 from hpo.artifacts import Artifacts
@@ -35,8 +35,8 @@ from hpo.vision.training import EpochResult, Recipe, Training, fine_tune, is_out
 class RobustAccuracy:
     """Fine-tunes the study's network with a trial's parameters and scores it clean and perturbed.
 
-    Set up once a worker: images, perturbed tuning images and initial weights are loaded here, so that whatever is
-    wrong with them shows before a trial is claimed. Raises DataError, WeightsError.
+    Set up once a worker: images and initial weights are loaded here, so that whatever is wrong with them shows before
+    a trial is claimed. Raises DataError, WeightsError.
     """
 
     def __init__(self, spec: Spec, threads: int | None, artifacts: Artifacts) -> None:
@@ -47,9 +47,12 @@ class RobustAccuracy:
         self.perturbations = [(p.name, p.severity) for p in spec.objective.perturbations]
         self.pretrained = read_weights(spec.model.name, spec.model.weights)
         self.images = load_images(spec.data, spec.model.input_size, spec.seed)
-        self._network({"frozen_layers": 0}, self.pretrained)  # do the weights fit?
         self.fingerprints = {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained)}
         self.baseline_weights = f"{spec.folder_name}/baseline.safetensors"
+
+    def check(self) -> None:
+        """Raises WeightsError if the weights are not this network's."""
+        self._network({"frozen_layers": 0}, self.pretrained)
 
     def run(self, trial: Trial) -> Iterator[Measurement]:
         """One measurement an epoch, and a checkpoint after each that the trial goes on from.
@@ -208,7 +211,7 @@ class RobustAccuracy:
             "commit": _commit(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
             "optuna": optuna.__version__,
             "numpy": np.__version__,
             "seed": self.spec.seed,

@@ -150,7 +150,8 @@ def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = Fa
 def _related(connection: sa.Connection, table: sa.Table, ids: Sequence[int], *columns: str) -> Iterable[Any]:
     for start in range(0, len(ids), CHUNK):
         chosen = table.c.trial_id.in_(ids[start : start + CHUNK])
-        yield from connection.execute(sa.select(table.c.trial_id, *(table.c[name] for name in columns)).where(chosen))
+        query = sa.select(table.c.trial_id, *(table.c[name] for name in columns)).where(chosen)
+        yield from connection.execute(query).all()  # at once: row by row takes twice as long
 
 
 @lru_cache(maxsize=1024)

@@ -51,6 +51,12 @@ class Objective(Protocol):
     fingerprints: Mapping[str, str]
     """What must be the same for every worker of the study: its images, its weights."""
 
+    def check(self) -> None:
+        """Raises InputError if this study cannot be measured as it is given; asked by the first worker of the study,
+        since those with the same fingerprints need not ask again.
+        """
+        ...
+
     def run(self, trial: Trial) -> Iterator[Measurement]:
         """Measures one configuration, step by step from 1, also those that a checkpoint has already; the caller stops
         taking when the trial is pruned. Raises MemoryError if the configuration needs more memory than there is.

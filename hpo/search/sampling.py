@@ -24,6 +24,8 @@ INTEGERS = {"batch_size", "frozen_layers"}
 LOGARITHMIC = {"batch_size", "learning_rate"}
 """Numeric choices of these are searched on a logarithmic scale."""
 MOST_REDRAWS = 20
+STARTUP_TRIALS = 10
+"""So many trials are drawn at random before a sampler learns from what it sees."""
 
 
 class Search:
@@ -112,7 +114,7 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
 
 def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampler:
     seed = Random(seed_text).getrandbits(32)  # noqa: S311 (not for secrets)
-    startup = min(10, max(4, spec.budget // 4))
+    startup = min(STARTUP_TRIALS, max(4, spec.budget // 4))
     inner: optuna.samplers.BaseSampler
     match kind:
         case "tpe":

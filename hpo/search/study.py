@@ -259,6 +259,12 @@ def _failures(study: Study, *columns: Any) -> sa.Select[Any]:
     )
 
 
+def has_fingerprints(engine: sa.Engine, study: Study) -> bool:
+    """Whether a worker has taken this study up before."""
+    with engine.connect() as connection:
+        return attributes.read_study(connection, study.study_id, FINGERPRINTS_KEY) is not None
+
+
 def check_fingerprints(engine: sa.Engine, study: Study, fingerprints: Mapping[str, str]) -> None:
     """The first worker's images and weights become the study's; raises StudyError for a worker with others."""
     with writing(engine) as connection:

@@ -25,7 +25,7 @@ from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.queries import baseline_trial, best_trials
 from hpo.search.records import TrialLost, finish, record_epoch, record_params
 from hpo.search.rungs import Verdict
-from hpo.search.study import Study, check_fingerprints, find_studies, stop_if_failing
+from hpo.search.study import Study, check_fingerprints, find_studies, has_fingerprints, stop_if_failing
 from hpo.spec import Spec
 from hpo.stopping import deferred
 
@@ -154,6 +154,8 @@ def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
         from hpo.search.sampling import Search
 
         objective = worker.load_objective(study.spec)
+        if not worker.outlast(has_fingerprints, worker.engine, study):
+            objective.check()
         worker.outlast(check_fingerprints, worker.engine, study, objective.fingerprints)
         worker.ready[study.study_id] = objective, Search(worker.engine, study.study_id, study.spec)
     return worker.ready[study.study_id]

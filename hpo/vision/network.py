@@ -6,17 +6,18 @@ import urllib.error
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import ResNet
 
 from hpo.errors import WeightsError
+
+if TYPE_CHECKING:
+    from torchvision.models.resnet import ResNet
 
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
@@ -48,7 +49,7 @@ class Normalise(nn.Module):
 class Head(nn.Module):
     """Logits, float32 (n, classes), of the last unit's output; never in fewer bits, which would leave ties."""
 
-    def __init__(self, resnet: ResNet) -> None:
+    def __init__(self, resnet: "ResNet") -> None:
         super().__init__()
         self.pool = resnet.avgpool
         self.linear = resnet.fc
@@ -65,7 +66,7 @@ class Classifier(nn.Module):
     whatever `train()` says. Output: logits, float32 (n, classes).
     """
 
-    def __init__(self, resnet: ResNet, input_size: int, frozen_layers: int) -> None:
+    def __init__(self, resnet: "ResNet", input_size: int, frozen_layers: int) -> None:
         super().__init__()
         self.resnet = resnet
         self.normalise = Normalise(input_size)
@@ -94,7 +95,7 @@ class Classifier(nn.Module):
         return cast(Tensor, self.trainable_part(features))
 
 
-def units(resnet: ResNet) -> list[nn.Module]:
+def units(resnet: "ResNet") -> list[nn.Module]:
     """The stem, then each residual block, from the input on: what `frozen_layers` counts."""
     stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
     blocks = [block for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4) for block in layer]
@@ -108,6 +109,8 @@ def build_network(
 
     Raises WeightsError that names the tensors that do not fit.
     """
+    import torchvision  # takes a second: not before a network is needed
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         resnet = getattr(torchvision.models, name)(num_classes=classes)
@@ -115,7 +118,7 @@ def build_network(
     return Classifier(resnet, input_size, frozen_layers).to(memory_format=torch.channels_last)
 
 
-def _load(resnet: ResNet, weights: Mapping[str, Tensor], name: str) -> None:
+def _load(resnet: "ResNet", weights: Mapping[str, Tensor], name: str) -> None:
     """Everything must fit but the head, which is taken if it has the right shape (it came from the same images)."""
     if not weights:
         return
@@ -175,6 +178,8 @@ def _load_pth(path: Path) -> Weights:
 
 
 def _imagenet_weights(name: str) -> Weights:
+    import torchvision
+
     entry = torchvision.models.get_model_weights(name).DEFAULT
     try:
         return cast(Weights, entry.get_state_dict(progress=False, check_hash=True, weights_only=True))

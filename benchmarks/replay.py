@@ -1,0 +1,163 @@
+"""Which sampler and which kind of ASHA find a good configuration soonest: whole searches, played in seconds.
+
+    python benchmarks/replay.py --seeds 20
+
+A model of the trainings in `results/curves.jsonl` (a Gaussian process for each epoch, and the noise that it leaves)
+stands in for the training; database, worker, sampler and rungs are the real ones. One worker, 20 minutes of a clock
+that only the model's epochs move. The model is smooth where the truth may not be: it ranks ways of searching, and says
+nothing about how good a configuration really is.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from curves import read_results
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+from time_to_target import STUDY
+
+from hpo.search import rungs, sampling
+from hpo.search.measurement import Measurement, Trial
+from hpo.search.storage import create_database, parse_url
+from hpo.search.study import submit
+from hpo.search.worker import work
+from hpo.spec import Spec, load_spec
+
+TWO_THREADS = 0.56
+"""What a worker with both cores needs of the time of one with a single thread."""
+CHECKPOINTS_MIN = (2, 5, 10, 20)
+
+
+def features(params: dict[str, Any]) -> list[float]:
+    """Each 0 to 1."""
+    return [
+        (np.log2(params["batch_size"]) - 5) / 4,
+        (np.log10(params["learning_rate"]) + 3) / 2,
+        params["frozen_layers"] / 9,
+        params["augmentation_strength"],
+    ]
+
+
+class Model:
+    """Scores by epoch, and seconds an epoch, of any configuration."""
+
+    def __init__(self) -> None:
+        lines = [line for line in read_results() if line["training"] == "all"]
+        x = np.array([features(line["params"]) for line in lines])
+        self.epochs = len(lines[0]["scores"])
+        kernel = ConstantKernel(0.01) * RBF([1.0] * 4, (0.1, 20)) + WhiteKernel(1e-4, (1e-6, 1e-2))
+        self.scores = []
+        for epoch in range(self.epochs):
+            y = [line["scores"][min(epoch, len(line["scores"]) - 1)] for line in lines]
+            self.scores.append(GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=3).fit(x, y))
+        self.noise = float(np.sqrt(self.scores[-1].kernel_.k2.noise_level) * self.scores[-1]._y_train_std)
+        seconds = [line["cpu_seconds"] * TWO_THREADS / self.epochs for line in lines]
+        self.cost = GaussianProcessRegressor(kernel, normalize_y=True).fit(x, seconds)
+
+    def curve(self, params: dict[str, Any], seed: int) -> list[float]:
+        """The noise is one for a configuration and seed, as most of it is in truth: epochs go up and down together."""
+        digest = hashlib.sha256(f"{params}{seed}".encode()).digest()
+        noise = np.random.default_rng(list(digest)).normal(0, self.noise)
+        return [float(model.predict([features(params)])[0]) + noise for model in self.scores]
+
+    def secs_per_epoch(self, params: dict[str, Any]) -> float:
+        return float(self.cost.predict([features(params)])[0])
+
+
+class Played:
+    """The objective: the model's curve, and a clock."""
+
+    fingerprints = {"images": "played", "weights": "played"}
+
+    def __init__(self, model: Model, seed: int, seconds: float) -> None:
+        self.model, self.seed, self.seconds = model, seed, seconds
+        self.clock = 0.0
+        self.seen: list[tuple[float, int, float]] = []
+        self.done: dict[int, int] = {}
+
+    def check(self) -> None:
+        pass
+
+    def discard(self, numbers: Sequence[int]) -> None:
+        pass
+
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        done = max((self.done.get(number, 0) for number in trial.continues), default=0)
+        for step, score in enumerate(self.model.curve(dict(trial.params), self.seed), 1):
+            if step > done:
+                self.clock += self.model.secs_per_epoch(dict(trial.params))
+                if self.clock > self.seconds:
+                    raise KeyboardInterrupt
+                self.seen.append((self.clock, trial.number, score))
+                self.done[trial.number] = step
+            yield Measurement(step, score, {"clean": score}, {"clean_accuracy": score}, resumed=step <= done)
+
+
+def play(model: Model, spec: Spec, seconds: float) -> Played:
+    played = Played(model, spec.seed, seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        engine = create_database(parse_url(f"sqlite:///{folder}/hpo.db"))
+        submit(engine, spec)
+        with contextlib.suppress(KeyboardInterrupt):
+            work(engine, [spec.name], lambda spec: played, "replay", lambda text: None)
+        engine.dispose()
+    return played
+
+
+def variants() -> dict[str, tuple[list[str], Callable[[], None]]]:
+    """Settings, and what is changed in the code for it."""
+
+    def change(startup: int = 10, paused: int = rungs.MOST_PAUSED) -> Callable[[], None]:
+        def apply() -> None:
+            sampling.STARTUP_TRIALS, rungs.MOST_PAUSED = startup, paused
+
+        return apply
+
+    return {
+        "tpe, 10 random, ASHA promotes": ([], change()),
+        "tpe, 10 random, ASHA stops": ([], change(paused=0)),
+        "tpe, 10 random, no pruning": (["pruner.name=none"], change()),
+        "tpe, 10 random, halving": (["pruner.reduction_factor=2"], change()),
+        "tpe, 10 random, quartering": (["pruner.reduction_factor=4"], change()),
+        "tpe, 4 random, ASHA promotes": ([], change(4)),
+        "tpe, 2 random, ASHA promotes": ([], change(2)),
+        "gp, 10 random, ASHA promotes": (["sampler.name=gp"], change()),
+        "gp, 4 random, ASHA promotes": (["sampler.name=gp"], change(4)),
+        "gp, 2 random, ASHA promotes": (["sampler.name=gp"], change(2)),
+        "random, ASHA promotes": (["sampler.name=random"], change()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--only", help="variants whose name holds this")
+    given = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    model = Model()
+    print(f"noise {model.noise:.4f}; medians over {given.seeds} seeds of the best score after")
+    print(f"{'':34}" + "".join(f"{minutes:>7} min" for minutes in CHECKPOINTS_MIN) + f"{'trials':>8}")
+    for name, (settings, apply) in variants().items():
+        if given.only and given.only not in name:
+            continue
+        apply()
+        bests, counts = [], []
+        for seed in range(1000, 1000 + given.seeds):
+            changes = [*settings, f"seed={seed}", "model.weights=none", "data.name=digits"]
+            played = play(model, load_spec(STUDY, changes), given.minutes * 60)
+            bests.append([max((s for t, _, s in played.seen if t <= 60 * m), default=0.0) for m in CHECKPOINTS_MIN])
+            counts.append(len({number for _, number, _ in played.seen}))
+        medians = [statistics.median(column) for column in zip(*bests, strict=True)]
+        print(f"{name:34}" + "".join(f"{m:11.4f}" for m in medians) + f"{statistics.median(counts):8.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
