@@ -18,7 +18,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from typing import Any
 
@@ -73,7 +73,7 @@ def train(given: argparse.Namespace) -> None:
         ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool,
     ):
         jobs = [pool.submit(curve, given, folder, *each) for each in wanted]
-        for job in jobs:
+        for job in as_completed(jobs):
             line = job.result()
             with RESULTS.open("a") as stream:
                 stream.write(json.dumps(line) + "\n")

@@ -54,8 +54,10 @@ def overrides(given: argparse.Namespace, seed: int) -> list[str]:
     return [*settings, f"model.weights={given.weights or 'none'}"]
 
 
-def export_images(spec: Spec, folder: Path) -> None:
-    """The study's own training images as files, its tuning images as arrays, and the weights, for the peers."""
+def export_images(spec: Spec, folder: Path, scored: str = "tuning") -> None:
+    """The study's own training images as files, its tuning (or "test") images as arrays, and the weights, for the
+    peers.
+    """
     import torch
 
     from hpo.vision.evaluation import build_evaluation_set
@@ -67,7 +69,7 @@ def export_images(spec: Spec, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.train.pixels[row]).save(path)
     perturbations = [(p.name, p.severity) for p in spec.objective.perturbations]
-    tuning = build_evaluation_set(images.tuning, perturbations, torch.device("cpu"))
+    tuning = build_evaluation_set(getattr(images, scored), perturbations, torch.device("cpu"))
     arrays = {name: pixels.numpy() for name, pixels in tuning.conditions.items()}
     np.savez(folder / "tuning.npz", labels=tuning.labels.numpy(), **arrays)
     settings = {"size": images.train.pixels.shape[1], "horizontal_flip": spec.training.horizontal_flip}

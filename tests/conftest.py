@@ -29,6 +29,9 @@ Hpo = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
 STUDIES = Path(__file__).parent.parent / "studies"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as there are cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of workers that have more would spin
+
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:

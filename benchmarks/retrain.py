@@ -1,0 +1,123 @@
+"""Whether what each system of time_to_target.py found keeps its order: its best configuration, trained anew with five
+seeds by the system's own training, and scored on the locked test images.
+
+    python benchmarks/retrain.py --peers ~/peers --archive tiny-imagenet-50.zip --weights resnet18.safetensors
+
+The best of a system is that of its run with the median best score, on the training images of that run; the test images
+(TinyImageNet's own validation images) were seen by no search. Trainings that are in `results/retrain.jsonl` are not
+repeated.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from time_to_target import HERE, RESULTS, STUDY, SYSTEMS, best_score, export_images, overrides
+
+from hpo.spec import Spec, load_spec
+
+KEPT = HERE / "results" / "retrain.jsonl"
+TRAINING_SEEDS = range(1000, 1005)
+PEER = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from fine_tuning import train
+config, folder, epochs, seed = json.loads(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
+*_, last = train(config, folder, epochs, loader_workers=2, seed=seed)
+print(json.dumps(last))
+"""
+
+
+def median_runs() -> Iterator[dict[str, Any]]:
+    """The run of each system whose best score is the (lower) median."""
+    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*-*.json"))]
+    for system in SYSTEMS:
+        if found := sorted((r for r in results if r["system"] == system), key=best_score):
+            yield found[(len(found) - 1) // 2]
+
+
+def train_as_hpo(spec: Spec, params: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
+    from hpo.artifacts import Artifacts
+    from hpo.objective import RobustAccuracy
+    from hpo.search.measurement import Trial
+
+    objective = RobustAccuracy(spec, len(os.sched_getaffinity(0)), Artifacts(str(folder)))
+    objective.images = replace(objective.images, tuning=objective.images.test)
+    objective.spec = spec.model_copy(update={"seed": seed})  # the images stay those of the run
+    *_, last = objective.run(Trial(0, {"initial_weights": "pretrained", **params}, baseline=False))
+    return {"score": last.score, **last.parts}
+
+
+def train_as_peer(python: Path, spec: Spec, params: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
+    export_images(spec, folder, "test")
+    command = [python, "-c", PEER, HERE / "peers", json.dumps(params), folder, spec.training.epochs, seed]
+    done = subprocess.run([str(part) for part in command], cwd=folder, capture_output=True, text=True, check=True)
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def as_params(report: dict[str, Any]) -> dict[str, Any]:
+    """hpo's database has all as floats, and the initial weights as a choice's position."""
+    params = {key: value for key, value in report["params"].items() if key != "initial_weights"}
+    return params | {key: int(params[key]) for key in ("batch_size", "frozen_layers")}
+
+
+def show(lines: list[dict[str, Any]]) -> None:
+    print(
+        f"\n{'system':10} {'trainings':>9} {'median score':>13} {'lowest':>7} {'highest':>8}  clean, noise, recolored"
+    )
+    for system in SYSTEMS:
+        found = [line for line in lines if line["system"] == system]
+        if found:
+            scores = [line["measured"]["score"] for line in found]
+            parts = [
+                statistics.median(line["measured"][name] for line in found)
+                for name in ("clean", "gaussian-noise", "pixel-recolor")
+            ]
+            print(
+                f"{system:10} {len(found):9} {statistics.median(scores):13.4f} {min(scores):7.4f} {max(scores):8.4f}  "
+                + ", ".join(f"{part:.4f}" for part in parts)
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=os.path.abspath)
+    parser.add_argument("--weights", type=os.path.abspath)
+    parser.add_argument("--images-per-class", type=int, default=100)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--peers", type=os.path.abspath, required=True)
+    given = parser.parse_args()
+    lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    there = {(line["system"], line["seed"], line["training_seed"], json.dumps(line["params"])) for line in lines}
+    for result in median_runs():
+        system, seed = result["system"], result["seed"]
+        params = as_params(max(result["reports"], key=lambda report: report["score"]))
+        spec = load_spec(STUDY, overrides(given, seed))
+        for training_seed in TRAINING_SEEDS:
+            if (system, seed, training_seed, json.dumps(params)) in there:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                if system == "hpo":
+                    measured = train_as_hpo(spec, params, training_seed, Path(folder))
+                else:
+                    python = Path(given.peers) / system / "bin" / "python"
+                    measured = train_as_peer(python, spec, params, training_seed, Path(folder))
+            line = {"system": system, "seed": seed, "training_seed": training_seed, "measured": measured}
+            lines.append(line | {"params": params})
+            with KEPT.open("a") as stream:
+                stream.write(json.dumps(lines[-1]) + "\n")
+            print(json.dumps(lines[-1]), flush=True)
+    show(lines)
+
+
+if __name__ == "__main__":
+    main()
