@@ -5,8 +5,8 @@ defaults are chosen.
     python benchmarks/curves.py rank
 
 `train` draws configurations from the space of time_to_target.toml, evenly (Sobol) and some near what is known to be
-good, and trains each to its end; the evenly drawn ones also on a quarter of the images, and at half the resolution. One
-process a core, a thread each. Each line of `results/curves.jsonl` is one training; those that are there are not
+good, and trains each to its end; some of the evenly drawn also on a quarter of the images, and at half the resolution.
+One process a core, a thread each. Each line of `results/curves.jsonl` is one training; those that are there are not
 repeated. `rank` prints how well each epoch, and each cheaper training, agrees with the last epoch (Spearman's rank
 correlation; how many of the best third it keeps in its own best third), and what it costs.
 """
@@ -63,9 +63,9 @@ def train(given: argparse.Namespace) -> None:
     there = {(line["training"], json.dumps(line["params"])) for line in read_results()}
     wanted = [
         (training, kind, params)
-        for kind, params in drawn(given.count, given.near, given.seed)
+        for position, (kind, params) in enumerate(drawn(given.count, given.near, given.seed))
         for training in CHEAPER
-        if (training == "all" or kind == "even") and (training, json.dumps(params)) not in there
+        if (training == "all" or position < given.cheaper) and (training, json.dumps(params)) not in there
     ]
     cores = len(os.sched_getaffinity(0))
     with (
@@ -154,6 +154,7 @@ def main() -> None:
     training.add_argument("--images-per-class", type=int, default=100)
     training.add_argument("--epochs", type=int, default=4)
     training.add_argument("--count", type=int, default=16)
+    training.add_argument("--cheaper", type=int, default=10, help="so many of these also with cheaper trainings")
     training.add_argument("--near", type=int, default=12)
     training.add_argument("--seed", type=int, default=100, help="not one that time_to_target uses")
     commands.add_parser("rank", help="how well cheap trainings keep the ranking").set_defaults(does=rank)

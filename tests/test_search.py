@@ -128,6 +128,17 @@ def test_a_warm_start_tries_the_best_of_an_earlier_study_first(engine: sa.Engine
     assert submit(engine, warm)[1] is False, "said twice"
 
 
+def test_a_grid_takes_no_warm_start() -> None:
+    search = {
+        "batch_size": 16,
+        "learning_rate": {"choices": [0.01, 0.1]},
+        "frozen_layers": 3,
+        "augmentation_strength": 1.0,
+    }
+    with pytest.raises(ValueError, match="warm_start: the grid tries all its points anyway; leave warm_start out"):
+        make_spec(budget=3, search=search, sampler={"name": "grid"}, warm_start="study")
+
+
 def test_a_warm_start_from_a_study_without_results_says_so(engine: sa.Engine) -> None:
     submit(engine, make_spec())
     with pytest.raises(StudyError, match=r"warm_start: no study 'studi'; there are: study\. Did you mean 'study'"):

@@ -5,6 +5,7 @@
 TRACE: a file of JSON lines, one a report.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def main(folder: Path, seconds: float, seed: int, epochs: int, trace: Path) -> N
         "seed": seed,
         "trace": str(trace),
     }
+    os.environ["SYNETUNE_FOLDER"] = str(trace.parent)  # else in the home folder
     scheduler = ASHA(
         config_space=space, metric="score", time_attr="epoch", max_t=epochs, do_minimize=False, random_seed=seed
     )

@@ -4,13 +4,11 @@ import argparse
 import os
 from pathlib import Path
 
-import torch
 from fine_tuning import train
 from syne_tune import Reporter
 from trace_file import note
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)  # two trials at once on two cores
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch_size", type=int)
     parser.add_argument("--learning_rate", type=float)
