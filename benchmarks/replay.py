@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import statistics
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class Model:
         lines = [line for line in read_results() if line["training"] == "all"]
         x = np.array([features(line["params"]) for line in lines])
         self.epochs = len(lines[0]["scores"])
-        kernel = ConstantKernel(0.01) * RBF([1.0] * 4, (0.1, 20)) + WhiteKernel(1e-4, (1e-6, 1e-2))
+        kernel = ConstantKernel(1.0) * RBF([1.0] * 4, (0.1, 20)) + WhiteKernel(0.03, (0.01, 1))
         self.scores = []
         for epoch in range(self.epochs):
             y = [line["scores"][min(epoch, len(line["scores"]) - 1)] for line in lines]
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--only", help="variants whose name holds this")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.simplefilter("ignore")  # of scikit-learn, about the bounds of its kernels
     model = Model()
     print(f"noise {model.noise:.4f}; medians over {given.seeds} seeds of the best score after")
     print(f"{'':34}" + "".join(f"{minutes:>7} min" for minutes in CHECKPOINTS_MIN) + f"{'trials':>8}")

@@ -72,6 +72,7 @@ def test_a_trial_that_is_paused_is_promoted_when_it_has_come_to_be_among_the_bes
         said.index("trial 3 complete at epoch 4: score 0.6000"),
     )
     assert paused < promoted
+    assert any(line.startswith("trial 3 goes on: ") for line in said[paused:promoted])
     assert any(line.startswith("trial 6 paused") for line in said[paused:promoted]), "six at the rung let two go on"
     assert objective.epochs_trained == 3 * EPOCHS + 5, "a promoted trial resumes from its checkpoint"
     assert sorted(trials[3].intermediate_values) == [1, 2, 3, 4]

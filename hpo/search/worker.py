@@ -183,7 +183,8 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
     params, distributions = worker.outlast(search.draw, claim)
     worker.outlast(record_params, worker.engine, claim.trial_id, params, distributions)
     trial = Trial(claim.number, params, claim.slot.baseline, claim.slot.continues)
-    worker.say(f"trial {trial.number} starts: {_listed(params)}")
+    does = "goes on" if trial.number in trial.continues else "starts"
+    worker.say(f"trial {trial.number} {does}: {_listed(params)}")
     for attempt in itertools.count():
         try:
             return _measure(worker, study, claim.trial_id, trial, objective, search)
