@@ -29,7 +29,7 @@ Verdict = Literal["goes on", "paused", "pruned"]
 
 
 def rungs(spec: Spec) -> list[int]:
-    """The epochs after which a trial may be paused: pruner.min_epochs and its multiples by pruner.reduction_factor."""
+    """The epochs after which a trial may be paused: the first rung, then each reduction_factor times as many."""
     found, epoch = [], spec.first_rung
     while 2 * epoch <= spec.training.epochs:
         found.append(epoch)
