@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,16 +116,18 @@ def curve(given: argparse.Namespace, folder: str, training: str, kind: str, para
     }
 
 
-def read_results() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+def read_results(file: Path = RESULTS) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
-def rank(_: argparse.Namespace) -> None:
+def rank(given: argparse.Namespace) -> None:
     from scipy.stats import spearmanr
 
-    lines = [line for line in read_results() if line["drawn"] == "even"]
+    lines = read_results(given.results)
     by_training = {
-        name: {json.dumps(line["params"]): line for line in lines if line["training"] == name} for name in CHEAPER
+        name: found
+        for name in CHEAPER
+        if (found := {json.dumps(line["params"]): line for line in lines if line["training"] == name})
     }
     shared = sorted(set.intersection(*(set(found) for found in by_training.values())))
     final = np.array([by_training["all"][key]["scores"][-1] for key in shared])
@@ -153,11 +156,13 @@ def main() -> None:
     training.add_argument("--weights", type=os.path.abspath, required=True)
     training.add_argument("--images-per-class", type=int, default=100)
     training.add_argument("--epochs", type=int, default=4)
-    training.add_argument("--count", type=int, default=16)
-    training.add_argument("--cheaper", type=int, default=10, help="so many of these also with cheaper trainings")
-    training.add_argument("--near", type=int, default=12)
+    training.add_argument("--count", type=int, default=8)
+    training.add_argument("--cheaper", type=int, default=0, help="so many of these also with cheaper trainings")
+    training.add_argument("--near", type=int, default=16)
     training.add_argument("--seed", type=int, default=100, help="not one that time_to_target uses")
-    commands.add_parser("rank", help="how well cheap trainings keep the ranking").set_defaults(does=rank)
+    ranking = commands.add_parser("rank", help="how well early epochs and cheap trainings keep the ranking")
+    ranking.set_defaults(does=rank)
+    ranking.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     given.does(given)
 

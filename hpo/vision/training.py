@@ -29,8 +29,10 @@ LAST_RATE = 0.1
 """Of the peak: where it ends when weights are averaged, which a rate of 0 would gain nothing; else it ends at 0."""
 IMAGES_BETWEEN_AVERAGES = 256
 """Averaging more often costs time and changes nothing."""
-AVERAGING_ETA = 8
-"""Of polynomial-decay averaging: 0 weighs all weights so far alike; 8 the last tenth of them most."""
+AVERAGING_ETA = 1
+"""Of polynomial-decay averaging: 0 weighs all weights so far alike; 1 by how late they came; 8 the last tenth most.
+With a high learning rate a long average scores far better in early epochs, and as well in the end (benchmarks/LOG.md).
+"""
 MOST_OF_GPU = 0.25
 """Of a GPU's free memory: what the training images may take."""
 SMALLEST_MICRO_BATCH = 8
