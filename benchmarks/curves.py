@@ -93,7 +93,7 @@ def curve(given: argparse.Namespace, folder: str, training: str, kind: str, para
     if training not in _objectives:
         changes = dict(CHEAPER[training])
         share = changes.pop("images_per_class", 1)
-        settings = overrides(given, given.seed) + [f"{key}={value}" for key, value in changes.items()]
+        settings = overrides(given, given.seed, given.epochs) + [f"{key}={value}" for key, value in changes.items()]
         spec = load_spec(STUDY, settings)
         _objectives[training] = RobustAccuracy(spec, 1, Artifacts(folder))
         if share < 1:  # the tuning images stay the same

@@ -58,15 +58,16 @@ class Model:
         for epoch in range(self.epochs):
             y = [line["scores"][min(epoch, len(line["scores"]) - 1)] for line in lines]
             self.scores.append(GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=3).fit(x, y))
-        self.noise = float(np.sqrt(self.scores[-1].kernel_.k2.noise_level) * self.scores[-1]._y_train_std)
+        self.noise = [float(np.sqrt(model.kernel_.k2.noise_level) * model._y_train_std) for model in self.scores]
         seconds = [line["cpu_seconds"] * TWO_THREADS / self.epochs for line in lines]
         self.cost = GaussianProcessRegressor(kernel, normalize_y=True).fit(x, seconds)
 
     def curve(self, params: dict[str, Any], seed: int) -> list[float]:
-        """The noise is one for a configuration and seed, as most of it is in truth: epochs go up and down together."""
+        """Half of the noise is the training's own, the same in all its epochs; the other half each epoch's."""
         digest = hashlib.sha256(f"{params}{seed}".encode()).digest()
-        noise = np.random.default_rng(list(digest)).normal(0, self.noise)
-        return [float(model.predict([features(params)])[0]) + noise for model in self.scores]
+        generator = np.random.default_rng(list(digest))
+        noise = (generator.normal() + generator.normal(size=self.epochs)) * np.array(self.noise) / np.sqrt(2)
+        return [float(model.predict([features(params)])[0]) + n for model, n in zip(self.scores, noise, strict=True)]
 
     def secs_per_epoch(self, params: dict[str, Any]) -> float:
         return float(self.cost.predict([features(params)])[0])
@@ -127,11 +128,14 @@ def variants() -> dict[str, tuple[list[str], Callable[[], None]]]:
         "tpe, 10 random, no pruning": (["pruner.name=none"], change()),
         "tpe, 10 random, halving": (["pruner.reduction_factor=2"], change()),
         "tpe, 10 random, quartering": (["pruner.reduction_factor=4"], change()),
+        "tpe, 10 random, rung at epoch 2": (["pruner.min_epochs=2"], change()),
+        "tpe, 4 random, rung at epoch 2": (["pruner.min_epochs=2"], change(4)),
         "tpe, 4 random, ASHA promotes": ([], change(4)),
         "tpe, 2 random, ASHA promotes": ([], change(2)),
         "gp, 10 random, ASHA promotes": (["sampler.name=gp"], change()),
         "gp, 4 random, ASHA promotes": (["sampler.name=gp"], change(4)),
-        "gp, 2 random, ASHA promotes": (["sampler.name=gp"], change(2)),
+        "gp, 4 random, rung at epoch 2": (["sampler.name=gp", "pruner.min_epochs=2"], change(4)),
+        "gp, 4 random, no pruning": (["sampler.name=gp", "pruner.name=none"], change(4)),
         "random, ASHA promotes": (["sampler.name=random"], change()),
     }
 
@@ -145,7 +149,7 @@ def main() -> None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # of scikit-learn, about the bounds of its kernels
     model = Model()
-    print(f"noise {model.noise:.4f}; medians over {given.seeds} seeds of the best score after")
+    print(f"noise {[round(n, 4) for n in model.noise]}; medians over {given.seeds} seeds of the best score after")
     print(f"{'':34}" + "".join(f"{minutes:>7} min" for minutes in CHECKPOINTS_MIN) + f"{'trials':>8}")
     for name, (settings, apply) in variants().items():
         if given.only and given.only not in name:

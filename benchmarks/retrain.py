@@ -101,7 +101,7 @@ def main() -> None:
     for result in median_runs():
         system, seed = result["system"], result["seed"]
         params = as_params(max(result["reports"], key=lambda report: report["score"]))
-        spec = load_spec(STUDY, overrides(given, seed))
+        spec = load_spec(STUDY, overrides(given, seed, given.epochs))
         for training_seed in TRAINING_SEEDS:
             if (system, seed, training_seed, json.dumps(params)) in there:
                 continue

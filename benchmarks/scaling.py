@@ -86,8 +86,12 @@ def lost_share(engine: sa.Engine, kind: str) -> dict[str, Any]:
 
 def work_for_real(given: argparse.Namespace, workers: int) -> dict[str, Any]:
     """Trials an hour of so many workers that train, the same trials each time: random search, nothing pruned."""
-    given.epochs, given.minutes = 1, 0
-    settings = [*overrides(given, 0), f"budget={given.trials}", "sampler.name=random", "pruner.name=none"]
+    settings = [
+        *overrides(given, seed=0, epochs=1),
+        f"budget={given.trials}",
+        "sampler.name=random",
+        "pruner.name=none",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         command = [str(Path(sys.executable).parent / "hpo"), "run", str(STUDY), "--workers", str(workers)]
         for setting in settings:
@@ -111,7 +115,6 @@ def main() -> None:
     parser.add_argument("--weights", type=os.path.abspath)
     parser.add_argument("--images-per-class", type=int, default=100)
     given = parser.parse_args()
-    given.epochs = given.minutes = None
     results = []
     if given.real:
         load_spec(STUDY)

@@ -94,8 +94,7 @@ def main() -> None:
     parser.add_argument("--weights", type=os.path.abspath)
     parser.add_argument("--images-per-class", type=int, default=100)
     given = parser.parse_args()
-    given.epochs, given.minutes = 4, 0
-    settings = overrides(given, seed=0)
+    settings = overrides(given, seed=0, epochs=4)
     spec = load_spec(STUDY, settings)
     prepare_images(spec.data, spec.model.input_size)
     helped = []

@@ -42,11 +42,13 @@ PEERS = {"plain": "plain_optuna.py", "ray": "ray_tune.py", "syne-tune": "syne_tu
 SYSTEMS = ["plain", "ray", "syne-tune", "hpo"]
 STOP_SECS = 10.0
 POLL_SECS = 0.2
+NO_CONDITIONS = {"does", "systems", "seeds", "again", "peers"}
+"""Options that say nothing of how one run was made."""
 Report = dict[str, Any]
 
 
-def overrides(given: argparse.Namespace, seed: int) -> list[str]:
-    settings = [f"seed={seed}", f"training.epochs={given.epochs}"]
+def overrides(given: argparse.Namespace, seed: int, epochs: int) -> list[str]:
+    settings = [f"seed={seed}", f"training.epochs={epochs}"]
     if given.archive:
         settings += [f"data.archive={given.archive}", f"data.images_per_class={given.images_per_class}"]
     else:
@@ -81,7 +83,7 @@ def export_images(spec: Spec, folder: Path, scored: str = "tuning") -> None:
 def run_peer(system: str, given: argparse.Namespace, seed: int, folder: Path) -> tuple[float, list[Report]]:
     """(when it started, its reports)."""
     images = folder / "images"
-    export_images(load_spec(STUDY, overrides(given, seed)), images)
+    export_images(load_spec(STUDY, overrides(given, seed, given.epochs)), images)
     python = Path(given.peers) / system / "bin" / "python"
     script = HERE / "peers" / PEERS[system]
     trace = folder / "trace.jsonl"
@@ -93,7 +95,7 @@ def run_peer(system: str, given: argparse.Namespace, seed: int, folder: Path) ->
 
 def run_hpo(given: argparse.Namespace, seed: int, folder: Path) -> tuple[float, list[Report]]:
     """The same of `hpo run`; the database is polled, since it does not say when an epoch was reported."""
-    settings = [part for override in overrides(given, seed) for part in ("--set", override)]
+    settings = [part for override in overrides(given, seed, given.epochs) for part in ("--set", override)]
     started = time.time()
     process = start([Path(sys.executable).parent / "hpo", "run", STUDY, "--workers", given.workers, *settings], folder)
     engine = sa.create_engine(f"sqlite:///file:{folder}/hpo.db?mode=ro&uri=true")
@@ -167,12 +169,10 @@ def conditions(given: argparse.Namespace) -> dict[str, Any]:
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True
     ).stdout.strip()
+    chosen = {key: value for key, value in vars(given).items() if key not in NO_CONDITIONS}
     return {
-        "minutes": given.minutes,
-        "epochs": given.epochs,
-        "hpo_workers": getattr(given, "workers", None),
-        "images": Path(given.archive).name if given.archive else "digits",
-        "images_per_class": given.images_per_class if given.archive else None,
+        **chosen,
+        "archive": Path(given.archive).name if given.archive else "digits",
         "weights": Path(given.weights).name if given.weights else None,
         "cores": len(os.sched_getaffinity(0)),
         "cpu": next((line.split(":")[1].strip() for line in cpus if "model name" in line), "unknown"),

@@ -146,14 +146,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frozen", type=int, nargs="+", default=[0, 3, 6, 9])
     parser.add_argument("--measure", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    given.epochs, given.minutes = 1, 0
-    return given
+    return parser.parse_args()
 
 
 def main() -> None:
     given = parse_arguments()
-    spec = load_spec(STUDY, overrides(given, seed=0))
+    spec = load_spec(STUDY, overrides(given, seed=0, epochs=1))
     if given.measure:
         does = {"plain": measure_plain, "step": measure_step, "hpo": measure_hpo}[given.measure]
         print(does(spec, given.folder, given.frozen[0], given.batches))
