@@ -4,8 +4,9 @@
 
 A model of the trainings in `results/curves.jsonl` (a Gaussian process for each epoch, and the noise that it leaves)
 stands in for the training; database, worker, sampler and rungs are the real ones. One worker, 20 minutes of a clock
-that only the model's epochs move. The model is smooth where the truth may not be: it ranks ways of searching, and says
-nothing about how good a configuration really is.
+that only the model's epochs move. The model is smooth where the truth may not be, which suits a sampler that is a
+Gaussian process itself (`--surrogate forest` is a model that is not): it ranks ways of searching, and says nothing
+about how good a configuration really is.
 """
 
 import argparse
@@ -20,11 +21,13 @@ from typing import Any
 import numpy as np
 import optuna
 from curves import read_results
+from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from time_to_target import STUDY
 
 from hpo.search import rungs, sampling
+from hpo.search.history import with_estimates
 from hpo.search.measurement import Measurement, Trial
 from hpo.search.storage import create_database, parse_url
 from hpo.search.study import submit
@@ -49,16 +52,17 @@ def features(params: dict[str, Any]) -> list[float]:
 class Model:
     """Scores by epoch, and seconds an epoch, of any configuration."""
 
-    def __init__(self) -> None:
+    def __init__(self, surrogate: str) -> None:
         lines = [line for line in read_results() if line["training"] == "all"]
         x = np.array([features(line["params"]) for line in lines])
         self.epochs = len(lines[0]["scores"])
         kernel = ConstantKernel(1.0) * RBF([1.0] * 4, (0.1, 20)) + WhiteKernel(0.03, (0.01, 1))
-        self.scores = []
+        self.scores, self.noise = [], []
         for epoch in range(self.epochs):
             y = [line["scores"][min(epoch, len(line["scores"]) - 1)] for line in lines]
-            self.scores.append(GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=3).fit(x, y))
-        self.noise = [float(np.sqrt(model.kernel_.k2.noise_level) * model._y_train_std) for model in self.scores]
+            smooth = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=3).fit(x, y)
+            self.noise.append(float(np.sqrt(smooth.kernel_.k2.noise_level) * smooth._y_train_std))
+            self.scores.append(ExtraTreesRegressor(200).fit(x, y) if surrogate == "forest" else smooth)
         seconds = [line["cpu_seconds"] * TWO_THREADS / self.epochs for line in lines]
         self.cost = GaussianProcessRegressor(kernel, normalize_y=True).fit(x, seconds)
 
@@ -116,27 +120,27 @@ def play(model: Model, spec: Spec, seconds: float) -> Played:
 def variants() -> dict[str, tuple[list[str], Callable[[], None]]]:
     """Settings, and what is changed in the code for it."""
 
-    def change(startup: int = 10, paused: int = rungs.MOST_PAUSED) -> Callable[[], None]:
+    def change(startup: int | None = None, paused: int = 8, estimate: bool = True) -> Callable[[], None]:
         def apply() -> None:
-            sampling.STARTUP_TRIALS, rungs.MOST_PAUSED = startup, paused
+            sampling.STARTUP_TRIALS = {kind: startup or usual for kind, usual in (("tpe", 10), ("gp", 4))}
+            sampling.with_estimates = with_estimates if estimate else lambda study, current: study
+            rungs.MOST_PAUSED = paused
 
         return apply
 
     return {
-        "tpe, 10 random, ASHA promotes": ([], change()),
-        "tpe, 10 random, ASHA stops": ([], change(paused=0)),
-        "tpe, 10 random, no pruning": (["pruner.name=none"], change()),
-        "tpe, 10 random, halving": (["pruner.reduction_factor=2"], change()),
-        "tpe, 10 random, quartering": (["pruner.reduction_factor=4"], change()),
-        "tpe, 10 random, rung at epoch 2": (["pruner.min_epochs=2"], change()),
-        "tpe, 4 random, rung at epoch 2": (["pruner.min_epochs=2"], change(4)),
-        "tpe, 4 random, ASHA promotes": ([], change(4)),
-        "tpe, 2 random, ASHA promotes": ([], change(2)),
-        "gp, 10 random, ASHA promotes": (["sampler.name=gp"], change()),
-        "gp, 4 random, ASHA promotes": (["sampler.name=gp"], change(4)),
-        "gp, 4 random, rung at epoch 2": (["sampler.name=gp", "pruner.min_epochs=2"], change(4)),
-        "gp, 4 random, no pruning": (["sampler.name=gp", "pruner.name=none"], change(4)),
-        "random, ASHA promotes": (["sampler.name=random"], change()),
+        "as it is": ([], change()),
+        "gp after 10 random trials": ([], change(startup=10)),
+        "gp learns from complete trials only": ([], change(estimate=False)),
+        "tpe": (["sampler.name=tpe"], change()),
+        "tpe after 4 random trials": (["sampler.name=tpe"], change(startup=4)),
+        "tpe, Optuna's own order of pruned": (["sampler.name=tpe"], change(estimate=False)),
+        "random": (["sampler.name=random"], change()),
+        "rung at epoch 1": (["pruner.min_epochs=1"], change()),
+        "no pruning": (["pruner.name=none"], change()),
+        "a half goes on": (["pruner.reduction_factor=2"], change()),
+        "a quarter goes on": (["pruner.reduction_factor=4"], change()),
+        "what is not among the best is stopped": ([], change(paused=0)),
     }
 
 
@@ -144,13 +148,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--minutes", type=float, default=20)
+    parser.add_argument("--surrogate", choices=["gp", "forest"], default="gp", help="what stands in for training")
     parser.add_argument("--only", help="variants whose name holds this")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore")  # of scikit-learn, about the bounds of its kernels
-    model = Model()
+    model = Model(given.surrogate)
     print(f"noise {[round(n, 4) for n in model.noise]}; medians over {given.seeds} seeds of the best score after")
-    print(f"{'':34}" + "".join(f"{minutes:>7} min" for minutes in CHECKPOINTS_MIN) + f"{'trials':>8}")
+    print(f"{'':38}" + "".join(f"{minutes:>7} min" for minutes in CHECKPOINTS_MIN) + f"{'trials':>8}")
     for name, (settings, apply) in variants().items():
         if given.only and given.only not in name:
             continue
@@ -162,7 +167,7 @@ def main() -> None:
             bests.append([max((s for t, _, s in played.seen if t <= 60 * m), default=0.0) for m in CHECKPOINTS_MIN])
             counts.append(len({number for _, number, _ in played.seen}))
         medians = [statistics.median(column) for column in zip(*bests, strict=True)]
-        print(f"{name:34}" + "".join(f"{m:11.4f}" for m in medians) + f"{statistics.median(counts):8.0f}", flush=True)
+        print(f"{name:38}" + "".join(f"{m:11.4f}" for m in medians) + f"{statistics.median(counts):8.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,8 @@ class ObjectiveSpec(Section):
 class SamplerSpec(Section):
     """How parameters are chosen."""
 
-    name: Literal["tpe", "gp", "random", "grid"] = "tpe"
+    name: Literal["auto", "tpe", "gp", "random", "grid"] = "auto"
+    """`auto`: a Gaussian process while the trials are few, then TPE."""
 
 
 class PrunerSpec(Section):
@@ -152,8 +153,8 @@ class PrunerSpec(Section):
 
     name: Literal["asha", "hyperband", "median", "none"] = "asha"
     min_epochs: Annotated[int, Field(ge=1)] | None = None
-    """No trial is pruned before so many epochs; a third of them if not given, since strong augmentation learns slower
-    at first.
+    """No trial is pruned before so many epochs; a third of them if not given, since a high learning rate and strong
+    augmentation learn slower at first.
     """
     reduction_factor: Annotated[int, Field(ge=2)] = 3
     """asha and hyperband: one in so many trials goes on at each rung."""
@@ -186,7 +187,7 @@ class Spec(Section):
     @property
     def first_rung(self) -> int:
         """No trial is pruned or paused before so many epochs."""
-        return self.pruner.min_epochs or max(1, self.training.epochs // 3)
+        return self.pruner.min_epochs or max(1, math.ceil(self.training.epochs / 3)
 
     @model_validator(mode="after")
     def _check(self) -> "Spec":

@@ -3,6 +3,7 @@
 import collections
 import json
 import threading
+from collections.abc import Sequence
 from math import log10
 from pathlib import Path
 
@@ -13,16 +14,19 @@ from conftest import give_parameter, make_spec, open_fresh, optuna_storage, run,
 from free_objective import FreeObjective
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search import budget
-from hpo.search.history import History
+from hpo.search import budget, sampling
+from hpo.search.history import History, with_estimates
 from hpo.search.ordered_choices import to_choice
 from hpo.search.study import submit
 from hpo.search.worker import work
 
 
 @pytest.mark.parametrize(
-    ("sampler", "pruner"), [("tpe", "asha"), ("tpe", "hyperband"), ("gp", "median"), ("gp", "asha"), ("random", "none")]
+    ("sampler", "pruner"),
+    [("auto", "asha"), ("tpe", "asha"), ("tpe", "hyperband"), ("gp", "median"), ("gp", "asha"), ("random", "none")],
 )
 def test_every_sampler_and_pruner_finishes_the_budget(tmp_path: Path, sampler: str, pruner: str) -> None:
     engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
@@ -53,7 +57,7 @@ def test_the_files_defaults_are_tried_right_after_the_baseline(engine: sa.Engine
     assert study.trials[0].params["learning_rate"] == study.trials[1].params["learning_rate"] == 0.02
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "gp", "random"])
 def test_trials_are_reproducible_and_no_two_alike(tmp_path: Path, sampler: str) -> None:
     drawn = []
     for number in range(2):
@@ -122,10 +126,10 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
     worker = threading.Thread(target=work, args=(engine, ["study"], FreeObjective, "w", lambda text: None))
     worker.start()
     while worker.is_alive():
-        history.study.get_trials()
+        history.study().get_trials()
         worker.join(0.05)
     expected = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials
-    seen = history.study.get_trials()
+    seen = history.study().get_trials()
     assert [trial.number for trial in seen] == [trial.number for trial in expected if trial.state.name != "FAIL"]
     for trial in seen:
         other = expected[trial.number]
@@ -141,5 +145,40 @@ def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> Non
     claim = budget.claim(engine, study.study_id, "elsewhere")
     assert claim is not None
     give_parameter(engine, claim.trial_id)
-    (pending,) = History(engine, study.study_id, "study", constrained=False).study.get_trials()
+    (pending,) = History(engine, study.study_id, "study", constrained=False).study().get_trials()
     assert (pending.state.name, pending.params) == ("RUNNING", {"batch_size": 16})
+
+
+def ended(number: int, state: str, scores: Sequence[float], **params: float) -> FrozenTrial:
+    trial = optuna.create_trial(
+        state=TrialState[state],
+        value=scores[-1],
+        params=params,
+        distributions={name: FloatDistribution(0, 1) for name in params},
+        intermediate_values=dict(enumerate(scores, 1)),
+    )
+    trial.number = number
+    return trial
+
+
+def test_a_sampler_is_shown_what_a_pruned_trial_would_probably_have_had() -> None:
+    study = optuna.create_study(direction="maximize")
+    complete = [(0.2, 0.4, 0.5), (0.3, 0.5, 0.5), (0.3, 0.4, 0.6)]
+    study.add_trials([ended(i, "COMPLETE", scores) for i, scores in enumerate(complete)])
+    study.add_trials([ended(3, "PRUNED", (0.3, 0.35)), ended(4, "PRUNED", (0.1,)), ended(5, "PRUNED", (0, 0, 0, 0))])
+    shown = with_estimates(study, study.trials[0]).get_trials()
+    assert [trial.state.name for trial in shown] == ["COMPLETE"] * 5 + ["PRUNED"]
+    assert [trial.value for trial in shown] == pytest.approx([0.5, 0.5, 0.6, 0.35 + 0.1, 0.1 + 0.3, 0])
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["PRUNED"] * 3
+
+
+def test_auto_is_a_gaussian_process_and_then_tpe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "MOST_GP_TRIALS", 6)
+    monkeypatch.setattr(sampling, "STARTUP_TRIALS", {"tpe": 4, "gp": 4})
+    drawn = {}
+    for name in ("auto", "gp", "tpe"):
+        study = run(open_fresh(f"sqlite:///{tmp_path}/{name}.db"), make_spec(budget=8, sampler={"name": name}))
+        drawn[name] = [trial.params for trial in study.trials]
+    assert drawn["auto"][:6] == drawn["gp"][:6]
+    assert drawn["auto"][4:6] != drawn["tpe"][4:6]
+    assert drawn["auto"][6:] != drawn["gp"][6:]

@@ -6,9 +6,12 @@ Optuna study over this memory, and the worker writes what they decided.
 """
 
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Sequence
+from copy import copy
 from datetime import datetime
 from functools import lru_cache
+from statistics import median
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,33 +37,30 @@ CHUNK = 500  # ids in one statement; SQLite takes 32,766, and long lists are slo
 INFINITY = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
 
 
-class History(InMemoryStorage):
+class History:
     """The finished, running and paused trials of one study.
 
     constrained: trials that end before the baseline get their constraint later, so they are read again then.
     """
 
     def __init__(self, engine: sa.Engine, study_id: int, name: str, constrained: bool) -> None:
-        super().__init__()
         self._engine = engine
         self._id = study_id
         self._name = name
         self._finished: dict[int, FrozenTrial] = {}
-        self._open: list[FrozenTrial] = []
         self._all_below_are_final = 0
         self._constraints_read = not constrained
-        self._read = False
-        self.current: FrozenTrial | None = None
-        self.create_new_study([StudyDirection.MAXIMIZE], name)
 
-    @property
-    def study(self) -> OptunaStudy:
-        """What samplers and pruners are given, new for each decision: it reads the database when it is first asked."""
-        self._read = False
-        return OptunaStudy(study_name=self._name, storage=self, sampler=RandomSampler())
+    def study(self, current: FrozenTrial | None = None) -> OptunaStudy:
+        """The trials as they are now, in the order of their numbers, without the current one: pruners count it
+        themselves.
+        """
+        open_trials = self._read(current._trial_id if current else None)
+        seen = sorted([*self._finished.values(), *open_trials], key=lambda trial: trial.number)
+        return _study(self._name, seen, current)
 
-    def _refresh(self) -> None:
-        """Reads the trials that started or ended since the last time."""
+    def _read(self, current_id: int | None) -> list[FrozenTrial]:
+        """Reads the trials that started or ended since the last time; those that are not finished."""
         with self._engine.connect() as connection:
             first_open = connection.scalar(
                 sa.select(sa.func.min(trials.c.trial_id)).where(
@@ -77,18 +77,16 @@ class History(InMemoryStorage):
                     trials.c.state.in_(["COMPLETE", "PRUNED", "RUNNING"]) | is_paused(),
                 )
             ).all()
-            new = [row for row in rows if row.trial_id not in self._finished and not self._is_current(row.trial_id)]
+            new = [row for row in rows if row.trial_id not in self._finished and row.trial_id != current_id]
             read = list(read_trials(connection, new))
-        self._open = [trial for trial in read if not trial.state.is_finished()]
         self._finished |= {trial._trial_id: trial for trial in read if trial.state.is_finished()}
-        for trial in self._open:
-            if trial.state == TrialState.WAITING:
-                trial.state = TrialState.PRUNED  # a paused trial tells samplers as much as a pruned one
         if first_open is not None:
             self._all_below_are_final = first_open
-
-    def _is_current(self, trial_id: int) -> bool:
-        return self.current is not None and self.current._trial_id == trial_id
+        open_trials = [trial for trial in read if not trial.state.is_finished()]
+        for trial in open_trials:
+            if trial.state == TrialState.WAITING:
+                trial.state = TrialState.PRUNED  # a paused trial tells samplers as much as a pruned one
+        return open_trials
 
     def _forget_unconstrained(self, connection: sa.Connection) -> None:
         """Trials that ended before the baseline get their constraint when it ends: then all are read again, once."""
@@ -99,21 +97,54 @@ class History(InMemoryStorage):
             self._finished.clear()
             self._all_below_are_final = 0
 
+
+class _Snapshot(InMemoryStorage):
+    """Holds these trials, and lets samplers and pruners leave notes with the current one."""
+
+    def __init__(self, name: str, shown: Sequence[FrozenTrial], current: FrozenTrial | None) -> None:
+        super().__init__()
+        self.shown = shown
+        self.current = current
+        self.create_new_study([StudyDirection.MAXIMIZE], name)
+
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
-        """Without the current trial, in the order of their numbers. Pruners count the current one themselves."""
-        if not self._read:
-            self._refresh()
-            self._read = True
-        seen = sorted([*self._finished.values(), *self._open], key=lambda trial: trial.number)
-        return [trial for trial in seen if states is None or trial.state in states]
+        return [trial for trial in self.shown if states is None or trial.state in states]
 
     def set_trial_system_attr(self, trial_id: int, key: str, value: Any) -> None:
-        """A note of the sampler or pruner about the current trial."""
         if self.current is None or self.current._trial_id != trial_id:
             raise ValueError(f"trial_id {trial_id} is not the current trial")
         self.current.system_attrs[key] = value
+
+
+def _study(name: str, shown: Sequence[FrozenTrial], current: FrozenTrial | None) -> OptunaStudy:
+    return OptunaStudy(study_name=name, storage=_Snapshot(name, shown, current), sampler=RandomSampler())
+
+
+def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
+    """The study as samplers are shown it, of which some learn from complete trials alone: pruned and paused trials
+    count as complete, with the score that they would have had if they had gained from their last epoch on what
+    complete trials gained (the median).
+    """
+    return _study(study.study_name, list(_estimated(study.get_trials(deepcopy=False))), current)
+
+
+def _estimated(seen: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
+    """The same trials; pruned ones as if they were complete, unless nothing can be said of their end."""
+    gains: dict[int, list[float]] = defaultdict(list)
+    for trial in seen:
+        if trial.state == TrialState.COMPLETE:
+            for epoch, score in trial.intermediate_values.items():
+                gains[epoch].append(trial.value - score)
+    typical_gain = {epoch: median(gained) for epoch, gained in gains.items()}
+    for trial in seen:
+        epoch = max(trial.intermediate_values, default=0)
+        if trial.state == TrialState.PRUNED and epoch in typical_gain:
+            trial = copy(trial)
+            trial.state = TrialState.COMPLETE
+            trial.value = trial.intermediate_values[epoch] + typical_gain[epoch]
+        yield trial
 
 
 def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = False) -> Iterable[FrozenTrial]:

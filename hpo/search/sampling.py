@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial
 
 from hpo.parameters import Params
 from hpo.search.budget import Claim, utc_now
-from hpo.search.history import History, starting_trial
+from hpo.search.history import History, starting_trial, with_estimates
 from hpo.search.ordered_choices import OrderedChoicesSampler
 from hpo.spec import Spec
 
@@ -24,8 +24,10 @@ INTEGERS = {"batch_size", "frozen_layers"}
 LOGARITHMIC = {"batch_size", "learning_rate"}
 """Numeric choices of these are searched on a logarithmic scale."""
 MOST_REDRAWS = 20
-STARTUP_TRIALS = 10
-"""So many trials are drawn at random before a sampler learns from what it sees."""
+STARTUP_TRIALS = {"tpe": 10, "gp": 4}
+"""At most so many trials are drawn at random before a sampler learns from what it sees."""
+MOST_GP_TRIALS = 100
+"""A Gaussian process learns more from few trials (benchmarks/LOG.md); its time grows with the cube of their number."""
 
 
 class Search:
@@ -36,6 +38,7 @@ class Search:
         self.spec = spec
         self._history = History(engine, study_id, spec.name, spec.objective.max_clean_drop is not None)
         self._pruner = _pruner(spec)
+        self._current: FrozenTrial
 
     def draw(self, claim: Claim) -> tuple[Params, dict[str, BaseDistribution]]:
         """The claimed trial's parameters, and what each was drawn from.
@@ -44,44 +47,47 @@ class Search:
         sees the running trials of others. What it draws again (all trials train with the same seed, so it would give
         the same result) is drawn at random instead, as long as there is something new.
         """
-        self._history.current = trial = starting_trial(claim.trial_id, claim.number, utc_now())
+        self._current = trial = starting_trial(claim.trial_id, claim.number, utc_now())
         given = given_params(self.spec, claim.slot.fixed_params)
         trial.distributions = distributions(self.spec, given)
         free = {name: trial.distributions[name] for name in self.spec.search.searched if name not in given}
-        seed = f"{self.spec.seed}/{claim.number}"
-        trial.params = given | self._sampled(free, _sampler(self.spec, self.spec.sampler.name, seed)) if free else given
-        for attempt in range(MOST_REDRAWS):
-            if not free or not self._was_tried(trial.params):
-                break
-            trial.params = given | self._sampled(free, _sampler(self.spec, "random", f"{seed}/{attempt}"))
+        trial.params = given | self._sampled(free, given, f"{self.spec.seed}/{claim.number}") if free else given
         return {name: trial.params[name] for name in trial.distributions}, trial.distributions
 
-    def _sampled(self, free: Mapping[str, BaseDistribution], sampler: optuna.samplers.BaseSampler) -> Params:
-        study, trial = self._history.study, self._current
-        drawn = sampler.sample_relative(study, trial, dict(free))
-        return {
-            name: drawn[name] if name in drawn else sampler.sample_independent(study, trial, name, distribution)
-            for name, distribution in free.items()
-        }
-
-    @property
-    def _current(self) -> FrozenTrial:
-        if self._history.current is None:
-            raise ValueError("no trial was drawn")
-        return self._history.current
-
-    def _was_tried(self, params: Params) -> bool:
-        return any(trial.params == params for trial in self._history.study.get_trials(deepcopy=False))
+    def _sampled(self, free: Mapping[str, BaseDistribution], given: Params, seed: str) -> Params:
+        study = self._history.study(self._current)
+        tried = [trial.params for trial in study.get_trials(deepcopy=False)]
+        shown = with_estimates(study, self._current)
+        params = _draw(_sampler(self.spec, _kind(self.spec, len(tried)), seed), shown, self._current, free)
+        for attempt in range(MOST_REDRAWS):
+            if given | params not in tried:
+                break
+            params = _draw(_sampler(self.spec, "random", f"{seed}/{attempt}"), shown, self._current, free)
+        return params
 
     def judge(self, step: int, score: float) -> tuple[bool, dict[str, float]]:
         """Whether Optuna's pruner would end the current trial after this epoch, and its new notes; never if the spec
         names none of Optuna's (rungs.py judges for ASHA).
         """
-        trial = self._current
-        trial.intermediate_values[step] = score
-        noted = set(trial.system_attrs)
-        pruned = bool(self._pruner.prune(self._history.study, trial))
-        return pruned, {key: value for key, value in trial.system_attrs.items() if key not in noted}
+        if self._pruner is None:
+            return False, {}
+        self._current.intermediate_values[step] = score
+        noted = set(self._current.system_attrs)
+        pruned = bool(self._pruner.prune(self._history.study(self._current), self._current))
+        return pruned, {key: value for key, value in self._current.system_attrs.items() if key not in noted}
+
+
+def _draw(
+    sampler: optuna.samplers.BaseSampler,
+    study: optuna.Study,
+    trial: FrozenTrial,
+    free: Mapping[str, BaseDistribution],
+) -> Params:
+    drawn = sampler.sample_relative(study, trial, dict(free))
+    return {
+        name: drawn[name] if name in drawn else sampler.sample_independent(study, trial, name, distribution)
+        for name, distribution in free.items()
+    }
 
 
 def given_params(spec: Spec, fixed_params: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,9 +118,16 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
     return FloatDistribution(low, high, log=logarithmic)
 
 
+def _kind(spec: Spec, trials: int) -> str:
+    """Of sampler, for a study with so many trials."""
+    if spec.sampler.name == "auto":
+        return "gp" if trials < MOST_GP_TRIALS else "tpe"
+    return spec.sampler.name
+
+
 def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampler:
     seed = Random(seed_text).getrandbits(32)  # noqa: S311 (not for secrets)
-    startup = min(STARTUP_TRIALS, max(4, spec.budget // 4))
+    startup = min(STARTUP_TRIALS.get(kind, 0), max(4, spec.budget // 4))
     inner: optuna.samplers.BaseSampler
     match kind:
         case "tpe":
@@ -131,7 +144,7 @@ def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampl
     return OrderedChoicesSampler(inner, choices)
 
 
-def _pruner(spec: Spec) -> optuna.pruners.BasePruner:
+def _pruner(spec: Spec) -> optuna.pruners.BasePruner | None:
     match spec.pruner.name:
         case "hyperband":
             return optuna.pruners.HyperbandPruner(
@@ -141,4 +154,4 @@ def _pruner(spec: Spec) -> optuna.pruners.BasePruner:
             )
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=spec.first_rung - 1)
-    return optuna.pruners.NopPruner()
+    return None
