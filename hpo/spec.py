@@ -187,7 +187,7 @@ class Spec(Section):
     @property
     def first_rung(self) -> int:
         """No trial is pruned or paused before so many epochs."""
-        return self.pruner.min_epochs or max(1, math.ceil(self.training.epochs / 3)
+        return self.pruner.min_epochs or math.ceil(self.training.epochs / 3)
 
     @model_validator(mode="after")
     def _check(self) -> "Spec":

@@ -50,7 +50,8 @@ class Ranked(FreeObjective):
 
 
 def asha_spec(size: int) -> Spec:
-    return make_spec(budget=size, pruner={"name": "asha"}, training={"epochs": EPOCHS}, sampler={"name": "random"})
+    pruner = {"name": "asha", "min_epochs": 1}
+    return make_spec(budget=size, pruner=pruner, training={"epochs": EPOCHS}, sampler={"name": "random"})
 
 
 def search(engine: sa.Engine, qualities: Sequence[float]) -> tuple[list[optuna.trial.FrozenTrial], Ranked, list[str]]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.parameters import Params
 from hpo.search import budget, sampling
 from hpo.search.history import History, with_estimates
 from hpo.search.ordered_choices import to_choice
@@ -170,6 +171,22 @@ def test_a_sampler_is_shown_what_a_pruned_trial_would_probably_have_had() -> Non
     assert [trial.state.name for trial in shown] == ["COMPLETE"] * 5 + ["PRUNED"]
     assert [trial.value for trial in shown] == pytest.approx([0.5, 0.5, 0.6, 0.35 + 0.1, 0.1 + 0.3, 0])
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 3 + ["PRUNED"] * 3
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_a_constrained_study_learns_from_trials_whose_constraint_is_not_known(engine: sa.Engine, sampler: str) -> None:
+    def need_memory(params: Params) -> None:
+        if params["batch_size"] == 16:
+            raise MemoryError("too many images")
+
+    perturbation = {"name": "gaussian-noise", "sigma": 0.1, "weight": 0.5}
+    objective = {"clean": 0.5, "max_clean_drop": 0.01, "perturbations": [perturbation]}
+    pruner = {"name": "asha"}
+    spec = make_spec(budget=16, objective=objective, sampler={"name": sampler}, pruner=pruner, training={"epochs": 4})
+    study = run(engine, spec, need_memory)
+    unknown = [trial for trial in study.trials if not trial.constraints]
+    assert {"PRUNED", "COMPLETE"} == {trial.state.name for trial in unknown}
+    assert len(study.trials) == 16
 
 
 def test_auto_is_a_gaussian_process_and_then_tpe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,10 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
             "objective.perturbations.1.fraction: unknown key",
         ),
         ("objective.perturbations=[]", "objective.perturbations: must not be empty"),
-        ("sampler.name=tpee", "sampler.name: must be 'auto', 'tpe', 'gp', 'random' or 'grid', not 'tpee'. Did you mean 'tpe'?"),
+        (
+            "sampler.name=tpee",
+            "sampler.name: must be 'auto', 'tpe', 'gp', 'random' or 'grid', not 'tpee'. Did you mean 'tpe'?",
+        ),
         ("sampler.name=grid", "sampler: the grid needs choices, but search.learning_rate is a range"),
         ("warm_strat=other", "warm_strat: unknown key; allowed here: name, budget, seed, max_failed_share, warm_start"),
         ("pruner.name=hyperbnd", "Did you mean 'hyperband'?"),

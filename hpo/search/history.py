@@ -7,7 +7,7 @@ Optuna study over this memory, and the worker writes what they decided.
 
 import json
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Sequence
 from copy import copy
 from datetime import datetime
 from functools import lru_cache
@@ -125,26 +125,27 @@ def _study(name: str, shown: Sequence[FrozenTrial], current: FrozenTrial | None)
 def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
     """The study as samplers are shown it, of which some learn from complete trials alone: pruned and paused trials
     count as complete, with the score that they would have had if they had gained from their last epoch on what
-    complete trials gained (the median).
+    complete trials gained (the median). In a constrained study each complete trial has a constraint: at the border of
+    what is feasible where it is not known.
     """
-    return _study(study.study_name, list(_estimated(study.get_trials(deepcopy=False))), current)
-
-
-def _estimated(seen: Sequence[FrozenTrial]) -> Iterator[FrozenTrial]:
-    """The same trials; pruned ones as if they were complete, unless nothing can be said of their end."""
+    seen = study.get_trials(deepcopy=False)
     gains: dict[int, list[float]] = defaultdict(list)
     for trial in seen:
-        if trial.state == TrialState.COMPLETE:
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
             for epoch, score in trial.intermediate_values.items():
                 gains[epoch].append(trial.value - score)
     typical_gain = {epoch: median(gained) for epoch, gained in gains.items()}
-    for trial in seen:
+    notes = {CONSTRAINT_KEY: 0.0} if any(CONSTRAINT_KEY in trial.system_attrs for trial in seen) else {}
+    shown = []
+    for trial in map(copy, seen):
         epoch = max(trial.intermediate_values, default=0)
         if trial.state == TrialState.PRUNED and epoch in typical_gain:
-            trial = copy(trial)
             trial.state = TrialState.COMPLETE
             trial.value = trial.intermediate_values[epoch] + typical_gain[epoch]
-        yield trial
+        if trial.state == TrialState.COMPLETE:
+            trial.system_attrs = notes | trial.system_attrs
+        shown.append(trial)
+    return _study(study.study_name, shown, current)
 
 
 def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = False) -> Iterable[FrozenTrial]:

@@ -1,6 +1,6 @@
 """Which parameters a trial tries, and whether it goes on: Optuna's samplers and pruners as the spec names them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -58,7 +58,7 @@ class Search:
         study = self._history.study(self._current)
         tried = [trial.params for trial in study.get_trials(deepcopy=False)]
         shown = with_estimates(study, self._current)
-        params = _draw(_sampler(self.spec, _kind(self.spec, len(tried)), seed), shown, self._current, free)
+        params = _draw(_sampler(self.spec, _kind(self.spec, tried), seed), shown, self._current, free)
         for attempt in range(MOST_REDRAWS):
             if given | params not in tried:
                 break
@@ -118,10 +118,13 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
     return FloatDistribution(low, high, log=logarithmic)
 
 
-def _kind(spec: Spec, trials: int) -> str:
-    """Of sampler, for a study with so many trials."""
+def _kind(spec: Spec, tried: Sequence[Params]) -> str:
+    """Of sampler. Two workers that draw at the same time, and so do not see what the other draws, would draw alike from
+    a Gaussian process: then `auto` is TPE.
+    """
     if spec.sampler.name == "auto":
-        return "gp" if trials < MOST_GP_TRIALS else "tpe"
+        others_draw = any(not params for params in tried)
+        return "tpe" if others_draw or len(tried) >= MOST_GP_TRIALS else "gp"
     return spec.sampler.name
 
 
