@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hpo.spec import DataSpec
 from hpo.vision.augmentation import Augmentation
@@ -91,6 +92,21 @@ def test_a_training_that_goes_on_from_a_checkpoint_gives_what_the_unbroken_one_g
     rest = [(result.loss, result.accuracies) for result in go_on(resumed, digits)]
     assert [(first.loss, first.accuracies), *rest] == expected
     assert fingerprint(resumed.network.state_dict()) == fingerprint(unbroken.network.state_dict())
+
+
+def test_averaged_weights_have_batchnorm_statistics_of_their_own(digits: ImageSet) -> None:
+    training = start(epochs=1)
+    list(go_on(training, digits))
+    norm = next(m for m in training.averaged.trainable_part.modules() if isinstance(m, nn.BatchNorm2d))
+    recipe, inputs = training.recipe, []
+    norm.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    keys, pixels = (torch.from_numpy(a) for a in (digits.train.keys, digits.train.pixels[digits.train.rows]))
+    training.averaged.trainable_part(training.frozen_part(recipe.augmentation(pixels, keys, recipe.seed, 1)))
+    mean = inputs[0].mean((0, 2, 3))
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, mean, rtol=0.02, atol=0.002)
+    learned = training.network.get_submodule("resnet.bn1").running_mean
+    assert (mean - learned).abs().max() > 5 * (mean - norm.running_mean).abs().max(), "not those of the last weights"
 
 
 def test_a_damaged_checkpoint_is_none(digits: ImageSet) -> None:
