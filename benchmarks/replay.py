@@ -60,9 +60,11 @@ class Model:
         self.scores, self.noise = [], []
         for epoch in range(self.epochs):
             y = [line["scores"][min(epoch, len(line["scores"]) - 1)] for line in lines]
-            smooth = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=3).fit(x, y)
+            smooth = GaussianProcessRegressor(kernel, normalize_y=True, n_restarts_optimizer=3, random_state=0).fit(
+                x, y
+            )
             self.noise.append(float(np.sqrt(smooth.kernel_.k2.noise_level) * smooth._y_train_std))
-            self.scores.append(ExtraTreesRegressor(200).fit(x, y) if surrogate == "forest" else smooth)
+            self.scores.append(ExtraTreesRegressor(200, random_state=0).fit(x, y) if surrogate == "forest" else smooth)
         seconds = [line["cpu_seconds"] * TWO_THREADS / self.epochs for line in lines]
         self.cost = GaussianProcessRegressor(kernel, normalize_y=True).fit(x, seconds)
 
@@ -120,9 +122,13 @@ def play(model: Model, spec: Spec, seconds: float) -> Played:
 def variants() -> dict[str, tuple[list[str], Callable[[], None]]]:
     """Settings, and what is changed in the code for it."""
 
-    def change(startup: int | None = None, paused: int = 8, estimate: bool = True) -> Callable[[], None]:
+    usual = sampling.STARTUP_TRIALS
+
+    def change(
+        startup: int | None = None, paused: int = rungs.MOST_PAUSED, estimate: bool = True
+    ) -> Callable[[], None]:
         def apply() -> None:
-            sampling.STARTUP_TRIALS = {kind: startup or usual for kind, usual in (("tpe", 10), ("gp", 4))}
+            sampling.STARTUP_TRIALS = {kind: startup or trials for kind, trials in usual.items()}
             sampling.with_estimates = with_estimates if estimate else lambda study, current: study
             rungs.MOST_PAUSED = paused
 
