@@ -203,9 +203,11 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
     data = {"name": "digits", "images_per_class": 40, "validation_fraction": 0.1}
     changes = {"budget": 1, "training": {"epochs": 4, "horizontal_flip": False}, "data": data}
     study = write_study(tmp_path, **changes)
-    unbroken = hpo("run", study, "--storage", "sqlite:///unbroken.db", HPO_ARTIFACTS="elsewhere")
+    elsewhere = ("--storage", "sqlite:///unbroken.db")
+    # of two workers one trains, with one thread: two threads would wait for each other beside other tests
+    unbroken = hpo("run", study, "--workers", "2", *elsewhere, HPO_ARTIFACTS="elsewhere")
     assert unbroken.returncode == 0, unbroken.stderr
-    expected = json.loads(hpo("best", "study", "--json", "--storage", "sqlite:///unbroken.db").stdout)
+    expected = json.loads(hpo("best", "study", "--json", *elsewhere).stdout)
 
     hpo("submit", study)
     threads = str(expected["made_by"]["threads"])
