@@ -44,6 +44,7 @@ STOP_SECS = 10.0
 POLL_SECS = 0.2
 NO_CONDITIONS = {"does", "systems", "seeds", "again", "peers"}
 """Options that say nothing of how one run was made."""
+BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 Report = dict[str, Any]
 
 
@@ -166,6 +167,7 @@ def calibrate() -> float:
 
 def conditions(given: argparse.Namespace) -> dict[str, Any]:
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    flags = next((line for line in cpus if line.startswith("flags")), "")
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True
     ).stdout.strip()
@@ -175,6 +177,7 @@ def conditions(given: argparse.Namespace) -> dict[str, Any]:
         "archive": Path(given.archive).name if given.archive else "digits",
         "weights": Path(given.weights).name if given.weights else None,
         "cores": len(os.sched_getaffinity(0)),
+        "precision": "bf16" if BF16_FLAGS & set(flags.split()) else "fp32",  # hpo's; peers compute in fp32
         "cpu": next((line.split(":")[1].strip() for line in cpus if "model name" in line), "unknown"),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -225,6 +228,13 @@ def first_time(result: dict[str, Any], target: float) -> float:
 
 def report(given: argparse.Namespace) -> None:
     results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*-*.json"))]
+    kinds = {
+        f"{r['conditions']['cores']} cores of {r['conditions']['cpu']}, {r['conditions']['precision']}" for r in results
+    }
+    if len(kinds) > 1:
+        raise SystemExit(
+            f"these runs are of several kinds of machine, which do not compare: {'; '.join(sorted(kinds))}"
+        )
     by_system = {name: [r for r in results if r["system"] == name] for name in SYSTEMS}
     by_system = {name: found for name, found in by_system.items() if found}
     target = statistics.median(best_score(result) for result in by_system["plain"])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo.errors import WeightsError
+from hpo.vision.small_maps import replace_convolutions
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import ResNet
@@ -115,6 +116,7 @@ def build_network(
         torch.manual_seed(seed)
         resnet = getattr(torchvision.models, name)(num_classes=classes)
     _load(resnet, weights, name)
+    replace_convolutions(resnet)
     return Classifier(resnet, input_size, frozen_layers).to(memory_format=torch.channels_last)
 
 

@@ -1,0 +1,80 @@
+"""Convolutions of small maps as matrix products, against PyTorch's own."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpo.vision import small_maps
+from hpo.vision.network import build_network
+from hpo.vision.small_maps import SmallMapConv2d, replace_convolutions
+
+
+def learned(convolution: nn.Module, maps: Tensor) -> list[Tensor]:
+    """The output, and the gradients of a loss that weighs each value of it otherwise."""
+    maps = maps.clone().requires_grad_()
+    output = convolution(maps)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    gradients = [maps.grad, *(parameter.grad for parameter in convolution.parameters())]
+    return [output.detach(), *(gradient for gradient in gradients if gradient is not None)]
+
+
+@given(
+    images=st.integers(1, 5),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    size=st.integers(1, 3),
+    bias=st.booleans(),
+    layout=st.sampled_from([torch.channels_last, torch.contiguous_format]),
+    seed=st.integers(0, 100),
+)
+@settings(max_examples=60, deadline=None)
+def test_it_computes_and_learns_what_a_convolution_does(
+    images: int, channels: tuple[int, int], size: int, bias: bool, layout: torch.memory_format, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    plain = nn.Sequential(nn.Conv2d(*channels, 3, padding=1, bias=bias)).to(memory_format=layout)
+    replaced = copy.deepcopy(plain)
+    replace_convolutions(replaced)
+    assert type(replaced[0]) is SmallMapConv2d
+    maps = torch.rand(images, channels[0], size, size)
+    expected = learned(plain, maps)
+    found = learned(replaced, maps)
+    assert len(found) == len(expected) == 3 + bias
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "convolution",
+    [
+        nn.Conv2d(4, 4, 3, padding=1, stride=2),
+        nn.Conv2d(4, 4, 3),
+        nn.Conv2d(4, 4, 1),
+        nn.Conv2d(4, 4, 3, padding=1, groups=2),
+        nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+    ],
+    ids=["stride", "no padding", "1x1", "groups", "dilation", "reflected"],
+)
+def test_other_convolutions_stay(convolution: nn.Conv2d) -> None:
+    network = nn.Sequential(convolution)
+    replace_convolutions(network)
+    assert network[0] is convolution
+
+
+def test_a_network_in_training_agrees_with_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = torch.rand(8, 3, 64, 64), torch.arange(8) % 5
+    losses, gradients = [], []
+    for size in (small_maps.LARGEST_SIZE, 0):
+        monkeypatch.setattr(small_maps, "LARGEST_SIZE", size)
+        network = build_network("resnet18", 5, {}, 64, 0, seed=0)
+        loss = F.cross_entropy(network(images), labels)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
+    torch.testing.assert_close(losses[0], losses[1])
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
