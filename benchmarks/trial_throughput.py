@@ -61,7 +61,7 @@ def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
     training = Training(network, objective._recipe(params), objective.compute)
     training.network.train()
     epochs = _Batches(objective.images.train, objective.compute.device)
-    stream = (batch for epoch in range(1, 100) for batch in epochs.of_epoch(training.recipe, epoch))
+    stream = (batch for epoch in range(1, 100) for batch in epochs.of_epoch(training.recipe, epoch, BATCH_SIZE))
     number = 0
 
     def step() -> int:
