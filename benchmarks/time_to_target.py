@@ -44,7 +44,6 @@ STOP_SECS = 10.0
 POLL_SECS = 0.2
 NO_CONDITIONS = {"does", "systems", "seeds", "again", "peers"}
 """Options that say nothing of how one run was made."""
-BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 Report = dict[str, Any]
 
 
@@ -166,8 +165,9 @@ def calibrate() -> float:
 
 
 def conditions(given: argparse.Namespace) -> dict[str, Any]:
+    from hpo.vision.device import cpu_multiplies_bf16
+
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
-    flags = next((line for line in cpus if line.startswith("flags")), "")
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True
     ).stdout.strip()
@@ -177,7 +177,7 @@ def conditions(given: argparse.Namespace) -> dict[str, Any]:
         "archive": Path(given.archive).name if given.archive else "digits",
         "weights": Path(given.weights).name if given.weights else None,
         "cores": len(os.sched_getaffinity(0)),
-        "precision": "bf16" if BF16_FLAGS & set(flags.split()) else "fp32",  # hpo's; peers compute in fp32
+        "precision": "bf16" if cpu_multiplies_bf16() else "fp32",  # hpo's; peers compute in fp32
         "cpu": next((line.split(":")[1].strip() for line in cpus if "model name" in line), "unknown"),
         "python": platform.python_version(),
         "torch": version("torch"),

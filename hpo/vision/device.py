@@ -33,10 +33,10 @@ def choose_compute(threads: int | None) -> Compute:
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False))
-    return Compute(torch.device("cpu"), _cpu_multiplies_bf16())
+    return Compute(torch.device("cpu"), cpu_multiplies_bf16())
 
 
-def _cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16() -> bool:
     """Whether the CPU has bf16 instructions; emulated, bf16 is slower than fp32."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="ascii")
