@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from time_to_target import HERE, RESULTS, STUDY, SYSTEMS, best_score, export_images, overrides
+from time_to_target import HERE, STUDY, SYSTEMS, best_score, export_images, finished_runs, overrides, precision
 
 from hpo.spec import Spec, load_spec
 
@@ -38,7 +38,7 @@ print(json.dumps(last))
 
 def median_runs() -> Iterator[dict[str, Any]]:
     """The run of each system whose best score is the (lower) median."""
-    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*-*.json"))]
+    results = finished_runs(precision())
     for system in SYSTEMS:
         if found := sorted((r for r in results if r["system"] == system), key=best_score):
             yield found[(len(found) - 1) // 2]

@@ -7,8 +7,9 @@ weights, search space, objective and cores.
     python benchmarks/time_to_target.py report
 
 One run after the other, each ended after 20 minutes; each leaves one JSON file with every report (wall-clock time,
-trial, epoch, score) and its conditions in `results/time_to_target/`, and `report` makes a table and a plot of what is
-there. Whatever a trial reports on all the tuning images counts, for every system alike. The seed draws the training
+trial, epoch, score) and its conditions in `results/time_to_target/`, in the folder of its kind of machine: CPUs that
+multiply bf16 and others do not compare. `report` makes a table and a plot of the runs of this machine's kind. Whatever
+a trial reports on all the tuning images counts, for every system alike. The seed draws the training
 and tuning images, and seeds the search and the training. Without --archive: handwritten digits.
 """
 
@@ -153,6 +154,13 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def precision() -> str:
+    """What hpo computes in on this machine's CPU; peers compute in fp32."""
+    from hpo.vision.device import cpu_multiplies_bf16
+
+    return "bf16" if cpu_multiplies_bf16() else "fp32"
+
+
 def calibrate() -> float:
     """How fast this machine is just now: Gflop/s of fp32 matrix products on two cores."""
     rng = np.random.default_rng(0)
@@ -165,8 +173,6 @@ def calibrate() -> float:
 
 
 def conditions(given: argparse.Namespace) -> dict[str, Any]:
-    from hpo.vision.device import cpu_multiplies_bf16
-
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty=+"], cwd=HERE, capture_output=True, text=True
@@ -177,7 +183,7 @@ def conditions(given: argparse.Namespace) -> dict[str, Any]:
         "archive": Path(given.archive).name if given.archive else "digits",
         "weights": Path(given.weights).name if given.weights else None,
         "cores": len(os.sched_getaffinity(0)),
-        "precision": "bf16" if cpu_multiplies_bf16() else "fp32",  # hpo's; peers compute in fp32
+        "precision": precision(),
         "cpu": next((line.split(":")[1].strip() for line in cpus if "model name" in line), "unknown"),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -187,10 +193,11 @@ def conditions(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def run(given: argparse.Namespace) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
+    results = RESULTS / precision()
+    results.mkdir(parents=True, exist_ok=True)
     for seed in given.seeds:
         for system in given.systems:
-            file = RESULTS / f"{system}-{seed}.json"
+            file = results / f"{system}-{seed}.json"
             if file.exists() and not given.again:
                 continue
             kept = conditions(given)
@@ -216,6 +223,14 @@ def run(given: argparse.Namespace) -> None:
             )
 
 
+def finished_runs(kind: str) -> list[dict[str, Any]]:
+    """Of machines whose precision is this."""
+    files = sorted((RESULTS / kind).glob("*-*.json"))
+    if not files:
+        raise SystemExit(f"no runs in {RESULTS / kind}")
+    return [json.loads(file.read_text()) for file in files]
+
+
 def best_score(result: dict[str, Any]) -> float:
     return max(report["score"] for report in result["reports"])
 
@@ -227,14 +242,7 @@ def first_time(result: dict[str, Any], target: float) -> float:
 
 
 def report(given: argparse.Namespace) -> None:
-    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*-*.json"))]
-    kinds = {
-        f"{r['conditions']['cores']} cores of {r['conditions']['cpu']}, {r['conditions']['precision']}" for r in results
-    }
-    if len(kinds) > 1:
-        raise SystemExit(
-            f"these runs are of several kinds of machine, which do not compare: {'; '.join(sorted(kinds))}"
-        )
+    results = finished_runs(given.precision)
     by_system = {name: [r for r in results if r["system"] == name] for name in SYSTEMS}
     by_system = {name: found for name, found in by_system.items() if found}
     target = statistics.median(best_score(result) for result in by_system["plain"])
@@ -251,7 +259,7 @@ def report(given: argparse.Namespace) -> None:
             f"{name:10} {len(found):5} {statistics.median(times):19.0f} {shown_times:36} "
             f"{statistics.median(bests):11.4f}  {shown_bests}"
         )
-    draw(by_system, target, HERE / "results" / "time_to_target.png")
+    draw(by_system, target, RESULTS / f"{given.precision}.png")
 
 
 def draw(by_system: dict[str, list[dict[str, Any]]], target: float, path: Path) -> None:
@@ -300,7 +308,9 @@ def main() -> None:
     running.add_argument("--weights", type=os.path.abspath)
     running.add_argument("--peers", type=os.path.abspath)
     running.add_argument("--again", action="store_true", help="replace results that exist")
-    commands.add_parser("report", help="table and plot of the results").set_defaults(does=report)
+    reporting = commands.add_parser("report", help="table and plot of the results")
+    reporting.set_defaults(does=report)
+    reporting.add_argument("--precision", choices=["bf16", "fp32"], default=precision(), help="of the machine's kind")
     given = parser.parse_args()
     given.does(given)
 
