@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo.errors import WeightsError
-from hpo.vision.small_maps import replace_convolutions
+from hpo.vision.winograd import replace_convolutions
 
 if TYPE_CHECKING:
     from torchvision.models.resnet import ResNet

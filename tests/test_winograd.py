@@ -1,4 +1,4 @@
-"""Convolutions of small maps as matrix products, against PyTorch's own."""
+"""Winograd's convolutions, against PyTorch's own."""
 
 import copy
 
@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpo.vision import small_maps
+from hpo.vision import winograd
 from hpo.vision.network import build_network
-from hpo.vision.small_maps import SmallMapConv2d, replace_convolutions
+from hpo.vision.winograd import WinogradConv2d, replace_convolutions
 
 
 def learned(convolution: nn.Module, maps: Tensor) -> list[Tensor]:
@@ -26,7 +26,7 @@ def learned(convolution: nn.Module, maps: Tensor) -> list[Tensor]:
 @given(
     images=st.integers(1, 5),
     channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    size=st.integers(1, 3),
+    size=st.sampled_from([1, 2, 3, 4, 8, 16, 20]),
     bias=st.booleans(),
     layout=st.sampled_from([torch.channels_last, torch.contiguous_format]),
     seed=st.integers(0, 100),
@@ -39,13 +39,14 @@ def test_it_computes_and_learns_what_a_convolution_does(
     plain = nn.Sequential(nn.Conv2d(*channels, 3, padding=1, bias=bias)).to(memory_format=layout)
     replaced = copy.deepcopy(plain)
     replace_convolutions(replaced)
-    assert type(replaced[0]) is SmallMapConv2d
+    assert type(replaced[0]) is WinogradConv2d
     maps = torch.rand(images, channels[0], size, size)
     expected = learned(plain, maps)
     found = learned(replaced, maps)
     assert len(found) == len(expected) == 3 + bias
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert ours.shape == theirs.shape
+        assert (ours - theirs).norm() <= 2e-5 * theirs.norm() + 1e-6
 
 
 @pytest.mark.parametrize(
@@ -67,14 +68,14 @@ def test_other_convolutions_stay(convolution: nn.Conv2d) -> None:
 
 
 def test_a_network_in_training_agrees_with_torchvisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients less closely than logits: a value near 0 may be to one side of a ReLU here and to the other there."""
     images, labels = torch.rand(8, 3, 64, 64), torch.arange(8) % 5
-    losses, gradients = [], []
-    for size in (small_maps.LARGEST_SIZE, 0):
-        monkeypatch.setattr(small_maps, "LARGEST_SIZE", size)
+    logits, gradients = [], []
+    for size in (winograd.LARGEST_SIZE, 0):
+        monkeypatch.setattr(winograd, "LARGEST_SIZE", size)
         network = build_network("resnet18", 5, {}, 64, 0, seed=0)
-        loss = F.cross_entropy(network(images), labels)
-        loss.backward()
-        losses.append(loss.detach())
+        logits.append(network(images))
+        F.cross_entropy(logits[-1], labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
-    torch.testing.assert_close(losses[0], losses[1])
-    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[1].norm()
+    assert 0 < (logits[0] - logits[1]).norm() < 1e-4 * logits[1].norm()
+    assert (gradients[0] - gradients[1]).norm() < 3e-2 * gradients[1].norm()
