@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised when workers of an older version may not share a study with this one: what is stored, or how trials train."""
 
 if TYPE_CHECKING:

@@ -19,6 +19,8 @@ from hpo.errors import HpoError, StorageError
 from hpo.stopping import INTERRUPTED_EXIT_CODE
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from hpo.spec import Spec
 
 
@@ -130,7 +132,10 @@ def init(storage: str) -> None:
 )
 @click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
 @click.option("--supervised", is_flag=True, hidden=True, help="End when stdin does: `hpo launch` says this.")
-def worker(studies: Sequence[str], storage: str, threads: int | None, forever: bool, supervised: bool) -> None:
+@click.option("--held", is_flag=True, hidden=True, help="Load PyTorch, then wait for a word: `hpo run` says this.")
+def worker(
+    studies: Sequence[str], storage: str, threads: int | None, forever: bool, supervised: bool, held: bool
+) -> None:
     """Take trials of studies until their budgets are used.
 
     Of all studies in the database, if none is named. SIGTERM or Ctrl-C: the running trial's slot is given back, to go
@@ -143,12 +148,27 @@ def worker(studies: Sequence[str], storage: str, threads: int | None, forever: b
 
     stop_on_signals(exit_for_certain=True)
     name = worker_name(os.getpid())
+    word = stop_with_parent() if supervised else None
+    if word and held and not _is_released(word):
+        return
     try:
-        if supervised:
-            stop_with_parent()
         work(open_engine(parse_url(storage)), studies, _objective_loader(threads), name, click.echo, forever)
     except Stopped:
         click.echo(f"worker {name} stopped; a trial that it ran was given back")
+
+
+def _is_released(word: "Event") -> bool:
+    """Loads what takes seconds, then waits while the supervisor checks what was given; False if it asks to stop."""
+    from hpo.stopping import Stopped, deferred
+
+    try:
+        with deferred():
+            import torchvision  # noqa: F401
+
+            import hpo.objective  # noqa: F401
+        return word.wait()
+    except Stopped:
+        return False
 
 
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:

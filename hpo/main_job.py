@@ -15,15 +15,15 @@ import sqlalchemy as sa
 
 from hpo import display
 from hpo.artifacts import open_artifacts
-from hpo.errors import StudyError
-from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
+from hpo.errors import StorageError, StudyError
+from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
 from hpo.search import heartbeats
 from hpo.search.budget import count
 from hpo.search.outages import outlast
 from hpo.search.queries import best_trials
 from hpo.search.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
 from hpo.search.study import Study, find_studies, submit
-from hpo.spec import Spec
+from hpo.spec import ModelSpec, Spec
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.vision.images import load_images
 
@@ -35,17 +35,23 @@ TEND_SECS = 0.5
 def run_study(spec: Spec, storage: str, workers: int) -> None:
     """Submits a study, works on it with so many processes until its budget is used, prints the best configurations."""
     url = parse_url(storage)
-    _check_inputs(spec)
-    engine = create_database(url)
-    study, new = submit(engine, spec)
-    if study.stopped:
-        raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
-    heartbeats.reap(engine, study.study_id)
-    if count(engine, study.study_id).finished < study.budget:
-        does = "submitted" if new else "goes on"
-        logs = LOGS / study.spec.folder_name
-        click.echo(f"study {study.name} {does}: budget {study.budget}, {_counted(workers)}, logs in {logs}/", err=True)
-        with _fleet(engine, storage, [study.name], workers, logs) as fleet:
+    with display.StepProgress() as progress:
+        images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
+    logs = LOGS / spec.folder_name
+    with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:
+        _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
+        open_artifacts().check()
+        engine = create_database(url)
+        study, new = submit(engine, spec)
+        if study.stopped:
+            raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
+        heartbeats.reap(engine, study.study_id)
+        if count(engine, study.study_id).finished < study.budget:
+            does = "submitted" if new else "goes on"
+            counted = f"budget {study.budget}, {_counted(workers)}, logs in {logs}/"
+            click.echo(f"study {study.name} {does}: {counted}", err=True)
+            stop_on_signals()
+            release(fleet)
             display.follow(engine, study, partial(tend, fleet))
     _print_end(engine, study, storage)
 
@@ -56,7 +62,8 @@ def launch(names: Sequence[str], storage: str, workers: int, forever: bool) -> N
     studies = find_studies(engine, names)
     logs = LOGS / studies[0].spec.folder_name if len(names) == 1 else LOGS
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
-    with _fleet(engine, storage, names, workers, logs, forever) as fleet:
+    stop_on_signals()
+    with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
         while tend(fleet):
             time.sleep(TEND_SECS)
     for study in find_studies(engine, names):
@@ -64,18 +71,14 @@ def launch(names: Sequence[str], storage: str, workers: int, forever: bool) -> N
 
 
 @contextmanager
-def _fleet(
-    engine: sa.Engine, storage: str, names: Sequence[str], count: int, logs: Path, forever: bool = False
-) -> Iterator[Fleet]:
+def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path, held: bool = False) -> Iterator[Fleet]:
     """Supervised workers. A signal stops them, and what follows in the block is left out."""
-    options = ["--supervised", *(["--forever"] if forever else [])]
-    command = [sys.executable, "-m", "hpo", "worker", *options, "--", *names]
+    command = [sys.executable, "-m", "hpo", "worker", "--supervised", *arguments]
     say = partial(click.echo, err=True)
-    stop_on_signals()
     fleet = None
     try:
         # the URL goes through the environment, where `ps` does not show it
-        fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, engine), say)
+        fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, storage), say, held)
         yield fleet
     except Stopped:
         click.echo("stopping: each worker gives its slot back", err=True)
@@ -84,10 +87,10 @@ def _fleet(
             stop_fleet(fleet)
 
 
-def _bury(engine: sa.Engine, worker: str) -> bool:
+def _bury(storage: str, worker: str) -> bool:
     try:
-        return heartbeats.bury(engine, worker)
-    except sa.exc.SQLAlchemyError:  # the database is away; its trial will be reaped
+        return heartbeats.bury(open_engine(parse_url(storage)), worker)
+    except (StorageError, sa.exc.SQLAlchemyError):  # the database is away; its trial will be reaped
         return True
 
 
@@ -95,16 +98,13 @@ def _counted(workers: int) -> str:
     return "1 worker" if workers == 1 else f"{workers} workers"
 
 
-def _check_inputs(spec: Spec) -> None:
-    """Whatever is wrong with images, weights or the artifact store is said here, before the database is written."""
-    with display.StepProgress() as progress:
-        images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
-    if spec.model.weights != "none":
+def _check_weights(model: ModelSpec, classes: int) -> None:
+    """Raises WeightsError: what is wrong is said before the database is written."""
+    if model.weights != "none":
         from hpo.vision.network import build_network, read_weights
 
-        weights = read_weights(spec.model.name, spec.model.weights)
-        build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, frozen_layers=0, seed=0)
-    open_artifacts().check()
+        weights = read_weights(model.name, model.weights)
+        build_network(model.name, classes, weights, model.input_size, frozen_layers=0, seed=0)
 
 
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:

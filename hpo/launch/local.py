@@ -1,9 +1,11 @@
 """Workers as supervised processes of this machine: each with its share of the cores or its GPU, and its own log.
 
 Those that die are started again, later each time; one that cannot start at all ends the attempt. No worker outlives
-its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL.
+its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL. A byte in the pipe is the
+word that a worker may begin.
 """
 
+import contextlib
 import os
 import shutil
 import signal
@@ -59,13 +61,14 @@ class LocalWorker:
 @dataclass
 class Fleet:
     """The workers that one supervisor looks after. on_death: takes the name of one that died, gives back what it had,
-    and says whether it had ever taken a trial.
+    and says whether it had ever taken a trial; held: whether those that wait for a word have to wait.
     """
 
     command: Sequence[str]
     workers: list[LocalWorker]
     on_death: OnDeath
     say: Say
+    held: bool = False
 
 
 def worker_name(pid: int) -> str:
@@ -74,9 +77,15 @@ def worker_name(pid: int) -> str:
 
 
 def start_fleet(
-    command: Sequence[str], count: int, logs: Path, environment: Mapping[str, str], on_death: OnDeath, say: Say
+    command: Sequence[str],
+    count: int,
+    logs: Path,
+    environment: Mapping[str, str],
+    on_death: OnDeath,
+    say: Say,
+    held: bool = False,
 ) -> Fleet:
-    """Starts `count` workers with this command."""
+    """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
     logs.mkdir(parents=True, exist_ok=True)
     gpus = visible_gpus()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -91,7 +100,7 @@ def start_fleet(
         if gpus:
             share["CUDA_VISIBLE_DEVICES"] = gpus[(number - 1) % len(gpus)]
         workers.append(LocalWorker(number, logs / f"worker-{number}.log", os.environ | environment | share))
-    fleet = Fleet(command, workers, on_death, say)
+    fleet = Fleet(command, workers, on_death, say, held)
     for worker in workers:
         _start(fleet, worker)
     return fleet
@@ -113,11 +122,26 @@ def _start(fleet: Fleet, worker: LocalWorker) -> None:
         worker.process = subprocess.Popen(
             fleet.command,
             env=dict(worker.environment),
-            stdin=subprocess.PIPE,  # only its end matters
+            stdin=subprocess.PIPE,
             stdout=stream,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    if not fleet.held:
+        _give_the_word(worker)
+
+
+def _give_the_word(worker: LocalWorker) -> None:
+    if worker.process and worker.process.stdin:
+        with contextlib.suppress(BrokenPipeError):  # it has died already
+            os.write(worker.process.stdin.fileno(), b"\n")
+
+
+def release(fleet: Fleet) -> None:
+    """All workers may begin, and those that are started from now on."""
+    fleet.held = False
+    for worker in fleet.workers:
+        _give_the_word(worker)
 
 
 def tend(fleet: Fleet) -> bool:
@@ -164,7 +188,9 @@ def _forget(worker: LocalWorker) -> None:
 
 
 def stop_fleet(fleet: Fleet) -> None:
-    """Asks those still running to stop, and waits; after STOP_SECS they are killed."""
+    """Asks those still running to stop, and waits; after STOP_SECS they are killed. Of workers that never got the word
+    to begin, nothing is left, not even empty logs.
+    """
     running = [worker.process for worker in fleet.workers if worker.process and worker.process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGTERM)
@@ -177,3 +203,14 @@ def stop_fleet(fleet: Fleet) -> None:
             process.wait()
     for worker in fleet.workers:
         _forget(worker)
+    if fleet.held:
+        _remove_empty([worker.log for worker in fleet.workers])
+
+
+def _remove_empty(logs: Sequence[Path]) -> None:
+    for log in logs:
+        if log.stat().st_size == 0:
+            log.unlink()
+    for folder in (logs[0].parent, logs[0].parent.parent):
+        with contextlib.suppress(OSError):  # others' logs
+            folder.rmdir()
