@@ -17,7 +17,7 @@ from hpo.vision.augmentation import Augmentation
 from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
 from hpo.vision.device import Compute
 from hpo.vision.evaluation import build_evaluation_set, evaluate
-from hpo.vision.images import ImageSet, load_images
+from hpo.vision.images import ImageSet, Split, load_images
 from hpo.vision.inference import Inference
 from hpo.vision.network import build_network, fingerprint
 from hpo.vision.perturbations import perturb
@@ -35,9 +35,11 @@ def digits(data_root: Path) -> ImageSet:
 
 def a_fifth(images: ImageSet) -> ImageSet:
     """For trainings in bf16, which take ten times as long on a CPU that has no instructions for it."""
-    train = images.train
-    fewer = replace(train, rows=train.rows[::5], labels=train.labels[::5], keys=train.keys[::5])
-    return replace(images, train=fewer)
+
+    def fewer(split: Split) -> Split:
+        return replace(split, rows=split.rows[::5], labels=split.labels[::5], keys=split.keys[::5])
+
+    return replace(images, train=fewer(images.train), tuning=fewer(images.tuning))
 
 
 def start(compute: Compute = FP32, seed: int = 0, frozen: int = 0, **recipe: object) -> Training:
