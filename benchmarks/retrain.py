@@ -4,8 +4,8 @@ seeds by the system's own training, and scored on the locked test images.
     python benchmarks/retrain.py --peers ~/peers --archive tiny-imagenet-50.zip --weights resnet18.safetensors
 
 The best of a system is that of its run with the median best score, on the training images of that run; the test images
-(TinyImageNet's own validation images) were seen by no search. Trainings that are in `results/retrain.jsonl` are not
-repeated.
+(TinyImageNet's own validation images) were seen by no search. Trainings that are in `results/retrain-PRECISION.jsonl`,
+a file for each kind of machine as there, are not repeated.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from time_to_target import HERE, STUDY, SYSTEMS, best_score, export_images, fini
 
 from hpo.spec import Spec, load_spec
 
-KEPT = HERE / "results" / "retrain.jsonl"
+KEPT = HERE / "results" / f"retrain-{precision()}.jsonl"
 TRAINING_SEEDS = range(1000, 1005)
 PEER = """
 import json, sys

@@ -89,7 +89,11 @@ def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path, held:
 
 def _bury(storage: str, worker: str) -> bool:
     try:
-        return heartbeats.bury(open_engine(parse_url(storage)), worker)
+        engine = open_engine(parse_url(storage))
+        try:
+            return heartbeats.bury(engine, worker)
+        finally:
+            engine.dispose()
     except (StorageError, sa.exc.SQLAlchemyError):  # the database is away; its trial will be reaped
         return True
 
