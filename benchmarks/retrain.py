@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from time_to_target import HERE, STUDY, SYSTEMS, best_score, export_images, finished_runs, overrides, precision
+from time_to_target import HERE, STUDY, export_images, overrides, precision
+from time_to_target_report import SYSTEMS, best_score, finished_runs
 
 from hpo.spec import Spec, load_spec
 

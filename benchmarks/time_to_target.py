@@ -20,7 +20,6 @@ import os
 import platform
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -32,15 +31,14 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from PIL import Image
+from time_to_target_report import RESULTS, SYSTEMS, print_and_draw
 
 from hpo.search.tables import trial_intermediate_values, trial_params, trials
 from hpo.spec import Spec, load_spec
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "time_to_target"
 STUDY = HERE / "time_to_target.toml"
 PEERS = {"plain": "plain_optuna.py", "ray": "ray_tune.py", "syne-tune": "syne_tune_asha.py"}
-SYSTEMS = ["plain", "ray", "syne-tune", "hpo"]
 STOP_SECS = 10.0
 POLL_SECS = 0.2
 NO_CONDITIONS = {"does", "systems", "seeds", "again", "peers"}
@@ -223,76 +221,6 @@ def run(given: argparse.Namespace) -> None:
             )
 
 
-def finished_runs(kind: str) -> list[dict[str, Any]]:
-    """Of machines whose precision is this."""
-    files = sorted((RESULTS / kind).glob("*-*.json"))
-    if not files:
-        raise SystemExit(f"no runs in {RESULTS / kind}")
-    return [json.loads(file.read_text()) for file in files]
-
-
-def best_score(result: dict[str, Any]) -> float:
-    return max(report["score"] for report in result["reports"])
-
-
-def first_time(result: dict[str, Any], target: float) -> float:
-    """Seconds; the whole length of the run if it never had it."""
-    times = [report["time"] for report in result["reports"] if report["score"] >= target]
-    return min([*times, result["conditions"]["minutes"] * 60])
-
-
-def report(given: argparse.Namespace) -> None:
-    results = finished_runs(given.precision)
-    by_system = {name: [r for r in results if r["system"] == name] for name in SYSTEMS}
-    by_system = {name: found for name, found in by_system.items() if found}
-    target = statistics.median(best_score(result) for result in by_system["plain"])
-    print(
-        f"target: {target:.4f}, the median of the best scores of {len(by_system['plain'])} runs of the plain script\n"
-    )
-    print(f"{'system':10} {'seeds':>5} {'median s to target':>19} {'all':36} {'median best':>11}  all")
-    for name, found in by_system.items():
-        times = [first_time(result, target) for result in found]
-        bests = [best_score(result) for result in found]
-        shown_times = " ".join(f"{seconds:.0f}" for seconds in times)
-        shown_bests = " ".join(f"{score:.4f}" for score in bests)
-        print(
-            f"{name:10} {len(found):5} {statistics.median(times):19.0f} {shown_times:36} "
-            f"{statistics.median(bests):11.4f}  {shown_bests}"
-        )
-    draw(by_system, target, RESULTS / f"{given.precision}.png")
-
-
-def draw(by_system: dict[str, list[dict[str, Any]]], target: float, path: Path) -> None:
-    """The best score so far over time: all runs thin, each system in its colour."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=120)
-    for colour, (name, found) in enumerate(by_system.items()):
-        for position, result in enumerate(found):
-            ordered = sorted(result["reports"], key=lambda report: report["time"])
-            best = np.maximum.accumulate([report["score"] for report in ordered])
-            times = [report["time"] / 60 for report in ordered]
-            end_minute = result["conditions"]["minutes"]
-            axes.step(
-                [*times, end_minute],
-                [*best, best[-1]],
-                where="post",
-                color=f"C{colour}",
-                alpha=0.7,
-                linewidth=1.2,
-                label=name if position == 0 else None,
-            )
-    axes.axhline(target, color="grey", linestyle=":", label=f"target {target:.3f}")
-    axes.set(xlabel="minutes", ylabel="best score so far", ylim=(0.3, None))
-    axes.legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(path)
-    print(f"\nplot: {path}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -309,7 +237,7 @@ def main() -> None:
     running.add_argument("--peers", type=os.path.abspath)
     running.add_argument("--again", action="store_true", help="replace results that exist")
     reporting = commands.add_parser("report", help="table and plot of the results")
-    reporting.set_defaults(does=report)
+    reporting.set_defaults(does=lambda given: print_and_draw(given.precision))
     reporting.add_argument("--precision", choices=["bf16", "fp32"], default=precision(), help="of the machine's kind")
     given = parser.parse_args()
     given.does(given)

@@ -26,6 +26,7 @@ from hpo.search.study import Study, find_studies, submit
 from hpo.spec import ModelSpec, Spec
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.vision.images import load_images
+from hpo.vision.weights_file import weights_file
 
 LOGS = Path("hpo-logs")
 SHOWN = 5
@@ -35,6 +36,7 @@ TEND_SECS = 0.5
 def run_study(spec: Spec, storage: str, workers: int) -> None:
     """Submits a study, works on it with so many processes until its budget is used, prints the best configurations."""
     url = parse_url(storage)
+    weights_file(spec.model.weights)
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
     logs = LOGS / spec.folder_name

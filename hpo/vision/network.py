@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo.errors import WeightsError
+from hpo.vision.weights_file import weights_file
 from hpo.vision.winograd import replace_convolutions
 
 if TYPE_CHECKING:
@@ -147,17 +148,11 @@ def read_weights(name: str, weights: str) -> Weights:
 
     Raises WeightsError.
     """
-    if weights == "none":
-        return {}
-    if weights == "imagenet":
-        return _imagenet_weights(name)
-    path = Path(weights).expanduser()
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise WeightsError(f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file")
+    path = weights_file(weights)
+    if path is None:
+        return {} if weights == "none" else _imagenet_weights(name)
     try:
         tensors = load_file(path) if path.suffix == ".safetensors" else _load_pth(path)
-    except FileNotFoundError:
-        raise WeightsError(f"model.weights: {path} does not exist") from None
     except pickle.UnpicklingError:
         raise WeightsError(
             f"model.weights: {path} cannot be read: it holds more than tensors, which could run code when loaded; "
