@@ -36,7 +36,7 @@ TEND_SECS = 0.5
 def run_study(spec: Spec, storage: str, workers: int) -> None:
     """Submits a study, works on it with so many processes until its budget is used, prints the best configurations."""
     url = parse_url(storage)
-    weights_file(spec.model.weights)
+    weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
     logs = LOGS / spec.folder_name

@@ -36,6 +36,8 @@ def _checked_name(name: str) -> str:
 
 PathText = Annotated[str, AfterValidator(_checked_path)]
 """A path as text; `~` is the home folder."""
+WEIGHTS_WITHOUT_FILE = ("imagenet", "none")
+"""Values of `model.weights` that name no file."""
 
 
 class DataSpec(Section):
@@ -237,7 +239,7 @@ def _with_absolute_paths(spec: Spec) -> Spec:
     data, model = spec.data, spec.model
     if data.archive is not None:
         data = data.model_copy(update={"archive": _absolute(data.archive)})
-    if model.weights not in ("imagenet", "none"):
+    if model.weights not in WEIGHTS_WITHOUT_FILE:
         model = model.model_copy(update={"weights": _absolute(model.weights)})
     return spec.model_copy(update={"data": data, "model": model})
 

@@ -111,6 +111,8 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     save_file({}, tmp_path / "empty.safetensors")
     expected = {
         "absent.safetensors": "does not exist",
+        f"{'long' * 100}.safetensors": "cannot be read: File name too long",
+        "text.pth/below.safetensors": "cannot be read: Not a directory",
         "text.safetensors": "cannot be read",
         "text.pth": "cannot be read",
         "list.pth": "must hold tensors by name",

@@ -3,18 +3,22 @@
 from pathlib import Path
 
 from hpo.errors import WeightsError
+from hpo.spec import WEIGHTS_WITHOUT_FILE
 
-NO_FILES = ("imagenet", "none")
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 def weights_file(weights: str) -> Path | None:
-    """None if the weights are in no file of the user's. Raises WeightsError if there is no such file."""
-    if weights in NO_FILES:
+    """None if the weights are in no file of the user's. Raises WeightsError if the file is absent or out of reach."""
+    if weights in WEIGHTS_WITHOUT_FILE:
         return None
     path = Path(weights).expanduser()
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file")
-    if not path.exists():
-        raise WeightsError(f"model.weights: {path} does not exist")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise WeightsError(f"model.weights: {path} does not exist") from None
+    except OSError as error:
+        raise WeightsError(f"model.weights: {path} cannot be read: {error.strerror}") from None
     return path
