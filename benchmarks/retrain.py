@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from time_to_target import HERE, STUDY, export_images, overrides, precision
+from time_to_target import HERE, STUDY, conditions, export_images, overrides, precision
 from time_to_target_report import SYSTEMS, best_score, finished_runs
 
 from hpo.spec import Spec, load_spec
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--peers", type=os.path.abspath, required=True)
     given = parser.parse_args()
     lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
+    made_by = conditions(given)
     there = {(line["system"], line["seed"], line["training_seed"], json.dumps(line["params"])) for line in lines}
     for result in median_runs():
         system, seed = result["system"], result["seed"]
@@ -113,7 +114,7 @@ def main() -> None:
                     python = Path(given.peers) / system / "bin" / "python"
                     measured = train_as_peer(python, spec, params, training_seed, Path(folder))
             line = {"system": system, "seed": seed, "training_seed": training_seed, "measured": measured}
-            lines.append(line | {"params": params})
+            lines.append(line | {"params": params, "conditions": made_by})
             with KEPT.open("a") as stream:
                 stream.write(json.dumps(lines[-1]) + "\n")
             print(json.dumps(lines[-1]), flush=True)
