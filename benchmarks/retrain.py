@@ -9,6 +9,7 @@ a file for each kind of machine as there, are not repeated.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -27,14 +28,17 @@ from hpo.spec import Spec, load_spec
 KEPT = HERE / "results" / f"retrain-{precision()}.jsonl"
 TRAINING_SEEDS = range(1000, 1005)
 PEER = """
-import json, sys
+import itertools, json, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from fine_tuning import train
+import fine_tuning
 config, folder, epochs, seed = json.loads(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5])
-*_, last = train(config, folder, epochs, loader_workers=2, seed=seed)
+epoch, score, unscored = itertools.count(1), fine_tuning.accuracies, dict.fromkeys(fine_tuning.SCORE_WEIGHTS, 0.0)
+fine_tuning.accuracies = lambda *images: score(*images) if next(epoch) == epochs else unscored
+*_, last = fine_tuning.train(config, folder, epochs, loader_workers=2, seed=seed)
 print(json.dumps(last))
 """
+"""The peers' training, scored after its last epoch alone."""
 
 
 def median_runs() -> Iterator[dict[str, Any]]:
@@ -58,7 +62,8 @@ def train_as_hpo(spec: Spec, params: dict[str, Any], seed: int, folder: Path) ->
 
 
 def train_as_peer(python: Path, spec: Spec, params: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
-    export_images(spec, folder, "test")
+    if not folder.exists():
+        export_images(spec, folder, "test")
     command = [python, "-c", PEER, HERE / "peers", json.dumps(params), folder, spec.training.epochs, seed]
     done = subprocess.run([str(part) for part in command], cwd=folder, capture_output=True, text=True, check=True)
     measured: dict[str, float] = json.loads(done.stdout)
@@ -100,19 +105,18 @@ def main() -> None:
     lines = [json.loads(line) for line in KEPT.read_text().splitlines()] if KEPT.exists() else []
     made_by = conditions(given)
     there = {(line["system"], line["seed"], line["training_seed"], json.dumps(line["params"])) for line in lines}
-    for result in median_runs():
-        system, seed = result["system"], result["seed"]
-        params = as_params(max(result["reports"], key=lambda report: report["score"]))
-        spec = load_spec(STUDY, overrides(given, seed, given.epochs))
-        for training_seed in TRAINING_SEEDS:
+    with tempfile.TemporaryDirectory() as folder:
+        for training_seed, result in itertools.product(TRAINING_SEEDS, list(median_runs())):
+            system, seed = result["system"], result["seed"]
+            params = as_params(max(result["reports"], key=lambda report: report["score"]))
             if (system, seed, training_seed, json.dumps(params)) in there:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                if system == "hpo":
-                    measured = train_as_hpo(spec, params, training_seed, Path(folder))
-                else:
-                    python = Path(given.peers) / system / "bin" / "python"
-                    measured = train_as_peer(python, spec, params, training_seed, Path(folder))
+            spec = load_spec(STUDY, overrides(given, seed, given.epochs))
+            if system == "hpo":
+                measured = train_as_hpo(spec, params, training_seed, Path(folder) / f"hpo-{training_seed}")
+            else:
+                python = Path(given.peers) / system / "bin" / "python"
+                measured = train_as_peer(python, spec, params, training_seed, Path(folder) / system)
             line = {"system": system, "seed": seed, "training_seed": training_seed, "measured": measured}
             lines.append(line | {"params": params, "conditions": made_by})
             with KEPT.open("a") as stream:
