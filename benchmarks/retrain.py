@@ -4,8 +4,8 @@ seeds by the system's own training, and scored on the locked test images.
     python benchmarks/retrain.py --peers ~/peers --archive tiny-imagenet-50.zip --weights resnet18.safetensors
 
 The best of a system is that of its run with the median best score, on the training images of that run; the test images
-(TinyImageNet's own validation images) were seen by no search. Trainings that are in `results/retrain-PRECISION.jsonl`,
-a file for each kind of machine as there, are not repeated.
+(TinyImageNet's own validation images) were seen by no search. Each kind of machine, CPUs that multiply bf16 and
+others, has its file `results/retrain-PRECISION.jsonl`; trainings that are in it are not repeated.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Wall-clock time until a target score is first reached, and the score over time: hpo and its peers on the same images,
-weights, search space, objective and cores.
+r"""Wall-clock time until a target score is first reached, and the score over time: hpo and its peers on the same
+images, weights, search space, objective and cores.
 
     bash benchmarks/peers/install.sh ~/peers
     python benchmarks/time_to_target.py run --systems plain hpo --seeds 0 1 2 3 4 --peers ~/peers \

@@ -41,14 +41,15 @@ def print_and_draw(precision: str) -> None:
     print(
         f"target: {target:.4f}, the median of the best scores of {len(by_system['plain'])} runs of the plain script\n"
     )
-    print(f"{'system':10} {'seeds':>5} {'median s to target':>19} {'all':36} {'median best':>11}  all")
+    print(f"{'system':10} {'seeds':>5} {'median s to target':>19}  {'all runs':30} {'median best':>11}  all runs")
     for name, found in by_system.items():
+        first, *_ = found
         times = [first_time(result, target) for result in found]
         bests = [best_score(result) for result in found]
-        shown_times = " ".join(f"{seconds:.0f}" for seconds in times)
+        shown_times = " ".join(f"{t:.0f}" if t < first["conditions"]["minutes"] * 60 else "never" for t in times)
         shown_bests = " ".join(f"{score:.4f}" for score in bests)
         print(
-            f"{name:10} {len(found):5} {statistics.median(times):19.0f} {shown_times:36} "
+            f"{name:10} {len(found):5} {statistics.median(times):19.0f}  {shown_times:30} "
             f"{statistics.median(bests):11.4f}  {shown_bests}"
         )
     draw(by_system, target, RESULTS / f"{precision}.png")

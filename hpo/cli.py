@@ -148,10 +148,10 @@ def worker(
 
     stop_on_signals(exit_for_certain=True)
     name = worker_name(os.getpid())
-    word = stop_with_parent() if supervised else None
-    if word and held and not _is_released(word):
-        return
     try:
+        word = stop_with_parent() if supervised else None
+        if word and held and not _is_released(word):
+            return
         work(open_engine(parse_url(storage)), studies, _objective_loader(threads), name, click.echo, forever)
     except Stopped:
         click.echo(f"worker {name} stopped; a trial that it ran was given back")

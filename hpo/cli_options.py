@@ -55,7 +55,7 @@ def studies_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--workers",
-        type=click.IntRange(1, 1024),
+        type=click.IntRange(min=1),
         default=1,
         show_default=True,
         help="Worker processes on this machine.",

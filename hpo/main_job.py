@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from hpo import display
 from hpo.artifacts import open_artifacts
 from hpo.errors import StorageError, StudyError
-from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
+from hpo.launch.local import Fleet, check_workers, release, start_fleet, stop_fleet, tend
 from hpo.search import heartbeats
 from hpo.search.budget import count
 from hpo.search.outages import outlast
@@ -35,6 +35,7 @@ TEND_SECS = 0.5
 
 def run_study(spec: Spec, storage: str, workers: int) -> None:
     """Submits a study, works on it with so many processes until its budget is used, prints the best configurations."""
+    check_workers(workers)
     url = parse_url(storage)
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
@@ -60,6 +61,7 @@ def run_study(spec: Spec, storage: str, workers: int) -> None:
 
 def launch(names: Sequence[str], storage: str, workers: int, forever: bool) -> None:
     """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
+    check_workers(workers)
     engine = open_engine(parse_url(storage))
     studies = find_studies(engine, names)
     logs = LOGS / studies[0].spec.folder_name if len(names) == 1 else LOGS

@@ -171,7 +171,7 @@ class Spec(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     max_failed_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The study stops when more trials than this share of the budget (and more than 2) have failed."""
-    warm_start: str | None = None
+    warm_start: Annotated[str, Field(min_length=1)] | None = None
     """The name of an earlier study in the same database: its best configurations are tried first."""
     data: DataSpec
     model: ModelSpec = ModelSpec()
@@ -202,6 +202,8 @@ class Spec(Section):
                 "search: nothing to search; give a range or choices to one of "
                 f"{', '.join(SearchSpec.model_fields)}, or budget = 2 for one fixed configuration and the baseline"
             )
+        if self.warm_start == self.name:
+            raise ValueError("warm_start: a study cannot start from itself; name an earlier one, or leave it out")
         if self.sampler.name == "grid" and self.warm_start is not None:
             raise ValueError("warm_start: the grid tries all its points anyway; leave warm_start out")
         if self.sampler.name == "grid" and self.budget > 1 + (points := len(self.search.grid())):

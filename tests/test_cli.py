@@ -146,7 +146,12 @@ def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> 
         (["run", "study.toml", "--set", "budgt=3"], "study.toml: budgt: unknown key"),
         (["run", "study.toml", "--set", "data.name=tiny-imagenet", "--set", "data.archive=no.zip"], "does not exist"),
         (["run", "study.toml", "--set", "model.weights=no.safetensors"], "no.safetensors does not exist"),
+        (
+            ["run", "study.toml", "--set", "model.weights=study.safetensors"],
+            "study.safetensors is no .safetensors file",
+        ),
         (["run", "study.toml", "--workers", "0"], "--workers"),
+        (["run", "study.toml", "--workers", "99999"], "--workers: 99999 are too many for"),
         (["run", "study.toml", "--storage", "mysql://host/db"], "'mysql' is not supported"),
         (["run", "study.toml", "--storage", "nonsense"], "not a database URL"),
         (["run", "study.toml", "--storage", "postgresql://u:p@host:port/db"], "not a database URL"),
@@ -162,8 +167,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     hpo: Hpo, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     write_study(tmp_path)
+    (tmp_path / "study.safetensors").write_text("no weights")
     assert expected in one_line(hpo(*arguments))
-    assert [path.name for path in tmp_path.iterdir()] == ["study.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.safetensors", "study.toml"]
 
 
 @pytest.mark.parametrize(
@@ -267,7 +273,9 @@ def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo: Hpo, tmp_p
     hpo("submit", write_study(tmp_path, model={"weights": "absent.safetensors"}))
     result = hpo("launch", "study", "--workers", "2")
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1] == (f"hpo: model.weights: {tmp_path}/absent.safetensors does not exist")
+    assert result.stderr.splitlines()[-1] == (
+        f"hpo: model.weights: {tmp_path}/absent.safetensors does not exist; give a .safetensors or .pth file"
+    )
     assert json.loads(hpo("status", "study", "--json").stdout)["waiting"] == 4
 
 

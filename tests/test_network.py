@@ -83,7 +83,7 @@ def test_weights_that_do_not_fit_name_the_tensors(tmp_path: Path) -> None:
     assert "bn1.weight is missing" in message
     assert "surplus is unknown" in message
     assert "conv1.weight is (64, 3, 3, 3) instead of (64, 3, 7, 7)" in message
-    with pytest.raises(WeightsError, match=r"do not fit resnet50: .* and \d+ more"):
+    with pytest.raises(WeightsError, match=r"do not fit model.name = 'resnet50'; .* and \d+ more"):
         build_network("resnet50", 5, dict(network().resnet.state_dict()), 32, 0, 0)
 
 
@@ -113,11 +113,12 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         "absent.safetensors": "does not exist",
         f"{'long' * 100}.safetensors": "cannot be read: File name too long",
         "text.pth/below.safetensors": "cannot be read: Not a directory",
-        "text.safetensors": "cannot be read",
+        "text.safetensors": "is no .safetensors file",
         "text.pth": "cannot be read",
         "list.pth": "must hold tensors by name",
         "empty.safetensors": "must hold tensors by name",
         "weights.onnx": "must be 'imagenet', 'none', or a .safetensors or .pth file",
+        "imagnet": r"file\. Did you mean 'imagenet'\?",
     }
     for name, words in expected.items():
         with pytest.raises(WeightsError, match=words) as caught:

@@ -2,16 +2,19 @@
 
 import collections
 import threading
+import time
 
 import optuna
 import pytest
 import sqlalchemy as sa
 from conftest import make_spec, open_fresh, optuna_storage, run
 from free_objective import FreeObjective
+from optuna.distributions import IntDistribution
 
 from hpo.errors import StudyError, WorkerError
 from hpo.parameters import Params
 from hpo.search import budget, heartbeats, queries
+from hpo.search.records import record_params
 from hpo.search.status import status
 from hpo.search.storage import masked, parse_url
 from hpo.search.study import Study, check_fingerprints, find_studies, submit
@@ -108,6 +111,22 @@ def test_the_known_good_configuration_starts_first_then_the_baseline_then_the_ot
     assert (second.baseline, second.fixed_params) == (True, study.spec.search.baseline())
 
 
+def test_what_was_interrupted_goes_on_before_anything_new_starts(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=6))
+    first, baseline, _ = (budget.claim(engine, study.study_id, "w") for _ in range(3))
+    assert first is not None
+    assert baseline is not None
+    record_params(engine, first.trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 16)})
+    budget.give_back(engine, first.trial_id, "interruption", "stopped")
+    budget.give_back(engine, baseline.trial_id, "failure", "disk full")
+    claims = [budget.claim(engine, study.study_id, "w") for _ in range(3)]
+    assert [claim and (claim.number, claim.slot.continues, claim.slot.baseline) for claim in claims] == [
+        (6, (1,), False),
+        (3, (), False),
+        (4, (), False),
+    ], "a failed baseline, which could fail again, waits for its turn"
+
+
 def test_a_warm_start_tries_the_best_of_an_earlier_study_first(engine: sa.Engine) -> None:
     run(engine, make_spec(budget=8))
     search = {"batch_size": {"choices": [64, 128]}, "learning_rate": {"low": 0.05, "high": 0.1}, "frozen_layers": 2}
@@ -136,7 +155,7 @@ def test_a_grid_takes_no_warm_start() -> None:
         "augmentation_strength": 1.0,
     }
     with pytest.raises(ValueError, match="warm_start: the grid tries all its points anyway; leave warm_start out"):
-        make_spec(budget=3, search=search, sampler={"name": "grid"}, warm_start="study")
+        make_spec(budget=3, search=search, sampler={"name": "grid"}, warm_start="earlier")
 
 
 def test_a_warm_start_from_a_study_without_results_says_so(engine: sa.Engine) -> None:
@@ -162,7 +181,8 @@ def test_a_slot_that_is_given_back_keeps_its_values_and_its_place_in_the_budget(
 
 
 def test_trials_of_dead_workers_are_given_out_again(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(heartbeats, "GRACE_PERIOD_SECS", 1.0)  # the server itself must be older
+    monkeypatch.setattr(heartbeats, "GRACE_PERIOD_SECS", 1.0)
+    time.sleep(1.0)  # the server itself must be older
     study, _ = submit(engine, make_spec(budget=4))
     for _ in range(3):
         budget.claim(engine, study.study_id, "other")

@@ -60,6 +60,8 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ),
         ("sampler.name=grid", "sampler: the grid needs choices, but search.learning_rate is a range"),
         ("warm_strat=other", "warm_strat: unknown key; allowed here: name, budget, seed, max_failed_share, warm_start"),
+        ("warm_start=", "warm_start: must have at least 1 character"),
+        ("warm_start=study", "warm_start: a study cannot start from itself"),
         ("pruner.name=hyperbnd", "Did you mean 'hyperband'?"),
         ("search={}", "search: nothing to search; give a range or choices to one of batch_size, learning_rate,"),
         ("data.name=mnist", "data.name: must be 'tiny-imagenet', 'image-folder' or 'digits', not 'mnist'"),

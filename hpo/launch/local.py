@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hpo.errors import InputError, StorageError, WorkerError
 
+MOST_WORKERS_A_CORE = 4
 STOP_SECS = 10.0
 RESTART_SECS = (1, 2, 5, 10)
 """Waits before a worker is started again, by how often in a row it died without having taken a trial; then it is
@@ -88,8 +89,7 @@ def start_fleet(
     """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
     logs.mkdir(parents=True, exist_ok=True)
     gpus = visible_gpus()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    threads = max(1, cores // count)
+    threads = max(1, _cores() // count)
     workers = []
     for number in range(1, count + 1):
         share = (
@@ -104,6 +104,19 @@ def start_fleet(
     for worker in workers:
         _start(fleet, worker)
     return fleet
+
+
+def check_workers(count: int) -> None:
+    """Raises InputError for so many workers that none would come to work."""
+    most = MOST_WORKERS_A_CORE * _cores()
+    if count > most:
+        raise InputError(
+            f"--workers: {count} are too many for {_cores()} cores; at most {most}, and one a core or GPU is fastest"
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

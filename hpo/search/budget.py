@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, read_params
-from hpo.search.conditions import baseline_is_complete, is_baseline, is_paused, is_stopped
+from hpo.search.conditions import baseline_is_complete, is_baseline, is_given_back, is_paused, is_stopped
 from hpo.search.storage import writing
 from hpo.search.tables import (
     PAUSED_KEY,
@@ -102,14 +102,17 @@ def lock_study(connection: sa.Connection, study_id: int) -> None:
 def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = False) -> Claim | None:
     """Takes the first slot that waits; None if there is none.
 
-    In the order of their numbers, but for trial 1, a configuration known to be good, which goes before the baseline: so
-    a single worker soon has something to show. baseline_alone: give out nothing else until the baseline is complete
-    (trials need its weights).
+    What was interrupted goes on first; else in the order of their numbers, but for trial 1, a configuration known to be
+    good, which goes before the baseline: so a single worker soon has something to show. baseline_alone: give out
+    nothing else until the baseline is complete (trials need its weights).
     """
     waiting = (
         sa.select(trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~is_paused(), ~is_stopped(study_id))
-        .order_by(sa.case((trials.c.number == 0, 1.5), else_=trials.c.number))
+        .order_by(
+            sa.case((trials.c.number == 0, 1.5), (is_given_back(), -1), else_=trials.c.number),
+            trials.c.number,
+        )
         .limit(1)
     )
     if baseline_alone:

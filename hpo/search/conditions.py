@@ -21,6 +21,11 @@ def is_baseline() -> sa.ColumnElement[bool]:
     return _has_attribute("baseline")
 
 
+def is_given_back() -> sa.ColumnElement[bool]:
+    """Whether a row of `trials` goes on with what was interrupted."""
+    return _has_attribute("continues")
+
+
 def _has_attribute(key: str) -> sa.ColumnElement[bool]:
     return sa.exists().where(trial_user_attributes.c.trial_id == trials.c.trial_id, trial_user_attributes.c.key == key)
 

@@ -107,9 +107,13 @@ def _difference(spec: Spec, existing: Study) -> str:
     if changed == ["budget"] and spec.budget > existing.budget:
         advice = f"to add to it: hpo extend {spec.name} --budget {spec.budget}"
     return (
-        f"study '{spec.name}' was submitted with {key} = {old.get(key)}, not {new.get(key)}"
+        f"study '{spec.name}' was submitted with {key} = {_shown(old.get(key))}, not {_shown(new.get(key))}"
         f"{f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''}; {advice}"
     )
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is None else str(value)
 
 
 def _query_studies(*keys: str) -> sa.Select[Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -138,7 +137,10 @@ def _load(resnet: "ResNet", weights: Mapping[str, Tensor], name: str) -> None:
     ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise WeightsError(f"model.weights: do not fit {name}: {'; '.join(problems[:4])}{more}")
+        raise WeightsError(
+            f"model.weights: do not fit model.name = '{name}'; give this network's, or name theirs: "
+            f"{'; '.join(problems[:4])}{more}"
+        )
     head = {k: t for k, t in weights.items() if k in own and k.startswith(HEAD) and t.shape == own[k].shape}
     resnet.load_state_dict(given | (head if len(head) == 2 else {}), strict=False)
 
@@ -158,7 +160,7 @@ def read_weights(name: str, weights: str) -> Weights:
             f"model.weights: {path} cannot be read: it holds more than tensors, which could run code when loaded; "
             "save a state dict, best as .safetensors"
         ) from None
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+    except (OSError, RuntimeError, EOFError) as error:
         raise WeightsError(f"model.weights: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")

@@ -2,23 +2,35 @@
 
 from pathlib import Path
 
-from hpo.errors import WeightsError
+from safetensors import SafetensorError, safe_open
+
+from hpo.errors import WeightsError, nearest
 from hpo.spec import WEIGHTS_WITHOUT_FILE
 
 SUFFIXES = (".safetensors", ".pth", ".pt")
 
 
 def weights_file(weights: str) -> Path | None:
-    """None if the weights are in no file of the user's. Raises WeightsError if the file is absent or out of reach."""
+    """None if the weights are in no file of the user's. Raises WeightsError if the file is absent, out of reach, or
+    named .safetensors without being such a file.
+    """
     if weights in WEIGHTS_WITHOUT_FILE:
         return None
     path = Path(weights).expanduser()
     if path.suffix not in SUFFIXES:
-        raise WeightsError(f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file")
+        raise WeightsError(
+            f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file."
+            f"{nearest(path.name, WEIGHTS_WITHOUT_FILE)}"
+        )
     try:
         path.stat()
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="numpy"):
+                pass
     except FileNotFoundError:
-        raise WeightsError(f"model.weights: {path} does not exist") from None
+        raise WeightsError(f"model.weights: {path} does not exist; give a .safetensors or .pth file") from None
     except OSError as error:
         raise WeightsError(f"model.weights: {path} cannot be read: {error.strerror}") from None
+    except SafetensorError as error:
+        raise WeightsError(f"model.weights: {path} is no .safetensors file: {error}") from None
     return path
