@@ -109,7 +109,9 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     torch.save([1, 2], tmp_path / "list.pth")
     save_file({}, tmp_path / "empty.safetensors")
+    (tmp_path / "folder.safetensors").mkdir()
     expected = {
+        "folder.safetensors": "is a folder",
         "absent.safetensors": "does not exist",
         f"{'long' * 100}.safetensors": "cannot be read: File name too long",
         "text.pth/below.safetensors": "cannot be read: Not a directory",

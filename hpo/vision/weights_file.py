@@ -1,5 +1,6 @@
 """The file that `model.weights` names, looked for without PyTorch: before images are downloaded and decoded in vain."""
 
+import stat
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -23,7 +24,8 @@ def weights_file(weights: str) -> Path | None:
             f"{nearest(path.name, WEIGHTS_WITHOUT_FILE)}"
         )
     try:
-        path.stat()
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise WeightsError(f"model.weights: {path} is a folder; give a .safetensors or .pth file")
         if path.suffix == ".safetensors":
             with safe_open(path, framework="numpy"):
                 pass
