@@ -43,10 +43,12 @@ def print_and_draw(precision: str) -> None:
     )
     print(f"{'system':10} {'seeds':>5} {'median s to target':>19}  {'all runs':30} {'median best':>11}  all runs")
     for name, found in by_system.items():
-        first, *_ = found
         times = [first_time(result, target) for result in found]
         bests = [best_score(result) for result in found]
-        shown_times = " ".join(f"{t:.0f}" if t < first["conditions"]["minutes"] * 60 else "never" for t in times)
+        shown_times = " ".join(
+            f"{seconds:.0f}" if seconds < result["conditions"]["minutes"] * 60 else "never"
+            for result, seconds in zip(found, times, strict=True)
+        )
         shown_bests = " ".join(f"{score:.4f}" for score in bests)
         print(
             f"{name:10} {len(found):5} {statistics.median(times):19.0f}  {shown_times:30} "

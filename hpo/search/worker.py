@@ -4,12 +4,11 @@ The objective is handed in by whoever starts the worker, so that the search know
 """
 
 import contextlib
-import gc
 import itertools
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -21,6 +20,7 @@ from hpo.parameters import Params
 from hpo.search import budget, heartbeats, rungs
 from hpo.search.budget import Claim
 from hpo.search.failures import decide
+from hpo.search.garbage import collecting_rarely
 from hpo.search.measurement import Measurement, Objective, Picture, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.queries import baseline_trial, best_trials
@@ -152,7 +152,7 @@ def _claim(worker: Worker, study: Study, objective: Objective) -> Claim | None:
 
 def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
     if study.study_id not in worker.ready:
-        with _collecting_rarely():
+        with collecting_rarely():
             from hpo.search.sampling import Search
 
             objective = worker.load_objective(study.spec)
@@ -161,19 +161,6 @@ def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
         worker.outlast(check_fingerprints, worker.engine, study, objective.fingerprints)
         worker.ready[study.study_id] = objective, Search(worker.engine, study.study_id, study.spec)
     return worker.ready[study.study_id]
-
-
-@contextlib.contextmanager
-def _collecting_rarely() -> Iterator[None]:
-    """While much is made that stays: Python's garbage collector would look through all of it again and again, and that
-    of PyTorch. Training needs it often, for whole networks that a trial leaves behind.
-    """
-    usual = gc.get_threshold()
-    gc.set_threshold(100_000)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*usual)
 
 
 def _give_back(
@@ -195,7 +182,7 @@ def _give_back_in_haste(worker: Worker, claim: Claim | None, text: str) -> None:
 
 def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, search: "Search") -> str:
     """Draws the parameters, measures, and records; again if something failed that passes. What happened, in a line."""
-    with _collecting_rarely():
+    with collecting_rarely():
         params, distributions = worker.outlast(search.draw, claim)
     worker.outlast(record_params, worker.engine, claim.trial_id, params, distributions)
     trial = Trial(claim.number, params, claim.slot.baseline, claim.slot.continues)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -160,7 +161,7 @@ def read_weights(name: str, weights: str) -> Weights:
             f"model.weights: {path} cannot be read: it holds more than tensors, which could run code when loaded; "
             "save a state dict, best as .safetensors"
         ) from None
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise WeightsError(f"model.weights: {path} cannot be read: {str(error).splitlines()[0]}") from None
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")

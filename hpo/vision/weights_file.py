@@ -32,7 +32,7 @@ def weights_file(weights: str) -> Path | None:
     except FileNotFoundError:
         raise WeightsError(f"model.weights: {path} does not exist; give a .safetensors or .pth file") from None
     except OSError as error:
-        raise WeightsError(f"model.weights: {path} cannot be read: {error.strerror}") from None
+        raise WeightsError(f"model.weights: {path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise WeightsError(f"model.weights: {path} is no .safetensors file: {error}") from None
     return path
