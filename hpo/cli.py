@@ -174,9 +174,9 @@ def _is_released(word: "Event") -> bool:
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
     def load(spec: "Spec") -> Any:
         from hpo.artifacts import open_artifacts
-        from hpo.objective import RobustAccuracy
+        from hpo.lazy_objective import LazyObjective
 
-        return RobustAccuracy(spec, threads, open_artifacts())
+        return LazyObjective(spec, threads, open_artifacts())
 
     return load
 

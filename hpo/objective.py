@@ -88,16 +88,19 @@ class RobustAccuracy:
     def _checkpoint_name(self, number: int) -> str:
         return f"{self.spec.folder_name}/trial-{number}.checkpoint.safetensors"
 
-    def _identity(self, trial: Trial) -> dict[str, Any]:
-        """What must be equal for a checkpoint to be this trial's: a study of the same name may have left another."""
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for what lies in the artifact store to be this study's: another of the same name may have
+        left its own.
+        """
         spec = self.spec.model_dump(mode="json", include={"seed", "data", "model", "training", "objective"})
-        spec["data"] = self.fingerprints
         spec["model"].pop("weights")
-        return spec | {"params": trial.params, "bf16": self.compute.bf16, "protocol": hpo.PROTOCOL}
+        for where in ("name", "root", "archive"):
+            spec["data"].pop(where)
+        return spec | self.fingerprints | {"bf16": self.compute.bf16, "protocol": hpo.PROTOCOL}
 
     def _save_checkpoint(self, training: Training, trial: Trial, measured: list[Measurement]) -> None:
         kept = [{"step": m.step, "score": m.score, "parts": dict(m.parts)} for m in measured]
-        header = {"identity": json.dumps(self._identity(trial)), "measured": json.dumps(kept)}
+        header = {"identity": json.dumps(self._identity() | {"params": trial.params}), "measured": json.dumps(kept)}
         content = checkpoint_as_bytes(training.tensors(), header)
         self.artifacts.write(self._checkpoint_name(trial.number), content)
         if all(m.resumed for m in measured[:-1]):  # the first of its own takes the place of those before it
@@ -106,7 +109,7 @@ class RobustAccuracy:
 
     def _resume(self, training: Training, trial: Trial) -> list[Measurement]:
         """Restores the latest checkpoint of the trials that this one continues; what had been measured until then."""
-        identity = json.dumps(self._identity(trial))
+        identity = json.dumps(self._identity() | {"params": trial.params})
         for number in trial.continues:
             content = self.artifacts.read(self._checkpoint_name(number))
             checkpoint = checkpoint_from_bytes(content) if content else None
@@ -130,11 +133,23 @@ class RobustAccuracy:
     @cached_property
     def _pretrained_with_head(self) -> Weights:
         """Random weights keep their random head: there is nothing to fit one to."""
-        if not self.pretrained:
-            return {}
+        return self.pretrained | self._fitted_head() if self.pretrained else {}
+
+    def _fitted_head(self) -> Weights:
+        """Takes seconds, so it is kept for workers to come; not for other kinds of machines, whose own differ in the
+        last digits.
+        """
+        name = f"{self.spec.folder_name}/fitted-head.safetensors"
+        kind = {key: self._made_by[key] for key in ("torch", "device", "threads")}
+        identity = json.dumps(self._identity() | kind | {"cpu": torch.backends.cpu.get_cpu_capability()})
+        content = self.artifacts.read(name)
+        kept = checkpoint_from_bytes(content) if content else None
+        if kept is not None and kept.header["identity"] == identity:
+            return kept.tensors
         network = self._network({"frozen_layers": 0}, self.pretrained).to(self.compute.device)
         head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
-        return self.pretrained | head
+        self.artifacts.write(name, checkpoint_as_bytes(head, {"identity": identity}))
+        return head
 
     def _network(self, params: Params, weights: Weights) -> Classifier:
         model = self.spec.model

@@ -1,4 +1,4 @@
-"""The real objective: what it keeps so that a trial can go on elsewhere."""
+"""The real objective: what it keeps for trials that go on elsewhere, and for workers to come."""
 
 from itertools import islice
 from pathlib import Path
@@ -8,25 +8,88 @@ from conftest import make_spec
 
 from hpo.artifacts import Artifacts
 from hpo.objective import RobustAccuracy
-from hpo.search.measurement import Trial
+from hpo.search.measurement import Measurement, Trial
+from hpo.vision.checkpoints import weights_as_bytes
+from hpo.vision.network import build_network
+
+DATA = {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1}
+PARAMS = {
+    "batch_size": 16,
+    "learning_rate": 0.05,
+    "frozen_layers": 1,
+    "augmentation_strength": 0.5,
+    "initial_weights": "pretrained",
+}
 
 
 def test_a_trial_that_is_paused_goes_on_as_if_it_had_not_been(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
-    data = {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1}
-    objective = RobustAccuracy(make_spec(data=data), threads=1, artifacts=Artifacts(str(tmp_path)))
-    params = {"batch_size": 16, "learning_rate": 0.05, "frozen_layers": 1, "augmentation_strength": 0.5}
-    params["initial_weights"] = "pretrained"
-    unbroken = [measured.parts for measured in objective.run(Trial(1, params, baseline=False))]
+    objective = RobustAccuracy(make_spec(data=DATA), threads=1, artifacts=Artifacts(str(tmp_path)))
+    unbroken = [measured.parts for measured in objective.run(Trial(1, PARAMS, baseline=False))]
     assert list(tmp_path.rglob("*.safetensors")), "the last checkpoint, until the trial is discarded"
     objective.discard([1])
     assert not list(tmp_path.rglob("*.safetensors"))
 
-    before = objective.run(Trial(2, params, baseline=False))
+    before = objective.run(Trial(2, PARAMS, baseline=False))
     assert [measured.parts for measured in islice(before, 1)] == unbroken[:1]
     before.close()
-    after = list(objective.run(Trial(2, params, baseline=False, continues=(2,))))
+    after = list(objective.run(Trial(2, PARAMS, baseline=False, continues=(2,))))
     assert [measured.parts for measured in after] == unbroken
     assert [measured.resumed for measured in after] == [True, False, False]
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path) -> str:
+    """A file with weights of another task."""
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(weights_as_bytes(build_network("resnet18", 7, {}, 32, 0, seed=1)))
+    return str(file)
+
+
+def first_epoch(objective: RobustAccuracy) -> Measurement:
+    running = objective.run(Trial(1, PARAMS, baseline=False))
+    measured = next(running)
+    running.close()
+    objective.discard([1])
+    return measured
+
+
+def test_workers_to_come_take_the_fitted_head_of_the_first_and_fit_their_own_where_it_is_not_the_same(
+    tmp_path: Path, data_root: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    store = tmp_path / "artifacts"
+
+    def objective(**changes: object) -> RobustAccuracy:
+        spec = make_spec(data=DATA, model={"weights": pretrained, "input_size": 32}, **changes)
+        return RobustAccuracy(spec, threads=1, artifacts=Artifacts(str(store)))
+
+    expected = first_epoch(objective()).parts
+    (kept,) = store.rglob("fitted-head.safetensors")
+    content, written = kept.read_bytes(), kept.stat().st_mtime_ns
+    assert first_epoch(objective()).parts == expected
+    assert kept.stat().st_mtime_ns == written, "it was not fitted again"
+
+    for other in (b"damaged", b""):
+        kept.write_bytes(other)
+        assert first_epoch(objective()).parts == expected
+        assert kept.read_bytes() == content
+    next(objective(seed=1).run(Trial(2, PARAMS, baseline=False)))
+    assert kept.read_bytes() != content, "another split of the images has another head"
+
+
+def test_a_checkpoint_of_a_study_of_the_same_name_on_other_images_is_not_taken(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+
+    def start(images_per_class: int) -> Measurement:
+        spec = make_spec(data=DATA | {"images_per_class": images_per_class})
+        objective = RobustAccuracy(spec, threads=1, artifacts=Artifacts(str(tmp_path)))
+        return next(objective.run(Trial(1, PARAMS, baseline=False, continues=(1,))))
+
+    assert not start(15).resumed
+    assert start(15).resumed
+    assert not start(10).resumed

@@ -1,6 +1,5 @@
 """torchvision's ResNets with a new head, a frozen part counted from the input, and weights loaded without pickle."""
 
-import hashlib
 import pickle
 import urllib.error
 import warnings
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo.errors import WeightsError
-from hpo.vision.weights_file import weights_file
+from hpo.vision.weights_file import digest, weights_file
 from hpo.vision.winograd import replace_convolutions
 
 if TYPE_CHECKING:
@@ -192,8 +191,5 @@ def _imagenet_weights(name: str) -> Weights:
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
     """SHA-256 of the tensors, whatever file they came in."""
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        digest.update(key.encode())
-        digest.update(weights[key].cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    plain = {name: tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for name, tensor in weights.items()}
+    return digest({name: tensor.numpy().data for name, tensor in plain.items()})

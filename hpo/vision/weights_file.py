@@ -1,6 +1,8 @@
 """The file that `model.weights` names, looked for without PyTorch: before images are downloaded and decoded in vain."""
 
+import hashlib
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -36,3 +38,12 @@ def weights_file(weights: str) -> Path | None:
     except SafetensorError as error:
         raise WeightsError(f"model.weights: {path} is no .safetensors file: {error}") from None
     return path
+
+
+def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
+    """SHA-256 of the tensors' names and bytes (contiguous, little-endian), whatever file they came in."""
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name])
+    return sha.hexdigest()

@@ -1,0 +1,69 @@
+"""The objective as workers hold it: PyTorch takes seconds to load, and a trial's parameters can be drawn without it."""
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from safetensors import deserialize
+
+from hpo.artifacts import Artifacts
+from hpo.errors import InputError
+from hpo.search.garbage import collecting_rarely
+from hpo.search.measurement import Measurement, Trial
+from hpo.spec import ModelSpec, Spec
+from hpo.vision.images import load_images
+from hpo.vision.weights_file import digest, weights_file
+
+if TYPE_CHECKING:
+    from hpo.objective import RobustAccuracy
+
+
+class LazyObjective:
+    """A study's RobustAccuracy, made when it is first asked to check or to run.
+
+    What must be the same for all workers is looked at here, so that whatever is wrong with images, weights or the
+    artifact store shows before a trial is claimed. Raises DataError, WeightsError, InputError.
+    """
+
+    def __init__(self, spec: Spec, threads: int | None, artifacts: Artifacts) -> None:
+        artifacts.check()
+        self._spec = spec
+        self._threads = threads
+        self._artifacts = artifacts
+        images = load_images(spec.data, spec.model.input_size, spec.seed)
+        self.fingerprints = {"images": images.fingerprint, "weights": _fingerprint(spec.model)}
+
+    def check(self) -> None:
+        """Raises WeightsError if the weights are not this network's."""
+        self._objective.check()
+
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        """One measurement an epoch. Raises InputError if PyTorch cannot be loaded here."""
+        return self._objective.run(trial)
+
+    def discard(self, numbers: Sequence[int]) -> None:
+        """Removes the checkpoints of these trials."""
+        if numbers:
+            self._objective.discard(numbers)
+
+    @cached_property
+    def _objective(self) -> "RobustAccuracy":
+        with collecting_rarely():
+            try:
+                from hpo.objective import RobustAccuracy
+            except (ImportError, OSError) as error:
+                raise InputError(f"PyTorch cannot be loaded on this machine: {error}") from error
+            return RobustAccuracy(self._spec, self._threads, self._artifacts)
+
+
+def _fingerprint(model: ModelSpec) -> str:
+    """As `network.fingerprint`; without PyTorch where the file's format allows it."""
+    path = weights_file(model.weights)
+    if model.weights == "none":
+        return digest({})
+    if path is not None and path.suffix == ".safetensors":
+        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        return digest({name: tensor["data"] for name, tensor in tensors})
+    from hpo.vision import network
+
+    return network.fingerprint(network.read_weights(model.name, model.weights))
