@@ -3,7 +3,7 @@ step, in a new study and in one of 10,000 finished trials.
 
     python benchmarks/startup.py --storage both --archive tiny-imagenet-50.zip --weights resnet18.safetensors
 
-The first worker of a study, which checks the weights against the network and fits the head, and then medians of the
+The first worker, which fits the head, and in a new study checks the weights against the network; then medians of the
 repetitions. The images are decoded before, as on any machine that has worked on the study once. For comparison: what
 plain Optuna's first `ask` takes in the large study.
 """
@@ -26,7 +26,10 @@ from large_study import fill
 from postgresql_servers import fresh_database, postgresql
 from time_to_target import HERE, STUDY, conditions, overrides
 
+from hpo.artifacts import Artifacts
+from hpo.lazy_objective import LazyObjective
 from hpo.search.storage import create_database, parse_url
+from hpo.search.study import check_fingerprints
 from hpo.spec import load_spec
 from hpo.vision.images import prepare_images
 
@@ -110,7 +113,10 @@ def main() -> None:
                 url = fresh_database(server.get_uri()) if server else f"sqlite:///{folder}/hpo.db"
                 engine = create_database(parse_url(url))
                 for name, finished in (("new", 0), ("large", given.trials)):
-                    fill(engine, name, finished + 100, finished, settings)
+                    study = fill(engine, name, finished + 100, finished, settings)
+                    if finished:  # those who finished them left the study's fingerprints
+                        objective = LazyObjective(study.spec, None, Artifacts(folder))
+                        check_fingerprints(engine, study, objective.fingerprints)
                     first, *rows = [seconds_of_worker(url, name, Path(folder)) for _ in range(given.repetitions + 1)]
                     for which, seconds in (("first worker", medians([first])), ("others", medians(rows))):
                         results[f"{database}, {name} study, {which}"] = seconds
