@@ -38,7 +38,7 @@ class LazyObjective:
         self._objective.check()
 
     def run(self, trial: Trial) -> Iterator[Measurement]:
-        """One measurement an epoch. Raises InputError if PyTorch cannot be loaded here."""
+        """One measurement an epoch. Raises InputError if PyTorch does not work here."""
         return self._objective.run(trial)
 
     def discard(self, numbers: Sequence[int]) -> None:
@@ -51,9 +51,13 @@ class LazyObjective:
         with collecting_rarely():
             try:
                 from hpo.objective import RobustAccuracy
-            except (ImportError, OSError) as error:
-                raise InputError(f"PyTorch cannot be loaded on this machine: {error}") from error
-            return RobustAccuracy(self._spec, self._threads, self._artifacts)
+
+                objective = RobustAccuracy(self._spec, self._threads, self._artifacts)
+            except (ImportError, OSError, RuntimeError) as error:  # of this machine: no trial is to count as failed
+                raise InputError(f"PyTorch does not work on this machine: {error}") from error
+        if objective.fingerprints != self.fingerprints:
+            raise InputError("the images or the weights were changed after this worker had started; start it again")
+        return objective
 
 
 def _fingerprint(model: ModelSpec) -> str:

@@ -113,7 +113,7 @@ class RobustAccuracy:
         for number in trial.continues:
             content = self.artifacts.read(self._checkpoint_name(number))
             checkpoint = checkpoint_from_bytes(content) if content else None
-            if checkpoint and checkpoint.header["identity"] == identity:
+            if checkpoint and checkpoint.header.get("identity") == identity:
                 training.restore(checkpoint.tensors)
                 kept = json.loads(checkpoint.header["measured"])
                 return [Measurement(**entry, attributes={}, resumed=True) for entry in kept]
@@ -144,7 +144,7 @@ class RobustAccuracy:
         identity = json.dumps(self._identity() | kind | {"cpu": torch.backends.cpu.get_cpu_capability()})
         content = self.artifacts.read(name)
         kept = checkpoint_from_bytes(content) if content else None
-        if kept is not None and kept.header["identity"] == identity:
+        if kept is not None and kept.header.get("identity") == identity:
             return kept.tensors
         network = self._network({"frozen_layers": 0}, self.pretrained).to(self.compute.device)
         head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)

@@ -11,6 +11,7 @@ import torch
 from conftest import Hpo, make_spec, write_study
 
 from hpo.artifacts import Artifacts
+from hpo.errors import InputError
 from hpo.lazy_objective import LazyObjective
 from hpo.objective import RobustAccuracy
 from hpo.search.storage import open_engine, parse_url
@@ -61,7 +62,7 @@ def test_without_pytorch_a_worker_gives_its_trial_back(taken_up: Path, hpo: Hpo,
     result = run_worker(taken_up, PYTHONPATH=str(broken))
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].endswith(
-        "hpo: PyTorch cannot be loaded on this machine: libtorch_cpu.so is missing"
+        "hpo: PyTorch does not work on this machine: libtorch_cpu.so is missing"
     ), result.stderr
     status = json.loads(hpo("status", "study", "--json").stdout)
     assert (status["finished"], status["running"], status["waiting"]) == (0, 0, status["budget"])
@@ -82,3 +83,13 @@ def test_images_and_weights_are_known_as_they_are_to_the_objective(tmp_path: Pat
     spec = make_spec(model={"weights": weights, "input_size": 32})
     store = Artifacts(str(tmp_path / "artifacts"))
     assert LazyObjective(spec, 1, store).fingerprints == RobustAccuracy(spec, 1, store).fingerprints
+
+
+def test_weights_that_change_after_the_worker_looked_at_them_are_not_trained_on(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    file.write_bytes(weights_as_bytes(build_network("resnet18", 5, {}, 32, 0, seed=1)))
+    spec = make_spec(model={"weights": str(file), "input_size": 32})
+    objective = LazyObjective(spec, 1, Artifacts(str(tmp_path / "artifacts")))
+    file.write_bytes(weights_as_bytes(build_network("resnet18", 5, {}, 32, 0, seed=2)))
+    with pytest.raises(InputError, match="changed after this worker had started"):
+        objective.check()

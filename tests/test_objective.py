@@ -4,12 +4,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_spec
 
 from hpo.artifacts import Artifacts
 from hpo.objective import RobustAccuracy
 from hpo.search.measurement import Measurement, Trial
-from hpo.vision.checkpoints import weights_as_bytes
+from hpo.vision.checkpoints import checkpoint_as_bytes, weights_as_bytes
 from hpo.vision.network import build_network
 
 DATA = {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1}
@@ -72,7 +73,7 @@ def test_workers_to_come_take_the_fitted_head_of_the_first_and_fit_their_own_whe
     assert first_epoch(objective()).parts == expected
     assert kept.stat().st_mtime_ns == written, "it was not fitted again"
 
-    for other in (b"damaged", b""):
+    for other in (b"damaged", b"", checkpoint_as_bytes({"fc.bias": torch.zeros(1)}, {"made by": "another"})):
         kept.write_bytes(other)
         assert first_epoch(objective()).parts == expected
         assert kept.read_bytes() == content
