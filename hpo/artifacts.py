@@ -6,11 +6,10 @@ Optuna's own stores, which optuna-dashboard reads too; a folder's files are repl
 import contextlib
 import io
 import os
-import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts._protocol import ArtifactStore
@@ -87,21 +86,15 @@ class _FolderStore(FileSystemArtifactStore):
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         target = Path(self._get_filepath(artifact_id))
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _partial_file(target) as stream:
-            stream.write(content_body.read())
-            stream.flush()
-            os.fsync(stream.fileno())
-            os.replace(stream.name, target)
-
-
-@contextlib.contextmanager
-def _partial_file(target: Path) -> Iterator[BinaryIO]:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as stream:
+        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            yield cast(BinaryIO, stream)
+            with partial.open("xb") as stream:  # whoever the umask lets: workers may run as several users
+                stream.write(content_body.read())
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(target)
         finally:
-            with contextlib.suppress(FileNotFoundError):  # it was renamed, unless something went wrong
-                os.unlink(stream.name)
+            partial.unlink(missing_ok=True)  # it was renamed, unless something went wrong
 
 
 def _open_bucket(scheme: str, bucket: str) -> ArtifactStore:

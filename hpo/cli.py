@@ -154,7 +154,7 @@ def worker(
             return
         work(open_engine(parse_url(storage)), studies, _objective_loader(threads), name, click.echo, forever)
     except Stopped:
-        click.echo(f"worker {name} stopped; a trial that it ran was given back")
+        click.echo(f"worker {name} stopped; what it ran, if anything, was given back")
 
 
 def _is_released(word: "Event") -> bool:

@@ -55,8 +55,12 @@ class LazyObjective:
                 objective = RobustAccuracy(self._spec, self._threads, self._artifacts)
             except (ImportError, OSError, RuntimeError) as error:  # of this machine: no trial is to count as failed
                 raise InputError(f"PyTorch does not work on this machine: {error}") from error
-        if objective.fingerprints != self.fingerprints:
-            raise InputError("the images or the weights were changed after this worker had started; start it again")
+        changed = [name for name, known in self.fingerprints.items() if objective.fingerprints[name] != known]
+        if changed:
+            names = " and ".join(changed)
+            raise InputError(
+                f"study '{self._spec.name}': its {names} were changed while this worker ran; start it again"
+            )
         return objective
 
 

@@ -1,5 +1,6 @@
 """Where the two worlds meet: a trial's parameters become a training run, and what it measured a score."""
 
+import contextlib
 import json
 import os
 import platform
@@ -137,18 +138,21 @@ class RobustAccuracy:
 
     def _fitted_head(self) -> Weights:
         """Takes seconds, so it is kept for workers to come; not for other kinds of machines, whose own differ in the
-        last digits.
+        last digits. Where it cannot be kept, each fits its own.
         """
         name = f"{self.spec.folder_name}/fitted-head.safetensors"
         kind = {key: self._made_by[key] for key in ("torch", "device", "threads")}
         identity = json.dumps(self._identity() | kind | {"cpu": torch.backends.cpu.get_cpu_capability()})
-        content = self.artifacts.read(name)
+        content = None
+        with contextlib.suppress(OSError):
+            content = self.artifacts.read(name)
         kept = checkpoint_from_bytes(content) if content else None
         if kept is not None and kept.header.get("identity") == identity:
             return kept.tensors
         network = self._network({"frozen_layers": 0}, self.pretrained).to(self.compute.device)
         head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
-        self.artifacts.write(name, checkpoint_as_bytes(head, {"identity": identity}))
+        with contextlib.suppress(OSError):
+            self.artifacts.write(name, checkpoint_as_bytes(head, {"identity": identity}))
         return head
 
     def _network(self, params: Params, weights: Weights) -> Classifier:

@@ -38,6 +38,14 @@ Artifacts(sys.argv[1]).write("a", b"x" * 1_000_000)
     assert artifacts.read("a") == b"whole"
 
 
+def test_workers_of_other_users_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; os.umask(0o027); from hpo.artifacts import Artifacts; Artifacts(sys.argv[1]).write('a', b'x')"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
 def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Invalid artifact_id"):
         Artifacts(str(tmp_path / "store")).write("../outside", b"x")

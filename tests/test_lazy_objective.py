@@ -91,5 +91,5 @@ def test_weights_that_change_after_the_worker_looked_at_them_are_not_trained_on(
     spec = make_spec(model={"weights": str(file), "input_size": 32})
     objective = LazyObjective(spec, 1, Artifacts(str(tmp_path / "artifacts")))
     file.write_bytes(weights_as_bytes(build_network("resnet18", 5, {}, 32, 0, seed=2)))
-    with pytest.raises(InputError, match="changed after this worker had started"):
+    with pytest.raises(InputError, match="study 'study': its weights were changed while this worker ran"):
         objective.check()

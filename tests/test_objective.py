@@ -77,6 +77,10 @@ def test_workers_to_come_take_the_fitted_head_of_the_first_and_fit_their_own_whe
         kept.write_bytes(other)
         assert first_epoch(objective()).parts == expected
         assert kept.read_bytes() == content
+    kept.unlink()
+    kept.mkdir()
+    assert first_epoch(objective()).parts == expected, "where it cannot be kept, each fits its own"
+    kept.rmdir()
     next(objective(seed=1).run(Trial(2, PARAMS, baseline=False)))
     assert kept.read_bytes() != content, "another split of the images has another head"
 
