@@ -35,7 +35,7 @@ def _images(data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def taken_up(hpo: Hpo, tmp_path: Path) -> Path:
     """The folder of a study that a worker has taken up before: its images and weights are known."""
-    hpo("submit", write_study(tmp_path, budget=1))
+    hpo("submit", write_study(tmp_path, budget=1, training={"epochs": 1, "horizontal_flip": False}))
     engine = open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study = find_studies(engine, ["study"])[0]
     check_fingerprints(engine, study, LazyObjective(study.spec, 1, Artifacts(str(tmp_path))).fingerprints)
