@@ -1,6 +1,6 @@
 """An objective that costs nothing, handed to workers the same way the real one is."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from math import log10
 
 from hpo.parameters import Params
@@ -22,7 +22,7 @@ class FreeObjective:
     def discard(self, numbers: Sequence[int]) -> None:
         pass
 
-    def run(self, trial: Trial) -> Iterator[Measurement]:
+    def run(self, trial: Trial) -> Generator[Measurement]:
         params = trial.params
         if self.fault:
             self.fault(params)

@@ -15,7 +15,7 @@ import hashlib
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class Played:
     def discard(self, numbers: Sequence[int]) -> None:
         pass
 
-    def run(self, trial: Trial) -> Iterator[Measurement]:
+    def run(self, trial: Trial) -> Generator[Measurement]:
         done = max((self.done.get(number, 0) for number in trial.continues), default=0)
         for step, score in enumerate(self.model.curve(dict(trial.params), self.seed), 1):
             if step > done:

@@ -12,6 +12,7 @@ which take turns.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -32,8 +33,9 @@ from hpo.artifacts import Artifacts
 from hpo.launch.local import ALLOCATOR, THREAD_VARIABLES
 from hpo.objective import RobustAccuracy
 from hpo.spec import Spec, load_spec
+from hpo.vision.batches import Batches
 from hpo.vision.network import units
-from hpo.vision.training import Training, _Batches, _update
+from hpo.vision.training import Training
 from hpo.vision.winograd import replace_convolutions
 
 HERE = Path(__file__).resolve().parent
@@ -64,17 +66,20 @@ def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
     network = objective._network(params, objective.pretrained)
     training = Training(network, objective._recipe(params), objective.compute)
     training.network.train()
-    epochs = _Batches(objective.images.train, objective.compute.device)
-    stream = (batch for epoch in range(1, 100) for batch in epochs.of_epoch(training.recipe, epoch, BATCH_SIZE))
+    recipe = training.recipe
+    batches = Batches(objective.images.train, recipe.augmentation, training.frozen_part, recipe.seed)
+    epochs = (batches.of_epoch(epoch, BATCH_SIZE, training.portions) for epoch in range(1, 100))
+    stream = itertools.chain.from_iterable(epochs)
+    training.runner.step.rate.fill_(0.01)
     number = 0
 
     def step() -> int:
         nonlocal number
         number += 1
-        images, labels = next(stream)
-        _update(training, images, labels, 0.5)
-        if number % 2 == 0:  # as every 256 images
-            training.average()
+        features, labels = next(stream)
+        training.runner.run(features, labels)
+        if training.average and number % 2 == 0:  # as every 256 images
+            training.average.take()
         return len(labels)
 
     return rate(step, batches)

@@ -1,6 +1,6 @@
 """The objective as workers hold it: PyTorch takes seconds to load, and a trial's parameters can be drawn without it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,7 @@ class LazyObjective:
         """Raises WeightsError if the weights are not this network's."""
         self._objective.check()
 
-    def run(self, trial: Trial) -> Iterator[Measurement]:
+    def run(self, trial: Trial) -> Generator[Measurement]:
         """One measurement an epoch. Raises InputError if PyTorch does not work here."""
         return self._objective.run(trial)
 

@@ -7,8 +7,8 @@ import platform
 import socket
 import subprocess
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,30 @@ from typing import Any
 import numpy as np
 import optuna
 import torch
+from filelock import FileLock
 
 import hpo
 from hpo.artifacts import Artifacts
+from hpo.checkpoint_writer import CheckpointWriter
 from hpo.errors import WeightsError
 from hpo.parameters import Params
 from hpo.search.measurement import Measurement, Picture, Trial
 from hpo.spec import Spec
 from hpo.vision.augmentation import Augmentation
-from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes, weights_as_bytes, weights_from_bytes
+from hpo.vision.checkpoints import (
+    checkpoint_as_bytes,
+    checkpoint_from_bytes,
+    copied_aside,
+    weights_as_bytes,
+    weights_from_bytes,
+)
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.evaluation import CLEAN, build_evaluation_set
-from hpo.vision.images import load_images
+from hpo.vision.images import data_root, load_images
+from hpo.vision.memory import is_out_of_memory
 from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
 from hpo.vision.probe import fitted_head
-from hpo.vision.training import EpochResult, Recipe, Training, fine_tune, is_out_of_memory
+from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
 
 
 class RobustAccuracy:
@@ -55,8 +64,8 @@ class RobustAccuracy:
         """Raises WeightsError if the weights are not this network's."""
         self._network({"frozen_layers": 0}, self.pretrained)
 
-    def run(self, trial: Trial) -> Iterator[Measurement]:
-        """One measurement an epoch, and a checkpoint after each that the trial goes on from.
+    def run(self, trial: Trial) -> Generator[Measurement]:
+        """One measurement an epoch, and checkpoints between them that the trial goes on from.
 
         The baseline's weights are kept if trials of this study may start from them.
         """
@@ -73,13 +82,21 @@ class RobustAccuracy:
         if trial.baseline and self.spec.search.may_start_from_baseline:
             self.artifacts.write(self.baseline_weights, weights_as_bytes(training.averaged))
 
-    def _go_on(self, training: Training, trial: Trial, measured: list[Measurement]) -> Iterator[Measurement]:
+    def _go_on(self, training: Training, trial: Trial, measured: list[Measurement]) -> Generator[Measurement]:
         resumed_after = len(measured)
-        for result in fine_tune(training, self.images.train, self._tuning):
-            measured.append(self._measurement(result, training, resumed_after, measured))
-            if result.epoch < self.spec.training.epochs and not result.diverged:
-                self._save_checkpoint(training, trial, measured)
-            yield measured[-1]
+        writer = CheckpointWriter()
+        try:
+            for result in fine_tune(training, self.images.train, self._tuning):
+                measured.append(self._measurement(result, training, resumed_after, measured))
+                if result.epoch < self.spec.training.epochs and not result.diverged:
+                    writer.offer(partial(self._take_checkpoint, training, trial, measured))
+                yield measured[-1]
+                writer.move_on()
+        except GeneratorExit:  # the worker leaves the trial, and another may go on with it
+            writer.flush()
+            raise
+        finally:
+            writer.close()
 
     def discard(self, numbers: Sequence[int]) -> None:
         """Removes the checkpoints of these trials."""
@@ -95,18 +112,23 @@ class RobustAccuracy:
         """
         spec = self.spec.model_dump(mode="json", include={"seed", "data", "model", "training", "objective"})
         spec["model"].pop("weights")
+        if not spec["training"]["compile"]:
+            spec["training"].pop("compile")  # checkpoints of before it was there know nothing of it
         for where in ("name", "root", "archive"):
             spec["data"].pop(where)
         return spec | self.fingerprints | {"bf16": self.compute.bf16, "protocol": hpo.PROTOCOL}
 
-    def _save_checkpoint(self, training: Training, trial: Trial, measured: list[Measurement]) -> None:
+    def _take_checkpoint(self, training: Training, trial: Trial, measured: Sequence[Measurement]) -> Callable[[], None]:
         kept = [{"step": m.step, "score": m.score, "parts": dict(m.parts)} for m in measured]
         header = {"identity": json.dumps(self._identity() | {"params": trial.params}), "measured": json.dumps(kept)}
-        content = checkpoint_as_bytes(training.tensors(), header)
-        self.artifacts.write(self._checkpoint_name(trial.number), content)
-        if all(m.resumed for m in measured[:-1]):  # the first of its own takes the place of those before it
-            for number in set(trial.continues) - {trial.number}:
+        copies = copied_aside(training.tensors())
+
+        def write() -> None:
+            self.artifacts.write(self._checkpoint_name(trial.number), checkpoint_as_bytes(copies(), header))
+            for number in set(trial.continues) - {trial.number}:  # this one takes the place of those before it
                 self.artifacts.remove(self._checkpoint_name(number))
+
+        return write
 
     def _resume(self, training: Training, trial: Trial) -> list[Measurement]:
         """Restores the latest checkpoint of the trials that this one continues; what had been measured until then."""
@@ -143,17 +165,18 @@ class RobustAccuracy:
         name = f"{self.spec.folder_name}/fitted-head.safetensors"
         kind = {key: self._made_by[key] for key in ("torch", "device", "threads")}
         identity = json.dumps(self._identity() | kind | {"cpu": torch.backends.cpu.get_cpu_capability()})
-        content = None
-        with contextlib.suppress(OSError):
-            content = self.artifacts.read(name)
-        kept = checkpoint_from_bytes(content) if content else None
-        if kept is not None and kept.header.get("identity") == identity:
-            return kept.tensors
-        network = self._network({"frozen_layers": 0}, self.pretrained).to(self.compute.device)
-        head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
-        with contextlib.suppress(OSError):
-            self.artifacts.write(name, checkpoint_as_bytes(head, {"identity": identity}))
-        return head
+        with _one_on_this_machine(data_root(self.spec.data) / "images" / ".head.lock"):
+            content = None
+            with contextlib.suppress(OSError):
+                content = self.artifacts.read(name)
+            kept = checkpoint_from_bytes(content) if content else None
+            if kept is not None and kept.header.get("identity") == identity:
+                return kept.tensors
+            network = self._network({"frozen_layers": 0}, self.pretrained).to(self.compute.device)
+            head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
+            with contextlib.suppress(OSError):
+                self.artifacts.write(name, checkpoint_as_bytes(head, {"identity": identity}))
+            return head
 
     def _network(self, params: Params, weights: Weights) -> Classifier:
         model = self.spec.model
@@ -168,6 +191,7 @@ class RobustAccuracy:
             learning_rate=float(params["learning_rate"]),
             weight_decay=training.weight_decay,
             label_smoothing=training.label_smoothing,
+            compile=training.compile,
             augmentation=Augmentation(
                 float(params["augmentation_strength"]), self.perturbations, training.horizontal_flip
             ),
@@ -177,7 +201,8 @@ class RobustAccuracy:
 
     @cached_property
     def _tuning(self) -> Any:
-        return build_evaluation_set(self.images.tuning, self.perturbations, self.compute.device)
+        at_once = self.compute.images_scored_at_once(self.spec.model.input_size)
+        return build_evaluation_set(self.images.tuning, self.perturbations, self.compute.device, at_once=at_once)
 
     def _measurement(
         self, result: EpochResult, training: Training, resumed_after: int, measured: Sequence[Measurement]
@@ -202,9 +227,9 @@ class RobustAccuracy:
                 "images_per_second": round(result.images_per_second, 1),
                 "host": self._made_by["host"],
                 "device": self._made_by["device"],
-                "made_by": self._made_by,
+                "made_by": self._made_by | {"steps": training.runner.how},
                 **({"resumed_after_epoch": resumed_after} if resumed_after else {}),
-                **({"micro_batch_size": training.micro_batch} if training.was_split else {}),
+                **({"micro_batch_size": training.portions.micro_batch} if training.was_split else {}),
             },
             illustrate=lambda: self._illustrate(training, [m.parts for m in measured]),
         )
@@ -239,6 +264,18 @@ class RobustAccuracy:
             "threads": torch.get_num_threads(),
             **self.fingerprints,
         }
+
+
+@contextlib.contextmanager
+def _one_on_this_machine(file: Path) -> Iterator[None]:
+    """Others wait; not where files cannot be locked: then each does the same for itself."""
+    lock = FileLock(file)
+    with contextlib.suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _commit() -> str | None:

@@ -84,6 +84,8 @@ class TrainingSpec(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     horizontal_flip: bool = True
     """Whether a mirrored image is still of its class; false for text and digits."""
+    compile: bool = False
+    """Whether `torch.compile` makes the training step faster: a quarter on an H200, after half a minute a trial."""
 
 
 class PerturbationSpec(Section):

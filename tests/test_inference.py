@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from hpo.spec import DataSpec
 from hpo.vision import evaluation
+from hpo.vision.averaging import ETA
 from hpo.vision.device import Compute
 from hpo.vision.evaluation import EvaluationSet, build_evaluation_set, embedded, evaluate
 from hpo.vision.images import ImageSet, load_images
 from hpo.vision.inference import Inference
 from hpo.vision.network import Classifier, build_network
 from hpo.vision.probe import fitted_head
-from hpo.vision.training import AVERAGING_ETA
 
 PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
 FP32 = Compute(torch.device("cpu"), bf16=False)
@@ -80,7 +80,7 @@ def test_accuracies_of_the_fast_path_agree_with_a_slow_reference(digits: ImageSe
     for compute, may_differ in ((FP32, 0), (BF16, 0.02 * len(digits.tuning))):
         features = embedded(images, Inference(net.frozen_part, compute))
         assert features is not None
-        fast = dict(evaluate(Inference(net.trainable_part, compute), features))
+        fast = evaluate(Inference(net.trainable_part, compute), features)
         for name, correct in expected.items():
             assert abs(fast[name].correct - correct) <= may_differ, (name, compute)
 
@@ -95,9 +95,9 @@ def test_the_fitted_head_knows_the_training_images(digits: ImageSet) -> None:
     net = network()
     head = fitted_head(net, digits.train, FP32, label_smoothing=0.1)
     images = EvaluationSet({"clean": pixels_of(digits)}, torch.from_numpy(digits.train.labels))
-    chance = dict(evaluate(Inference(net, FP32), images))["clean"].fraction
+    chance = evaluate(Inference(net, FP32), images)["clean"].fraction
     net.resnet.fc.load_state_dict({name.removeprefix("fc."): tensor for name, tensor in head.items()})
-    fitted = dict(evaluate(Inference(net, FP32), images))["clean"].fraction
+    fitted = evaluate(Inference(net, FP32), images)["clean"].fraction
     assert chance < 0.3 < 0.8 < fitted
 
 
@@ -114,7 +114,7 @@ def test_averaging_is_shamirs_and_zhangs(digits: ImageSet) -> None:
     for t, value in enumerate((3.0, -1.0, 4.0, 1.5), 1):
         with torch.no_grad():
             training.network.resnet.fc.bias.fill_(value)
-        training.average()
-        share = (AVERAGING_ETA + 1) / (t + AVERAGING_ETA)
+        training.average.take()
+        share = (ETA + 1) / (t + ETA)
         expected = (1 - share) * expected + share * value
         assert training.averaged.resnet.fc.bias[0].item() == pytest.approx(expected, rel=1e-5)

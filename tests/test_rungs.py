@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Ranked(FreeObjective):
         self.checkpoints: dict[int, list[Measurement]] = {}
         self.epochs_trained = 0
 
-    def run(self, trial: Trial) -> Iterator[Measurement]:
+    def run(self, trial: Trial) -> Generator[Measurement]:
         done = next((self.checkpoints[n] for n in trial.continues if n in self.checkpoints), [])
         yield from (replace(measurement, resumed=True) for measurement in done)
         for measurement in list(super().run(trial))[len(done) :]:
@@ -94,7 +94,7 @@ def test_few_trials_are_kept_paused_and_the_worst_are_pruned(
     kept: list[int] = []
 
     class Watched(Ranked):
-        def run(self, trial: Trial) -> Iterator[Measurement]:
+        def run(self, trial: Trial) -> Generator[Measurement]:
             kept.append(len(set(self.checkpoints) - {trial.number}))
             yield from super().run(trial)
 

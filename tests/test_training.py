@@ -21,7 +21,7 @@ from hpo.vision.images import ImageSet, Split, load_images
 from hpo.vision.inference import Inference
 from hpo.vision.network import build_network, fingerprint
 from hpo.vision.perturbations import perturb
-from hpo.vision.training import EpochResult, Recipe, Training, _accumulate_gradients, fine_tune
+from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
 
 PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
 FP32 = Compute(torch.device("cpu"), bf16=False)
@@ -135,14 +135,14 @@ def test_a_batch_that_does_not_fit_into_memory_is_split() -> None:
     code = """
 import resource, sys, torch
 from test_training import start
-from hpo.vision.training import _update
 torch.set_num_threads(1)
 training = start(batch_size=512)
 images, labels = torch.rand(512, 3, 32, 32), torch.arange(512) % 10
-_update(start(batch_size=8), images[:8], labels[:8], 0.5)  # what PyTorch sets up once
+start(batch_size=8).runner.run(images[:8], labels[:8])  # what PyTorch sets up once
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[1]) * 2**20,) * 2)
-print(_update(training, images, labels, 0.5).isfinite().item(), training.micro_batch < 512, training.micro_batch >= 8)
+training.runner.run(images, labels)
+print(training.runner.step.loss_sum.isfinite().item(), 8 <= training.portions.micro_batch < 512, training.was_split)
 """
     for free_mib in ("300", "260", "230"):
         command = [sys.executable, "-c", code, free_mib]
@@ -159,9 +159,9 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
     for micro_batch in (20, 8):
         training = start(batch_size=20)
         training.network.eval()
-        training.micro_batch = micro_batch
-        loss = _accumulate_gradients(training, images, labels)
-        gradients.append((loss, training.network.resnet.conv1.weight.grad))
+        training.portions.micro_batch = micro_batch
+        training.runner.step.run(images, labels)
+        gradients.append((training.runner.step.loss_sum, training.network.resnet.conv1.weight.grad))
     (loss, whole), (sum_of_losses, in_parts) = gradients
     torch.testing.assert_close(sum_of_losses, loss)
     torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5)
@@ -169,7 +169,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
 
 def test_evaluation_agrees_with_a_slow_reference(digits: ImageSet) -> None:
     network = build_network("resnet18", 10, {}, 32, 0, seed=3).eval()
-    fast = dict(evaluate(Inference(network, FP32), build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device)))
+    fast = evaluate(Inference(network, FP32), build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device))
     correct = dict.fromkeys(fast, 0)
     with torch.no_grad():
         for row, key, label in zip(digits.tuning.rows, digits.tuning.keys, digits.tuning.labels, strict=True):

@@ -1,6 +1,6 @@
 """What a worker asks of an objective: measurements of one configuration, step by step, and checkpoints between them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,9 +57,10 @@ class Objective(Protocol):
         """
         ...
 
-    def run(self, trial: Trial) -> Iterator[Measurement]:
-        """Measures one configuration, step by step from 1, also those that a checkpoint has already; the caller stops
-        taking when the trial is pruned. Raises MemoryError if the configuration needs more memory than there is.
+    def run(self, trial: Trial) -> Generator[Measurement]:
+        """Measures one configuration, step by step from 1, also those that a checkpoint has already. The caller
+        closes it when the trial is paused or pruned; a paused one may then go on elsewhere. Raises MemoryError if the
+        configuration needs more memory than there is.
         """
         ...
 

@@ -212,12 +212,13 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
     verdict: Verdict = "goes on"
     measured = None
     epochs: list[dict[str, float]] = []
-    for measured in objective.run(trial):
-        epochs.append({"epoch": measured.step, "score": measured.score, **measured.parts})
-        verdict, notes = worker.outlast(_judge, worker, study, trial_id, trial, measured, search)
-        worker.outlast(record_epoch, worker.engine, trial_id, measured.step, measured.score, epochs, notes)
-        if verdict != "goes on":
-            break
+    with contextlib.closing(objective.run(trial)) as measurements:  # before others are told that they may go on with it
+        for measured in measurements:
+            epochs.append({"epoch": measured.step, "score": measured.score, **measured.parts})
+            verdict, notes = worker.outlast(_judge, worker, study, trial_id, trial, measured, search)
+            worker.outlast(record_epoch, worker.engine, trial_id, measured.step, measured.score, epochs, notes)
+            if verdict != "goes on":
+                break
     if measured is None:
         raise RuntimeError("the objective measured nothing")
     if verdict == "paused":

@@ -1,9 +1,10 @@
 """Checkpoints and weights as bytes: safetensors, which hold numbers and text only, nothing that could run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -19,6 +20,25 @@ class Checkpoint:
 
     tensors: dict[str, Tensor]
     header: dict[str, str]
+
+
+def copied_aside(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Copies in memory, which training no longer changes; those of a GPU's tensors are made beside its work, and the
+    returned function waits for them, in whatever thread.
+    """
+    on_gpu = any(tensor.is_cuda for tensor in tensors.values())
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    copies = {name: copy.to("cpu", non_blocking=True) if copy.is_cuda else copy.clone() for name, copy in whole.items()}
+    if not on_gpu:
+        return lambda: copies
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def waited() -> dict[str, Tensor]:
+        copied.synchronize()
+        return copies
+
+    return waited
 
 
 def checkpoint_as_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:

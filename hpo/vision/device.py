@@ -1,11 +1,19 @@
 """The device of a process, and the precision that it computes in."""
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.utils.deterministic
+from torch import Tensor
+
+PIXELS_AT_ONCE = 4096 * 64 * 64
+"""Of the images that a GPU augments, and takes through a frozen part, at once; it scores half as many at once."""
+MOST_SCORED_AT_ONCE = 2000
+SCORED_AT_ONCE_BY_A_CPU = 250
 
 
 @dataclass(frozen=True)
@@ -15,8 +23,28 @@ class Compute:
     device: torch.device
     bf16: bool
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def autocast(self, cache_enabled: bool = True) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cache_enabled)
+
+    def images_at_once(self, size: int, batch: int) -> int:
+        """How many images of `size` pixels a side to prepare at once: a GPU many, which would wait for its launches; a
+        CPU a batch, while that is in its caches.
+        """
+        return max(1, PIXELS_AT_ONCE // size**2) if self.device.type == "cuda" else batch
+
+    def images_scored_at_once(self, size: int) -> int:
+        """As `images_at_once`, of the images that are only looked at."""
+        if self.device.type != "cuda":
+            return SCORED_AT_ONCE_BY_A_CPU
+        return max(1, min(MOST_SCORED_AT_ONCE, PIXELS_AT_ONCE // 2 // size**2))
+
+    def mark(self) -> "torch.cuda.Event | float":
+        """A point in the device's work."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     @property
     def description(self) -> str:
@@ -43,3 +71,15 @@ def cpu_multiplies_bf16() -> bool:
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def seconds_between(first: "torch.cuda.Event | float", last: "torch.cuda.Event | float") -> float:
+    """Of two marks that the device has passed."""
+    if isinstance(first, torch.cuda.Event) and isinstance(last, torch.cuda.Event):
+        return cast(float, first.elapsed_time(last)) / 1000
+    return cast(float, last) - cast(float, first)
+
+
+def upload(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device of a tensor in memory; a GPU's copy runs beside its work, which nobody waits for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

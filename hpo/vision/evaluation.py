@@ -2,18 +2,18 @@
 study.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hpo.vision.device import SCORED_AT_ONCE_BY_A_CPU
 from hpo.vision.images import Split
 from hpo.vision.inference import Inference
 from hpo.vision.perturbations import perturb
 
 CLEAN = "clean"
-BATCH_SIZE = 250
 TUNING_REPLICATE = 0
 """The final report draws other replicates."""
 MOST_KEPT_BYTES = 2**30
@@ -36,11 +36,13 @@ class Accuracy:
 class EvaluationSet:
     """The same images under several conditions, `clean` first.
 
-    conditions: name -> uint8 (n, 3, height, width), or what a frozen part made of them; labels: int64 (n,).
+    conditions: name -> uint8 (n, 3, height, width), or what a frozen part made of them; labels: int64 (n,); at_once:
+    how many are scored at once.
     """
 
     conditions: dict[str, Tensor]
     labels: Tensor
+    at_once: int = SCORED_AT_ONCE_BY_A_CPU
 
 
 def build_evaluation_set(
@@ -48,6 +50,7 @@ def build_evaluation_set(
     perturbations: Sequence[tuple[str, float]],
     device: torch.device,
     replicate: int = TUNING_REPLICATE,
+    at_once: int = SCORED_AT_ONCE_BY_A_CPU,
 ) -> EvaluationSet:
     """The images of `split`, clean and under each (name, severity), rounded to 8 bits as an image file would be."""
     clean = torch.from_numpy(split.pixels[split.rows]).permute(0, 3, 1, 2).to(device)
@@ -56,10 +59,10 @@ def build_evaluation_set(
     for name, severity in perturbations:
         batches = [
             perturb(name, images.float().div(255), batch_keys, severity, replicate).mul_(255).round_().to(torch.uint8)
-            for images, batch_keys in zip(clean.split(BATCH_SIZE), keys.split(BATCH_SIZE), strict=True)
+            for images, batch_keys in zip(clean.split(at_once), keys.split(at_once), strict=True)
         ]
         conditions[name] = torch.cat(batches).contiguous(memory_format=torch.channels_last)
-    return EvaluationSet(conditions, torch.from_numpy(split.labels).to(device))
+    return EvaluationSet(conditions, torch.from_numpy(split.labels).to(device), at_once)
 
 
 def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | None:
@@ -70,18 +73,20 @@ def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | N
         return None
     return EvaluationSet(
         {
-            name: torch.cat([frozen_part(batch).to(dtype) for batch in pixels.split(BATCH_SIZE)])
+            name: torch.cat([frozen_part(batch).to(dtype) for batch in pixels.split(images.at_once)])
             for name, pixels in images.conditions.items()
         },
         images.labels,
+        images.at_once,
     )
 
 
-def evaluate(classify: Callable[[Tensor], Tensor], images: EvaluationSet) -> Iterator[tuple[str, Accuracy]]:
-    """Yields (condition, accuracy). classify: logits (n, classes) of a batch."""
-    for name, pixels in images.conditions.items():
-        correct = sum(
-            (classify(batch).argmax(1) == labels).sum()
-            for batch, labels in zip(pixels.split(BATCH_SIZE), images.labels.split(BATCH_SIZE), strict=True)
-        )
-        yield name, Accuracy(int(correct), len(images.labels))
+def evaluate(classify: Callable[[Tensor], Tensor], images: EvaluationSet) -> dict[str, Accuracy]:
+    """By condition. classify: logits (n, classes) of a batch. The device is waited for once, at the end."""
+    labels = images.labels.split(images.at_once)
+    correct = [
+        torch.stack([(classify(batch).argmax(1) == right).sum() for batch, right in zip(batches, labels, strict=True)])
+        for batches in (pixels.split(images.at_once) for pixels in images.conditions.values())
+    ]
+    counts = torch.stack(correct).sum(1).tolist()
+    return {name: Accuracy(count, len(images.labels)) for name, count in zip(images.conditions, counts, strict=True)}

@@ -5,27 +5,37 @@ They serve the frozen part, which is the same in all of a training, and evaluati
 
 from copy import deepcopy
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hpo.vision.device import Compute
 
 
 class Inference:
-    """A copy of a part of a network, in eval mode and without gradients: what is learned later does not reach it."""
+    """A copy of a part of a network, in eval mode and without gradients: what the part learns later reaches it by
+    `refill` alone.
+    """
 
     def __init__(self, part: nn.Module, compute: Compute) -> None:
         self.compute = compute
         self._part = deepcopy(part).eval().requires_grad_(False)
-        for module in list(self._part.modules()):
-            _fold_batch_norms(module)
+        self._folded: list[tuple[nn.Conv2d, nn.Conv2d, nn.BatchNorm2d]] = []
+        for ours, theirs in list(zip(self._part.modules(), part.modules(), strict=True)):
+            self._fold_batch_norms(ours, theirs)
         if compute.bf16:
             for module in self._part.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(torch.bfloat16)
         self._part.to(memory_format=torch.channels_last)
+        folded = {id(tensor) for convolution, _, _ in self._folded for tensor in convolution.parameters()}
+        learned = _tensors(part)
+        self._copied = [
+            (tensor, learned[name]) for name, tensor in _tensors(self._part).items() if id(tensor) not in folded
+        ]
+        self.refill()
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
@@ -33,9 +43,34 @@ class Inference:
             output: Tensor = self._part(batch)
         return output
 
+    @torch.no_grad()
+    def refill(self) -> None:
+        """Takes over what the part has learned since, without new memory."""
+        for ours, convolution, norm in self._folded:
+            weight, bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                cast(Tensor, norm.running_mean),
+                cast(Tensor, norm.running_var),
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            ours.weight.copy_(weight)
+            cast(Tensor, ours.bias).copy_(bias)
+        for copied, tensor in self._copied:
+            copied.copy_(tensor)
 
-def _fold_batch_norms(module: nn.Module) -> None:
-    for (name, convolution), (norm_name, norm) in pairwise(list(module.named_children())):
-        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-            setattr(module, name, fuse_conv_bn_eval(convolution, norm))
-            setattr(module, norm_name, nn.Identity())
+    def _fold_batch_norms(self, ours: nn.Module, theirs: nn.Module) -> None:
+        """Puts convolutions with a bias in the place of those that a BatchNorm follows."""
+        for (name, convolution), (norm_name, norm) in pairwise(list(theirs.named_children())):
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                folded = cast(nn.Conv2d, ours.get_submodule(name))
+                if folded.bias is None:
+                    folded.bias = nn.Parameter(torch.zeros_like(norm.bias), requires_grad=False)
+                setattr(ours, norm_name, nn.Identity())
+                self._folded.append((folded, convolution, norm))
+
+
+def _tensors(part: nn.Module) -> dict[str, Tensor]:
+    return dict(part.named_parameters()) | dict(part.named_buffers())

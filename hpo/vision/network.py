@@ -4,6 +4,7 @@ import pickle
 import urllib.error
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -112,23 +113,32 @@ def build_network(
     """
     import torchvision  # takes a second: not before a network is needed
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        resnet = getattr(torchvision.models, name)(num_classes=classes)
-    _load(resnet, weights, name)
+    make = partial(getattr(torchvision.models, name), num_classes=classes)
+    with torch.device("meta"):
+        resnet = make()
+    given = _fitting(weights, resnet.state_dict(), name)
+    if set(given) == set(resnet.state_dict()):  # drawing numbers for nothing takes a fifth of a second
+        resnet.load_state_dict(given, assign=True)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            resnet = make()
+        resnet.load_state_dict(given, strict=False)
     replace_convolutions(resnet)
     return Classifier(resnet, input_size, frozen_layers).to(memory_format=torch.channels_last)
 
 
-def _load(resnet: "ResNet", weights: Mapping[str, Tensor], name: str) -> None:
-    """Everything must fit but the head, which is taken if it has the right shape (it came from the same images)."""
+def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> Weights:
+    """Copies of the given tensors, of the network's own types. Everything must fit but the head, which is taken if it
+    has the right shape (it came from the same images).
+    """
     if not weights:
-        return
-    own = resnet.state_dict()
+        return {}
     given = {key: tensor for key, tensor in weights.items() if not key.startswith(HEAD)}
     body = {key: tensor for key, tensor in own.items() if not key.startswith(HEAD)}
-    optional = {key for key in body if key.endswith("num_batches_tracked")}
-    problems = [f"{key} is missing" for key in body if key not in given and key not in optional]
+    counters = {key: torch.zeros((), dtype=torch.int64) for key in body if key.endswith("num_batches_tracked")}
+    given = counters | given
+    problems = [f"{key} is missing" for key in body if key not in given]
     problems += [f"{key} is unknown" for key in given if key not in body]
     problems += [
         f"{key} is {tuple(given[key].shape)} instead of {tuple(body[key].shape)}"
@@ -142,7 +152,8 @@ def _load(resnet: "ResNet", weights: Mapping[str, Tensor], name: str) -> None:
             f"{'; '.join(problems[:4])}{more}"
         )
     head = {k: t for k, t in weights.items() if k in own and k.startswith(HEAD) and t.shape == own[k].shape}
-    resnet.load_state_dict(given | (head if len(head) == 2 else {}), strict=False)
+    fitting = given | (head if len(head) == 2 else {})
+    return {key: tensor.to(own[key].dtype, copy=True) for key, tensor in fitting.items()}
 
 
 def read_weights(name: str, weights: str) -> Weights:

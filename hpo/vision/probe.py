@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpo.vision.device import Compute
-from hpo.vision.evaluation import BATCH_SIZE
+from hpo.vision.device import Compute, upload
 from hpo.vision.images import Split
 from hpo.vision.inference import Inference
 from hpo.vision.network import Classifier
@@ -23,10 +22,10 @@ L2 = 3e-3
 def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoothing: float) -> dict[str, Tensor]:
     """Weight and bias of multinomial logistic regression on the features of the clean training images, by L-BFGS."""
     body = Inference(nn.Sequential(network.frozen_part, *network.trainable_part[:-1], network.resnet.avgpool), compute)
-    rows = torch.from_numpy(train.rows).split(BATCH_SIZE)
-    images = (torch.from_numpy(train.pixels[some.numpy()]).permute(0, 3, 1, 2).to(compute.device) for some in rows)
-    features = torch.cat([body(batch).flatten(1).float() for batch in images])
-    labels = torch.from_numpy(train.labels).to(compute.device)
+    rows = torch.from_numpy(train.rows).split(compute.images_scored_at_once(network.normalise.size))
+    images = (upload(torch.from_numpy(train.pixels[some.numpy()]), compute.device) for some in rows)
+    features = torch.cat([body(batch.permute(0, 3, 1, 2)).flatten(1).float() for batch in images])
+    labels = upload(torch.from_numpy(train.labels), compute.device)
     weight = torch.zeros_like(network.resnet.fc.weight, device=compute.device).requires_grad_()
     bias = torch.zeros_like(network.resnet.fc.bias, device=compute.device).requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")

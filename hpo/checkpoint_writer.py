@@ -1,0 +1,67 @@
+"""A trial's checkpoints, written beside its training.
+
+After an epoch the tensors are copied aside, which is quick; a thread makes a file of them while the next epoch trains.
+Where epochs are short not each of them leaves a checkpoint: a network of 11 million weights is one of 135 MB. What was
+measured last is always kept when a trial is left between two epochs, as when it is paused.
+"""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+LEAST_SECS = 1.0
+"""Between two checkpoints."""
+MOST_OF_THE_TIME = 0.05
+"""For writing: with slow storage checkpoints come more rarely."""
+
+Take = Callable[[], Callable[[], None]]
+"""Copies the tensors aside, and gives what will write them."""
+
+
+class CheckpointWriter:
+    """Of one trial. Errors in writing are raised by the next call but `close`."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "checkpoints")
+        self._writing: Future[float] | None = None
+        self._offered: Take | None = None
+        self._started = time.monotonic()
+        self._pause_secs = LEAST_SECS
+
+    def offer(self, take: Take) -> None:
+        """After an epoch: writes a checkpoint if it is time for one, else keeps in mind that there could be one."""
+        self._offered = take
+        if time.monotonic() - self._started >= self._pause_secs and (self._writing is None or self._writing.done()):
+            self._start()
+
+    def move_on(self) -> None:
+        """What was offered is no longer to be had: training goes on."""
+        self._offered = None
+
+    def flush(self) -> None:
+        """The trial is left: writes what was offered last, and waits for it."""
+        if self._offered is not None:
+            self._start()
+        self._finish()
+
+    def close(self) -> None:
+        """Waits for what is being written; what comes of it matters to nobody any more."""
+        self._thread.shutdown()
+
+    def _start(self) -> None:
+        self._finish()
+        take, self._offered = self._offered, None
+        if take is not None:
+            self._started = time.monotonic()
+            self._writing = self._thread.submit(_timed, take())
+
+    def _finish(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            self._pause_secs = max(LEAST_SECS, writing.result() / MOST_OF_THE_TIME)
+
+
+def _timed(write: Callable[[], None]) -> float:
+    started = time.monotonic()
+    write()
+    return time.monotonic() - started

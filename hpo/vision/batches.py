@@ -1,0 +1,69 @@
+"""Shuffled batches of the training images as the trainable part takes them: augmented, and through the frozen part.
+
+On a GPU several batches are prepared at once and handed out as slices: preparing is many small kernels, which cost
+their launch. An image's augmentation depends on seed, epoch and image alone; what the frozen part makes of it may
+depend on how many images it takes at once, in the last digit.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hpo.vision.augmentation import Augmentation
+from hpo.vision.device import upload
+from hpo.vision.images import Split
+from hpo.vision.inference import Inference
+from hpo.vision.memory import Portions, fitting
+
+MOST_OF_GPU = 0.25
+"""Of a GPU's free memory: what the training images may take."""
+
+
+class Batches:
+    """The training images on a device: all of them if it is a GPU with room, else they are gathered in memory."""
+
+    def __init__(self, train: Split, augmentation: Augmentation, frozen_part: Inference, seed: int) -> None:
+        self.train = train
+        self.augmentation = augmentation
+        self.frozen_part = frozen_part
+        self.seed = seed
+        self.device = frozen_part.compute.device
+        self.keys = torch.from_numpy(train.keys)
+        self.labels = torch.from_numpy(train.labels)
+        self.pixels = None
+        if self.device.type == "cuda":
+            needed = len(train) * math.prod(train.pixels.shape[1:])
+            if needed < torch.cuda.mem_get_info(self.device)[0] * MOST_OF_GPU:
+                self.pixels = torch.from_numpy(train.pixels[train.rows]).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def of_epoch(self, epoch: int, batch_size: int, portions: Portions) -> Iterator[tuple[Tensor, Tensor]]:
+        """(features, labels) of each batch; a last batch of one image, which BatchNorm cannot take, is left out."""
+        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self), generator=shuffle)
+        if len(order) > 1 and len(order) % batch_size == 1:
+            order = order[:-1]
+        while len(order):
+            at_once = max(1, portions.prepared // batch_size) * batch_size
+            chunk, order = order[:at_once], order[at_once:]
+            features = fitting(lambda: self._prepared(chunk, epoch, portions.prepared), portions.prepare_fewer)  # noqa: B023
+            labels = upload(self.labels[chunk], self.device)
+            yield from zip(features.split(batch_size), labels.split(batch_size), strict=True)
+
+    def _prepared(self, chosen: Tensor, epoch: int, at_once: int) -> Tensor:
+        parts = [self._features(some, epoch) for some in chosen.split(at_once)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _features(self, chosen: Tensor, epoch: int) -> Tensor:
+        plan = self.augmentation.plan(self.keys[chosen], self.seed, epoch)
+        return self.frozen_part(self.augmentation.apply(self._gathered(chosen), plan))
+
+    def _gathered(self, chosen: Tensor) -> Tensor:
+        """uint8 (n, height, width, 3)."""
+        if self.pixels is not None:
+            return self.pixels[upload(chosen, self.device)]
+        return upload(torch.from_numpy(self.train.pixels[self.train.rows[chosen.numpy()]]), self.device)
