@@ -47,9 +47,11 @@ def submit(study: Spec | Path | str, storage: str | None = None, overrides: Sequ
 
 
 def run(
-    study: Spec | Path | str, storage: str | None = None, workers: int = 1, overrides: Sequence[str] = ()
+    study: Spec | Path | str, storage: str | None = None, workers: int | None = 1, overrides: Sequence[str] = ()
 ) -> TrialResult:
     """Submits a study and works on it with so many processes of this machine until its budget is used; the best trial.
+
+    workers: None for as many as this machine takes, as `--workers auto`.
 
     Progress goes to stderr, the table of the best to stdout. Call it from the main thread: Ctrl-C gives slots back.
     """

@@ -72,7 +72,7 @@ def cli() -> None:
 @spec_arguments
 @storage_option
 @workers_option
-def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int) -> None:
+def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int | None) -> None:
     """Submit a study, work on it here, print the best.
 
     Works until the budget is used. Shows progress, then prints the best configurations. Run again to go on where it
@@ -186,7 +186,7 @@ def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
 @storage_option
 @workers_option
 @click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
-def launch(studies: Sequence[str], storage: str, workers: int, forever: bool) -> None:
+def launch(studies: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
     """Keep workers at work on submitted studies.
 
     Of all studies in the database, if none is named. Each worker has its share of the cores, or a GPU; one that dies

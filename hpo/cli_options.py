@@ -52,13 +52,26 @@ def studies_argument(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.argument("studies", nargs=-1, metavar="[STUDY …]")(command)
 
 
+class _Workers(click.IntRange):
+    """A number, or None for `auto`."""
+
+    name = "whole number, nor auto"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return None if value == "auto" else super().convert(value, param, ctx)
+
+
 def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--workers",
-        type=click.IntRange(min=1),
-        default=1,
+        type=_Workers(),
+        metavar="N|auto",
+        default="1",
         show_default=True,
-        help="Worker processes on this machine.",
+        help="Worker processes on this machine; auto: one a core, or four a GPU, as far as memory goes.",
     )(command)
 
 

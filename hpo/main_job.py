@@ -16,7 +16,8 @@ import sqlalchemy as sa
 from hpo import display
 from hpo.artifacts import open_artifacts
 from hpo.errors import StorageError, StudyError
-from hpo.launch.local import Fleet, check_workers, release, start_fleet, stop_fleet, tend
+from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
+from hpo.launch.machine import how_many_workers
 from hpo.search import heartbeats
 from hpo.search.budget import count
 from hpo.search.outages import outlast
@@ -33,9 +34,12 @@ SHOWN = 5
 TEND_SECS = 0.5
 
 
-def run_study(spec: Spec, storage: str, workers: int) -> None:
-    """Submits a study, works on it with so many processes until its budget is used, prints the best configurations."""
-    check_workers(workers)
+def run_study(spec: Spec, storage: str, workers: int | None) -> None:
+    """Submits a study, works on it with so many processes until its budget is used, prints the best configurations.
+
+    workers: None for as many as this machine takes.
+    """
+    workers = how_many_workers(workers)
     url = parse_url(storage)
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
@@ -59,9 +63,9 @@ def run_study(spec: Spec, storage: str, workers: int) -> None:
     _print_end(engine, study, storage)
 
 
-def launch(names: Sequence[str], storage: str, workers: int, forever: bool) -> None:
+def launch(names: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
     """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
-    check_workers(workers)
+    workers = how_many_workers(workers)
     engine = open_engine(parse_url(storage))
     studies = find_studies(engine, names)
     logs = LOGS / studies[0].spec.folder_name if len(names) == 1 else LOGS

@@ -65,6 +65,30 @@ def search(engine: sa.Engine, qualities: Sequence[float]) -> tuple[list[optuna.t
     return trials, objective, said
 
 
+def test_a_trial_is_left_before_it_is_paused(engine: sa.Engine) -> None:
+    """So that a checkpoint of its last epoch is there for whoever goes on with it."""
+    spec = asha_spec(4)
+    left: dict[int, str] = {}
+
+    class Left(Ranked):
+        def run(self, trial: Trial) -> Generator[Measurement]:
+            try:
+                yield from super().run(trial)
+            except GeneratorExit:
+                left[trial.number] = optuna_trial(trial.number).state.name
+                raise
+
+    def optuna_trial(number: int) -> optuna.trial.FrozenTrial:
+        return optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials[number]
+
+    said: list[str] = []
+    submit(engine, spec)
+    work(engine, ["study"], lambda spec: Left(spec, [0.9, 0.7, 0.5, 0.6]), "worker", said.append)
+    paused = {int(line.split()[1]) for line in said if " paused at epoch 1" in line}
+    assert paused
+    assert left == dict.fromkeys(paused, "RUNNING")
+
+
 def test_a_trial_that_is_paused_is_promoted_when_it_has_come_to_be_among_the_best(engine: sa.Engine) -> None:
     trials, objective, said = search(engine, [0.9, 0.7, 0.5, 0.6, 0.4, 0.3, 0.2, 0.1])
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2 + ["PRUNED", "COMPLETE"] + ["PRUNED"] * 4

@@ -7,7 +7,6 @@ word that a worker may begin.
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hpo.errors import InputError, StorageError, WorkerError
+from hpo.launch.machine import cores, visible_gpus
+from hpo.launch.sharing import Mps, start_mps, stop_mps
 
-MOST_WORKERS_A_CORE = 4
 STOP_SECS = 10.0
 RESTART_SECS = (1, 2, 5, 10)
 """Waits before a worker is started again, by how often in a row it died without having taken a trial; then it is
@@ -62,7 +62,8 @@ class LocalWorker:
 @dataclass
 class Fleet:
     """The workers that one supervisor looks after. on_death: takes the name of one that died, gives back what it had,
-    and says whether it had ever taken a trial; held: whether those that wait for a word have to wait.
+    and says whether it had ever taken a trial; held: whether those that wait for a word have to wait; mps: what lets
+    them compute side by side on GPUs, if it is there.
     """
 
     command: Sequence[str]
@@ -70,6 +71,7 @@ class Fleet:
     on_death: OnDeath
     say: Say
     held: bool = False
+    mps: Mps | None = None
 
 
 def worker_name(pid: int) -> str:
@@ -88,8 +90,11 @@ def start_fleet(
 ) -> Fleet:
     """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
     logs.mkdir(parents=True, exist_ok=True)
-    gpus = visible_gpus()
-    threads = max(1, _cores() // count)
+    gpus: Sequence[str] = visible_gpus()
+    mps = start_mps(gpus) if 0 < len(gpus) < count else None
+    if mps is not None:  # which numbers the GPUs that it was given anew
+        gpus, environment = [str(position) for position in range(len(gpus))], {**environment, **mps.environment}
+    threads = max(1, cores() // count)
     workers = []
     for number in range(1, count + 1):
         share = (
@@ -100,34 +105,10 @@ def start_fleet(
         if gpus:
             share["CUDA_VISIBLE_DEVICES"] = gpus[(number - 1) % len(gpus)]
         workers.append(LocalWorker(number, logs / f"worker-{number}.log", os.environ | environment | share))
-    fleet = Fleet(command, workers, on_death, say, held)
+    fleet = Fleet(command, workers, on_death, say, held, mps)
     for worker in workers:
         _start(fleet, worker)
     return fleet
-
-
-def check_workers(count: int) -> None:
-    """Raises InputError for so many workers that none would come to work."""
-    most = MOST_WORKERS_A_CORE * _cores()
-    if count > most:
-        raise InputError(
-            f"--workers: {count} are too many for {_cores()} cores; at most {most}, and one a core or GPU is fastest"
-        )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def visible_gpus() -> list[str]:
-    """The GPUs that workers may be dealt, as CUDA_VISIBLE_DEVICES names them; none without NVIDIA's driver."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False)
-    return listed.stdout.split() if listed.returncode == 0 else []
 
 
 def _start(fleet: Fleet, worker: LocalWorker) -> None:
@@ -191,6 +172,26 @@ def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
     _forget(worker)
     worker.restart_at = time.monotonic() + wait
     fleet.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")
+    if fleet.mps is not None and code < 0:
+        _share_anew(fleet, fleet.mps)
+
+
+def _share_anew(fleet: Fleet, mps: Mps) -> None:
+    """A worker was killed, perhaps while its GPU computed: NVIDIA's MPS and all that use it have to start again."""
+    fleet.say("the other workers give back what they run and start again too, with the GPU that they shared")
+    interrupted = [worker for worker in fleet.workers if worker.process and worker.process.poll() is None]
+    _stop_workers(interrupted)
+    stop_mps(mps)
+    fleet.mps = start_mps(mps.gpus)
+    for worker in fleet.workers:
+        if fleet.mps is None:  # they take turns from now on
+            gpu = mps.gpus[int(worker.environment["CUDA_VISIBLE_DEVICES"])]
+            others = {name: value for name, value in worker.environment.items() if name not in mps.environment}
+            worker.environment = others | {"CUDA_VISIBLE_DEVICES": gpu}
+        else:
+            worker.environment = {**worker.environment, **fleet.mps.environment}
+    for worker in interrupted:
+        _start(fleet, worker)
 
 
 def _forget(worker: LocalWorker) -> None:
@@ -204,7 +205,15 @@ def stop_fleet(fleet: Fleet) -> None:
     """Asks those still running to stop, and waits; after STOP_SECS they are killed. Of workers that never got the word
     to begin, nothing is left, not even empty logs.
     """
-    running = [worker.process for worker in fleet.workers if worker.process and worker.process.poll() is None]
+    _stop_workers(fleet.workers)
+    if fleet.mps is not None:
+        stop_mps(fleet.mps)
+    if fleet.held:
+        _remove_empty([worker.log for worker in fleet.workers])
+
+
+def _stop_workers(workers: Sequence[LocalWorker]) -> None:
+    running = [worker.process for worker in workers if worker.process and worker.process.poll() is None]
     for process in running:
         process.send_signal(signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECS
@@ -214,10 +223,8 @@ def stop_fleet(fleet: Fleet) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    for worker in fleet.workers:
+    for worker in workers:
         _forget(worker)
-    if fleet.held:
-        _remove_empty([worker.log for worker in fleet.workers])
 
 
 def _remove_empty(logs: Sequence[Path]) -> None:

@@ -10,6 +10,8 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
+from hpo.errors import InputError
+
 PIXELS_AT_ONCE = 4096 * 64 * 64
 """Of the images that a GPU augments, and takes through a frozen part, at once; it scores half as many at once."""
 MOST_SCORED_AT_ONCE = 2000
@@ -53,7 +55,10 @@ class Compute:
 
 
 def choose_compute(threads: int | None) -> Compute:
-    """CUDA if there is one, else the CPU with so many threads; deterministic either way."""
+    """CUDA if there is one, else the CPU with so many threads; deterministic either way.
+
+    Raises InputError if the launcher gave this process a GPU that it cannot use.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler: a second
@@ -61,6 +66,8 @@ def choose_compute(threads: int | None) -> Compute:
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False))
+    if os.environ.get("HPO_GPU") == "required":
+        raise InputError("PyTorch cannot use the GPU that this worker was given; HPO_MPS=0 does without NVIDIA's MPS")
     return Compute(torch.device("cpu"), cpu_multiplies_bf16())
 
 

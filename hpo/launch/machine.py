@@ -1,0 +1,74 @@
+"""What this machine has for workers: cores, memory, GPUs; and how many workers it takes."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from hpo.errors import InputError
+
+MOST_WORKERS_A_CORE = 4
+WORKERS_A_GPU = 4
+"""On an H200 sixteen trials took 83 s with one worker, 42 with four, 48 with eight (benchmarks/LOG.md)."""
+GPU_MIB_A_WORKER = 6 * 1024
+"""CUDA itself, ResNet-18 at 64 px with batches of 512, and the images that are prepared at once, with room to spare."""
+MIB_A_WORKER = 3 * 1024
+"""PyTorch, images and a checkpoint that is being written."""
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+
+def how_many_workers(asked: int | None) -> int:
+    """As many as asked for; with None as this machine takes: one a core, or WORKERS_A_GPU on each GPU, as far as memory
+    goes. Raises InputError for so many that none would come to work.
+    """
+    if asked is None:
+        return workers_that_fit(cores(), memory_mib(), [gpu_mib(gpu) for gpu in visible_gpus()])
+    if asked > (most := MOST_WORKERS_A_CORE * cores()):
+        raise InputError(
+            f"--workers: {asked} are too many for {cores()} cores; at most {most}, or auto: one a core, or "
+            f"{WORKERS_A_GPU} on each GPU"
+        )
+    return asked
+
+
+def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int]) -> int:
+    """gpus_mib: the free memory of each GPU."""
+    wanted = sum(min(WORKERS_A_GPU, max(1, mib // GPU_MIB_A_WORKER)) for mib in gpus_mib) or cores
+    return max(1, min(wanted, cores, memory_mib // MIB_A_WORKER))
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_mib() -> int:
+    """What is available, in the container if there is one."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) // 2**10 for line in lines if line.startswith("MemAvailable:"))
+        return min(available, int(CGROUP_LIMIT.read_text(encoding="ascii")) // 2**20)
+    except (OSError, ValueError, StopIteration):  # not Linux; no container; "max"
+        return available
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that workers may be dealt, as CUDA_VISIBLE_DEVICES names them; none without NVIDIA's driver."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
+    return _nvidia_smi("index")
+
+
+def gpu_mib(gpu: str) -> int:
+    """Free memory; where the driver does not say, as much as one worker takes."""
+    free = _nvidia_smi("memory.free", f"--id={gpu}")
+    return int(free[0]) if free and free[0].isdigit() else GPU_MIB_A_WORKER
+
+
+def _nvidia_smi(field: str, *options: str) -> list[str]:
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", *options]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    return listed.stdout.split() if listed.returncode == 0 else []

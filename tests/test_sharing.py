@@ -1,0 +1,218 @@
+"""How many workers a machine takes, and how they share its GPUs. NVIDIA's programs are small scripts here, that do what
+matters of theirs; the processes around them are real.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from click.testing import CliRunner
+
+from hpo.cli import cli
+from hpo.errors import InputError
+from hpo.launch import machine, sharing
+from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
+from hpo.launch.machine import how_many_workers, workers_that_fit
+
+GIB = 1024
+NVIDIA_SMI = """#!/bin/sh
+case "$1" in *memory.free) echo 81000;; *) echo 0; echo 1;; esac
+"""
+MPS_CONTROL = """#!/bin/sh
+case "$1" in
+-f) touch "$CUDA_MPS_PIPE_DIRECTORY/control"; while [ ! -e "$CUDA_MPS_PIPE_DIRECTORY/quit" ]; do sleep 0.05; done;;
+*) read -r word seconds; [ "$word" = quit ] && touch "$CUDA_MPS_PIPE_DIRECTORY/quit";;
+esac
+"""
+WORKER = """
+import json, os, signal, sys
+names = ("CUDA_VISIBLE_DEVICES", "CUDA_MPS_PIPE_DIRECTORY", "HPO_GPU")
+print(json.dumps({name: os.environ.get(name) for name in names}))
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+signal.pause()
+"""
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "gpus", "expected"),
+    [
+        (2, 24 * GIB, [], 2),
+        (16, 12 * GIB, [], 4),
+        (1, 1 * GIB, [], 1),
+        (16, 128 * GIB, [80 * GIB], 4),
+        (64, 512 * GIB, [80 * GIB] * 8, 32),
+        (16, 128 * GIB, [16 * GIB], 2),
+        (16, 128 * GIB, [4 * GIB, 4 * GIB], 2),
+        (2, 128 * GIB, [80 * GIB], 2),
+        (16, 6 * GIB, [80 * GIB], 2),
+    ],
+)
+def test_as_many_workers_as_cores_gpus_and_memory_allow(
+    cores: int, memory: int, gpus: list[int], expected: int
+) -> None:
+    assert workers_that_fit(cores, memory, gpus) == expected
+
+
+def test_a_container_s_memory_counts_where_it_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = machine.memory_mib()
+    assert 100 < whole < 2**24
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(machine, "CGROUP_LIMIT", limit)
+    for text, expected in ((f"{90 * 2**20}\n", 90), ("max\n", None), (f"{2**60}\n", None)):
+        limit.write_text(text)
+        assert machine.memory_mib() == (expected or pytest.approx(whole, rel=0.3))
+
+
+def test_auto_is_understood_and_other_words_are_refused() -> None:
+    assert how_many_workers(None) >= 1
+    assert how_many_workers(2) == 2
+    with pytest.raises(InputError, match="or auto"):
+        how_many_workers(10_000)
+    for given in ("none", "0", "-1", "1.5"):
+        result = CliRunner().invoke(cli, ["run", "study.toml", "--workers", given])
+        assert result.exit_code == 2
+        assert "--workers" in result.output
+
+
+@pytest.fixture
+def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of NVIDIA's programs: two GPUs, and MPS, which a worker can reach."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (("nvidia-smi", NVIDIA_SMI), ("nvidia-cuda-mps-control", MPS_CONTROL)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(sharing, "PROBE", "")
+    return programs
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[[int], Fleet]]:
+    """Starts workers that say what they were given; `fleet.say` is a list."""
+    fleets: list[Fleet] = []
+
+    def run(count: int) -> Fleet:
+        said: list[str] = []
+        fleet = start_fleet(
+            [sys.executable, "-c", WORKER], count, tmp_path / "logs", {}, lambda name: True, said.append
+        )
+        fleets.append(fleet)
+        return fleet
+
+    yield run
+    for fleet in fleets:
+        stop_fleet(fleet)
+
+
+def given_to(fleet: Fleet, times: int = 1) -> list[dict[str, str | None]]:
+    """What each worker said when it started for the n-th time."""
+    deadline = time.monotonic() + 30
+    while any(len(worker.log.read_text().splitlines()) < times for worker in fleet.workers):
+        assert time.monotonic() < deadline
+        tend(fleet)
+        time.sleep(0.05)
+    return [json.loads(worker.log.read_text().splitlines()[times - 1]) for worker in fleet.workers]
+
+
+def daemons(folder: Path) -> list[int]:
+    """Those whose pipes lie below the folder."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mine = process.environ().get("CUDA_MPS_PIPE_DIRECTORY", "").startswith(str(folder))
+            if mine and "nvidia-cuda-mps-control" in " ".join(process.cmdline()):
+                found.append(process.pid)
+    return found
+
+
+def test_workers_that_share_gpus_get_a_daemon_and_start_again_with_it_when_one_was_killed(
+    nvidia: Path, start: Callable[[int], Fleet], tmp_path: Path
+) -> None:
+    fleet = start(3)
+    first = given_to(fleet)
+    assert [given["CUDA_VISIBLE_DEVICES"] for given in first] == ["0", "1", "0"]
+    (folder,) = {given["CUDA_MPS_PIPE_DIRECTORY"] for given in first}
+    assert {given["HPO_GPU"] for given in first} == {"required"}
+
+    killed, *others = fleet.workers
+    assert killed.process is not None
+    pids = [worker.process.pid for worker in others if worker.process]
+    killed.process.kill()
+    second = given_to(fleet, times=2)
+    (anew,) = {given["CUDA_MPS_PIPE_DIRECTORY"] for given in second}
+    assert anew != folder
+    assert [given["CUDA_VISIBLE_DEVICES"] for given in second] == ["0", "1", "0"]
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    stop_fleet(fleet)
+    assert not list(tmp_path.glob("hpo-mps-*"))
+    assert not daemons(tmp_path)
+
+
+def test_workers_take_turns_where_the_daemon_does_not_come_back(
+    nvidia: Path, start: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    fleet = start(3)
+    assert [given["CUDA_VISIBLE_DEVICES"] for given in given_to(fleet)] == ["0", "1", "0"]
+    monkeypatch.setattr(sharing, "PROBE", "raise SystemExit(1)")
+    assert fleet.workers[0].process is not None
+    fleet.workers[0].process.kill()
+    second = given_to(fleet, times=2)
+    assert [given["CUDA_VISIBLE_DEVICES"] for given in second] == ["5", "7", "5"]
+    assert {given["CUDA_MPS_PIPE_DIRECTORY"] for given in second} == {None} == {given["HPO_GPU"] for given in second}
+
+
+@pytest.mark.parametrize(
+    "why", ["no program", "it does not start", "workers cannot reach it", "not wanted", "not needed"]
+)
+def test_without_a_daemon_workers_take_turns(
+    why: str, nvidia: Path, start: Callable[[int], Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = nvidia / "nvidia-cuda-mps-control"
+    if why == "no program":
+        control.unlink()
+    elif why == "it does not start":
+        control.write_text("#!/bin/sh\nexit 1\n")
+        monkeypatch.setattr(sharing, "START_SECS", 0.5)
+    elif why == "workers cannot reach it":
+        monkeypatch.setattr(sharing, "PROBE", "raise SystemExit(1)")
+    elif why == "not wanted":
+        monkeypatch.setenv("HPO_MPS", "0")
+    fleet = start(2 if why == "not needed" else 4)
+    given = given_to(fleet)
+    assert [some["CUDA_VISIBLE_DEVICES"] for some in given] == ["0", "1", "0", "1"][: len(given)]
+    assert {some["CUDA_MPS_PIPE_DIRECTORY"] for some in given} == {None}
+    assert not list(tmp_path.glob("hpo-mps-*"))
+    assert not daemons(tmp_path)
+
+
+def test_the_daemon_does_not_outlive_a_launcher_that_is_killed(nvidia: Path, tmp_path: Path) -> None:
+    code = """if True:
+        from hpo.launch import sharing
+        sharing.PROBE = ""
+        print(sharing.start_mps(["0"]).folder, flush=True)
+        input()
+    """
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        folder = Path(launcher.stdout.readline().strip())
+        assert (folder / "control").exists()
+        assert daemons(tmp_path)
+        launcher.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while daemons(tmp_path) or folder.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
