@@ -1,0 +1,451 @@
+"""What gpu.py measures, a stage a process: `python gpu_stages.py STAGE RESULT.json SETTINGS.json`.
+
+Without a GPU each stage does the same with a small study and a recorder that runs what it has recorded.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+STUDY = HERE / "time_to_target.toml"
+PARAMS = {
+    "batch_size": 128,
+    "learning_rate": 0.01,
+    "frozen_layers": 0,
+    "augmentation_strength": 1.0,
+    "initial_weights": "pretrained",
+}
+Result = dict[str, Any]
+
+
+class Called:
+    """The stand-in for CUDA graphs."""
+
+    def warm_up(self, run: Callable[[], None]) -> None:
+        run()
+
+    def record(self, run: Callable[[], None]) -> Callable[[], None]:
+        return run
+
+
+def overrides(given: Result, *more: str) -> list[str]:
+    """Of time_to_target.toml; a zip of TinyImageNet's layout, or handwritten digits."""
+    if given["archive"]:
+        images = [f"data.archive={given['archive']}"]
+    else:
+        images = ["data.name=digits", "model.input_size=32", "training.horizontal_flip=false"]
+    if given["images_per_class"]:
+        images.append(f"data.images_per_class={given['images_per_class']}")
+    return [*images, f"model.weights={given['weights'] or 'none'}", *more]
+
+
+def objective_of(given: Result, folder: Path, *more: str) -> Any:
+    from hpo.artifacts import Artifacts
+    from hpo.objective import RobustAccuracy
+    from hpo.spec import load_spec
+
+    spec = load_spec(STUDY, overrides(given, *more))
+    return RobustAccuracy(spec, None, Artifacts(str(folder / "artifacts")))
+
+
+def training_of(objective: Any, **params: Any) -> Any:
+    from hpo.vision.training import Training
+
+    every = PARAMS | params
+    network = objective._network(every, objective._initial_weights(every))
+    on_gpu = objective.compute.device.type == "cuda"
+    return Training(network, objective._recipe(every), objective.compute, None if on_gpu else Called())
+
+
+def synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def rate(step: Callable[[], object], images: int, secs: float) -> int:
+    """Images a second of a step that takes so many."""
+    for _ in range(3):
+        step()
+    synchronize()
+    started = time.perf_counter()
+    steps = 0
+    while time.perf_counter() - started < secs:
+        for _ in range(5):
+            step()
+        steps += 5
+        synchronize()
+    return round(images * steps / (time.perf_counter() - started))
+
+
+def limit(given: Result) -> Result:
+    """PyTorch's own step on a batch that lies on the device: called, and as a CUDA graph."""
+    import torch
+    from torch.nn import functional as F
+    from torchvision.models import resnet18
+
+    from hpo.vision.device import choose_compute
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    recorder: Any = Called()
+    if device.type == "cuda":
+        from hpo.vision.step import CudaRecorder
+
+        recorder = CudaRecorder()
+
+    def make_step(batch: int) -> Callable[[], None]:
+        model = resnet18(num_classes=200).to(device).to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True, fused=True, weight_decay=5e-4)
+        images = torch.rand(batch, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last)
+        labels = torch.arange(batch, device=device) % 200
+
+        def step() -> None:
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return step
+
+    found: Result = {"eager": {}, "captured": {}, "captured, deterministic": {}}
+    for batch in given["batches"]:
+        torch.backends.cudnn.benchmark = True
+        step = make_step(batch)
+        found["eager"][batch] = rate(step, batch, given["secs"])
+        recorder.warm_up(step)
+        found["captured"][batch] = rate(recorder.record(step), batch, given["secs"])
+    torch.backends.cudnn.benchmark = False
+    choose_compute(None)
+    for batch in given["batches"]:
+        step = make_step(batch)
+        recorder.warm_up(step)
+        found["captured, deterministic"][batch] = rate(recorder.record(step), batch, given["secs"])
+    return found
+
+
+class RandomPerturbation:
+    """The plain script's."""
+
+    def __call__(self, pixels: Any) -> Any:
+        import torch
+
+        which, how_much = torch.rand(2).tolist()
+        if which < 0.25:
+            return (pixels + torch.randn_like(pixels) * how_much * 0.2).clamp(0, 1)
+        if which < 0.5:
+            chosen = torch.rand(1, *pixels.shape[1:]) < how_much * 0.1
+            return torch.where(chosen, torch.rand_like(pixels), pixels)
+        return pixels
+
+
+def plain(given: Result) -> Result:
+    """A competent user's loop: ImageFolder, DataLoader, torchvision's transforms, autocast, channels_last."""
+    import torch
+    from PIL import Image
+    from torch.nn import functional as F
+    from torchvision import datasets, transforms
+    from torchvision.models import resnet18
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
+    with tempfile.TemporaryDirectory() as folder:
+        images = objective_of(given, Path(folder)).images
+        for row, label in zip(images.train.rows, images.train.labels, strict=True):
+            path = Path(folder, "images", f"{label:05}", f"{row}.jpeg")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.train.pixels[row]).save(path, quality=90)
+        normal = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        size = images.train.pixels.shape[1]
+        crop = transforms.RandomCrop(size, padding=size // 16, padding_mode="reflect")
+        steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), RandomPerturbation(), normal]
+        loader = torch.utils.data.DataLoader(
+            datasets.ImageFolder(str(Path(folder, "images")), transforms.Compose(steps)),
+            given["plain_batch"],
+            shuffle=True,
+            num_workers=given["loaders"],
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+            drop_last=True,
+        )
+        model = resnet18(num_classes=len(images.classes)).to(device).to(memory_format=torch.channels_last).train()
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True)
+        rates = []
+        for _ in range(given["plain_epochs"]):
+            started, count = time.perf_counter(), 0
+            for pixels, labels in loader:
+                pixels = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+                labels = labels.to(device, non_blocking=True)
+                with torch.autocast(device.type, torch.bfloat16):
+                    loss = F.cross_entropy(model(pixels), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                count += len(labels)
+            synchronize()
+            rates.append(round(count / (time.perf_counter() - started)))
+    return {"epochs": rates, "best": max(rates)}
+
+
+def steps(given: Result) -> Result:
+    """hpo's step; whole epochs as trials have them, scoring, averaging and checkpoints included; memory."""
+    import torch
+
+    from hpo.search.measurement import Trial
+    from hpo.vision.batches import Batches
+    from hpo.vision.evaluation import embedded, evaluate
+    from hpo.vision.inference import Inference
+
+    found: Result = {"step": {}, "epoch": {}, "first_epoch_secs": {}, "peak_mib": {}, "how": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        objective = objective_of(given, Path(folder), f"training.epochs={given['epochs']}")
+        training_of(objective)  # the head is fitted
+        for batch, frozen in itertools.product(given["batches"], given["frozen"]):
+            name = f"{batch}, {frozen} frozen"
+            if torch.cuda.is_available():
+                torch.cuda.reset_peak_memory_stats()
+            training = training_of(objective, batch_size=batch, frozen_layers=frozen)
+            recipe = training.recipe
+            batches = Batches(objective.images.train, recipe.augmentation, training.frozen_part, recipe.seed)
+            features, labels = next(batches.of_epoch(1, batch, training.portions))
+            every = max(1, 256 // batch)
+            numbers = itertools.count(1)
+            training.network.train()
+
+            def step() -> None:
+                training.runner.step.rate.fill_(1e-3)  # noqa: B023
+                training.runner.run(features, labels)  # noqa: B023
+                if training.average and next(numbers) % every == 0:  # noqa: B023
+                    training.average.take()  # noqa: B023
+
+            found["step"][name] = rate(step, len(labels), given["secs"])
+            found["how"][name] = training.runner.how
+            training.runner.forget()
+            params = PARAMS | {"batch_size": batch, "frozen_layers": frozen}
+            marks = [time.perf_counter()]
+            for _ in objective.run(Trial(1, params, baseline=False)):
+                marks.append(time.perf_counter())
+            took = [after - before for before, after in itertools.pairwise(marks)]
+            objective.discard([1])
+            found["epoch"][name] = round(len(objective.images.train) / statistics.median(took[1:]))
+            found["first_epoch_secs"][name] = round(took[0], 3)
+            if torch.cuda.is_available():
+                found["peak_mib"][name] = torch.cuda.max_memory_reserved() // 2**20
+        tuning = embedded(objective._tuning, training.frozen_part) or objective._tuning
+        scored = Inference(training.averaged.trainable_part, objective.compute)
+        count = len(tuning.labels) * len(tuning.conditions)
+        found["scoring"] = rate(lambda: evaluate(scored, tuning), count, given["secs"])
+        found["train_images"] = len(objective.images.train)
+        found["tuning_images"] = len(objective.images.tuning)
+    return found
+
+
+def start(given: Result) -> Result:
+    """Where a worker's first seconds go."""
+    found: Result = {}
+
+    @contextlib.contextmanager
+    def timed(name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        synchronize()
+        found[name] = round(time.perf_counter() - started, 3)
+
+    with timed("import torch, torchvision"):
+        import torch
+        import torchvision  # noqa: F401
+    with timed("CUDA context"):
+        torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        with timed("images, weights"):
+            objective = objective_of(given, Path(folder))
+        from hpo.vision.probe import fitted_head
+
+        pretrained = objective.pretrained
+        network = objective._network({"frozen_layers": 0}, pretrained).to(objective.compute.device)
+        for name in ("head, the first", "head, once more"):
+            with timed(name):
+                fitted_head(network, objective.images.train, objective.compute, 0.1)
+        with timed("tuning images"):
+            tuning = objective._tuning
+        for name in ("first", "second"):
+            with timed(f"{name} trial: network"):
+                training = training_of(objective)
+            from hpo.vision.training import fine_tune
+
+            with timed(f"{name} trial: first epoch"):
+                next(fine_tune(training, objective.images.train, tuning))
+            training.runner.forget()
+    return found
+
+
+def trials(given: Result) -> Result:
+    """`hpo run`: so many random trials by 1, 2, … workers, with MPS and without; start to end, by the clock."""
+    from hpo import load_results
+    from hpo.launch.sharing import CONTROL
+
+    found: Result = {"wall_secs": {}, "first_trial_secs": {}, "scores": {}, "median_trial_secs": {}, "failed": {}}
+    arguments = overrides(given, f"budget={given['trials']}", f"training.epochs={given['trial_epochs']}")
+    arguments += ["sampler.name=random", "pruner.name=none"]
+    for mps, workers in itertools.product(("0", "1"), given["workers"]):
+        name = f"{workers} {'workers' if workers > 1 else 'worker'}{', MPS' if mps == '1' else ''}"
+        if mps == "1" and (workers == 1 or shutil.which(CONTROL) is None):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            started = time.time()
+            command = ("run", str(STUDY), "--workers", str(workers))
+            ran = hpo(Path(folder), *command, settings=arguments, HPO_MPS=mps)
+            found["wall_secs"][name] = round(time.time() - started, 1)
+            if ran.returncode:
+                found["failed"][name] = ran.stderr[-500:]
+                continue
+            told = load_results("time-to-target", storage=f"sqlite:///{folder}/hpo.db")
+            times = [(trial.started_at.timestamp(), trial.finished_at.timestamp()) for trial in told]
+            found["scores"][name] = [trial.score for trial in told]
+            found["first_trial_secs"][name] = round(min(begun for begun, _ in times) - started, 1)
+            found["median_trial_secs"][name] = round(statistics.median(ended - begun for begun, ended in times), 2)
+            found["made_by"] = told[0].made_by
+    scores = list(found["scores"].values())
+    found["same_scores"] = len(scores) > 1 and all(some == scores[0] for some in scores)
+    return found
+
+
+def hpo(
+    folder: Path, *command: str, settings: Sequence[str] = (), **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    """The real command, in a folder."""
+    overriding = [part for setting in settings for part in ("--set", setting)]
+    return subprocess.run(
+        [sys.executable, "-m", "hpo", *command, *overriding],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def equality(given: Result) -> Result:
+    """Called against replayed; a training that goes on against the unbroken one."""
+    import torch
+
+    from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
+    from hpo.vision.network import fingerprint
+    from hpo.vision.training import fine_tune
+
+    def correct(result: Any) -> list[int]:
+        return [accuracy.correct for accuracy in result.accuracies.values()]
+
+    found: Result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        objective = objective_of(given, Path(folder), "training.epochs=3")
+        images, tuning = objective.images.train, objective._tuning
+        begin = partial(training_of, objective, frozen_layers=2)
+        trained = {}
+        for name in ("replayed", "again", "called"):
+            training = begin()
+            if name == "called":
+                training.runner.recorder = None
+            result = next(fine_tune(training, images, tuning))
+            weights = torch.cat([p.detach().float().flatten() for p in training.network.parameters()])
+            trained[name] = (weights, correct(result))
+        difference = (trained["called"][0] - trained["replayed"][0]).norm() / trained["called"][0].norm()
+        found["called against replayed, relative difference of weights after an epoch"] = float(f"{difference:.2e}")
+        found["correct when called, when replayed"] = [trained["called"][1], trained["replayed"][1]]
+        found["replayed twice, to the digit"] = torch.equal(trained["replayed"][0], trained["again"][0])
+        unbroken = begin()
+        expected = [correct(result) for result in fine_tune(unbroken, images, tuning)]
+        broken, resumed = begin(), begin()
+        epochs = fine_tune(broken, images, tuning)
+        first = correct(next(epochs))
+        checkpoint = checkpoint_from_bytes(checkpoint_as_bytes(broken.tensors(), {}))
+        assert checkpoint is not None
+        epochs.close()
+        resumed.restore(checkpoint.tensors)
+        rest = [correct(result) for result in fine_tune(resumed, images, tuning)]
+        same_weights = fingerprint(resumed.network.state_dict()) == fingerprint(unbroken.network.state_dict())
+        found["resumed = unbroken, to the digit"] = [first, *rest] == expected and same_weights
+    return found
+
+
+def killed(given: Result) -> Result:
+    """A worker that is killed in the middle of an epoch: what goes on elsewhere gives what the unbroken trial gave."""
+    from hpo.launch.local import worker_name
+    from hpo.search.heartbeats import bury
+    from hpo.search.storage import open_engine, parse_url
+
+    settings = overrides(given, "budget=1", f"training.epochs={given['killed_epochs']}")
+    settings += ["search.batch_size=32", "search.learning_rate={low=0.01,high=0.02}", "pruner.name=none"]
+    scores = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("unbroken", "killed"):
+            (place := Path(folder, name)).mkdir()
+            assert hpo(place, "submit", str(STUDY), settings=settings).returncode == 0
+            if name == "killed":
+                worker = subprocess.Popen([sys.executable, "-m", "hpo", "worker"], cwd=place, stderr=subprocess.DEVNULL)
+                deadline = time.monotonic() + 120
+                while not list(place.glob("hpo-artifacts/*/*.checkpoint.safetensors")):
+                    assert time.monotonic() < deadline, "no checkpoint"
+                    time.sleep(0.02)
+                time.sleep(given["killed_after_secs"])
+                worker.send_signal(signal.SIGKILL)
+                worker.wait()
+                bury(open_engine(parse_url(f"sqlite:///{place}/hpo.db")), worker_name(worker.pid))
+            ran = hpo(place, "worker")
+            assert ran.returncode == 0, ran.stderr
+            scores.append(json.loads(hpo(place, "best", "time-to-target", "--json").stdout))
+    unbroken, resumed = scores
+    return {
+        "resumed after epoch": resumed.get("resumed_after_epoch", 0),
+        "the same correct counts": unbroken["correct"] == resumed["correct"],
+        "correct": resumed["correct"],
+    }
+
+
+def memory(given: Result) -> Result:
+    """Batches of 512 in a process that may take little of the GPU."""
+    import torch
+
+    from hpo.vision.training import fine_tune
+
+    if not torch.cuda.is_available():
+        return {"left out": "needs a GPU; tests/test_training.py does it with a process's own memory"}
+    with tempfile.TemporaryDirectory() as folder:
+        objective = objective_of(given, Path(folder), "training.epochs=1")
+        training_of(objective)
+        torch.cuda.empty_cache()
+        whole = torch.cuda.get_device_properties(0).total_memory
+        allowed = torch.cuda.memory_reserved() + given["memory_mib"] * 2**20
+        torch.cuda.set_per_process_memory_fraction(allowed / whole)
+        training = training_of(objective, batch_size=512)
+        result = next(fine_tune(training, objective.images.train, objective._tuning))
+        return {
+            "allowed_mib": allowed // 2**20,
+            "micro_batch": training.portions.micro_batch,
+            "prepared": training.portions.prepared,
+            "how": training.runner.how,
+            "loss": round(result.loss, 4),
+            "peak_mib": torch.cuda.max_memory_reserved() // 2**20,
+        }
+
+
+STAGES = {stage.__name__: stage for stage in (limit, plain, steps, start, equality, killed, memory, trials)}
+
+
+if __name__ == "__main__":
+    stage, result, settings_file = sys.argv[1:]
+    Path(result).write_text(json.dumps(STAGES[stage](json.loads(Path(settings_file).read_text()))))
