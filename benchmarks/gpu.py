@@ -167,10 +167,8 @@ def main() -> None:
 
     given = parse_arguments()
     on_gpu = torch.cuda.is_available()
-    settings = (ON_GPU if on_gpu else WITHOUT) | {"archive": given.archive, "weights": given.weights, "on_gpu": on_gpu}
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
-    )
+    settings: dict[str, Any] = {"archive": given.archive, "weights": given.weights, "on_gpu": on_gpu}
+    settings |= ON_GPU if on_gpu else WITHOUT
     results: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if on_gpu else f"no GPU: {platform.machine()}, stand-ins",
         "torch": torch.__version__,

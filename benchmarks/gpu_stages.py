@@ -29,6 +29,7 @@ PARAMS = {
     "initial_weights": "pretrained",
 }
 Result = dict[str, Any]
+Completed = subprocess.CompletedProcess[str]
 
 
 class Called:
@@ -187,9 +188,9 @@ def plain(given: Result) -> Result:
         rates = []
         for _ in range(given["plain_epochs"]):
             started, count = time.perf_counter(), 0
-            for pixels, labels in loader:
-                pixels = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-                labels = labels.to(device, non_blocking=True)
+            for batch, right in loader:
+                pixels = batch.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+                labels = right.to(device, non_blocking=True)
                 with torch.autocast(device.type, torch.bfloat16):
                     loss = F.cross_entropy(model(pixels), labels)
                 optimizer.zero_grad()
@@ -237,8 +238,7 @@ def steps(given: Result) -> Result:
             training.runner.forget()
             params = PARAMS | {"batch_size": batch, "frozen_layers": frozen}
             marks = [time.perf_counter()]
-            for _ in objective.run(Trial(1, params, baseline=False)):
-                marks.append(time.perf_counter())
+            marks += (time.perf_counter() for _ in objective.run(Trial(1, params, baseline=False)))
             took = [after - before for before, after in itertools.pairwise(marks)]
             objective.discard([1])
             found["epoch"][name] = round(len(objective.images.train) / statistics.median(took[1:]))
@@ -324,9 +324,7 @@ def trials(given: Result) -> Result:
     return found
 
 
-def hpo(
-    folder: Path, *command: str, settings: Sequence[str] = (), **environment: str
-) -> "subprocess.CompletedProcess[str]":
+def hpo(folder: Path, *command: str, settings: Sequence[str] = (), **environment: str) -> Completed:
     """The real command, in a folder."""
     overriding = [part for setting in settings for part in ("--set", setting)]
     return subprocess.run(

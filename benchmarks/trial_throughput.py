@@ -67,8 +67,8 @@ def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
     training = Training(network, objective._recipe(params), objective.compute)
     training.network.train()
     recipe = training.recipe
-    batches = Batches(objective.images.train, recipe.augmentation, training.frozen_part, recipe.seed)
-    epochs = (batches.of_epoch(epoch, BATCH_SIZE, training.portions) for epoch in range(1, 100))
+    prepared = Batches(objective.images.train, recipe.augmentation, training.frozen_part, recipe.seed)
+    epochs = (prepared.of_epoch(epoch, BATCH_SIZE, training.portions) for epoch in range(1, 100))
     stream = itertools.chain.from_iterable(epochs)
     training.runner.step.rate.fill_(0.01)
     number = 0
