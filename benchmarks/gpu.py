@@ -65,7 +65,8 @@ LIMIT_SECS = {
     "equality": 60,
     "killed": 75,
     "memory": 45,
-    "trials": 170,
+    "trials": 200,
+    "compiled": 100,
 }
 SLOWER_WITHOUT = 5
 
@@ -115,7 +116,7 @@ def table(results: dict[str, Any], settings: dict[str, Any]) -> list[str]:
         lines.append(f"scoring: {found['scoring']} images/s; {images}")
     if "trials" in fine:
         lines += trials_by_workers(fine["trials"], settings)
-    for stage in ("start", "equality", "killed", "memory"):
+    for stage in ("start", "equality", "killed", "memory", "compiled"):
         if stage in fine:
             kept = {key: value for key, value in fine[stage].items() if key != "stage_secs"}
             lines += [f"{stage}:", *(f"  {key}: {value}" for key, value in kept.items())]

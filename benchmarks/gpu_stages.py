@@ -221,7 +221,7 @@ def steps(given: Result) -> Result:
                 torch.cuda.reset_peak_memory_stats()
             training = training_of(objective, batch_size=batch, frozen_layers=frozen)
             recipe = training.recipe
-            batches = Batches(objective.images.train, recipe.augmentation, training.frozen_part, recipe.seed)
+            batches = Batches(objective._training_images, recipe.augmentation, training.frozen_part, recipe.seed)
             features, labels = next(batches.of_epoch(1, batch, training.portions))
             every = max(1, 256 // batch)
             numbers = itertools.count(1)
@@ -288,7 +288,7 @@ def start(given: Result) -> Result:
             from hpo.vision.training import fine_tune
 
             with timed(f"{name} trial: first epoch"):
-                next(fine_tune(training, objective.images.train, tuning))
+                next(fine_tune(training, objective._training_images, tuning))
             training.runner.forget()
     return found
 
@@ -351,7 +351,7 @@ def equality(given: Result) -> Result:
     found: Result = {}
     with tempfile.TemporaryDirectory() as folder:
         objective = objective_of(given, Path(folder), "training.epochs=3")
-        images, tuning = objective.images.train, objective._tuning
+        images, tuning = objective._training_images, objective._tuning
         begin = partial(training_of, objective, frozen_layers=2)
         trained = {}
         for name in ("replayed", "again", "called"):
@@ -430,7 +430,7 @@ def memory(given: Result) -> Result:
         allowed = torch.cuda.memory_reserved() + given["memory_mib"] * 2**20
         torch.cuda.set_per_process_memory_fraction(allowed / whole)
         training = training_of(objective, batch_size=512)
-        result = next(fine_tune(training, objective.images.train, objective._tuning))
+        result = next(fine_tune(training, objective._training_images, objective._tuning))
         return {
             "allowed_mib": allowed // 2**20,
             "micro_batch": training.portions.micro_batch,
@@ -441,7 +441,31 @@ def memory(given: Result) -> Result:
         }
 
 
-STAGES = {stage.__name__: stage for stage in (limit, plain, steps, start, equality, killed, memory, trials)}
+def compiled(given: Result) -> Result:
+    """`training.compile`: what its first step costs, and what the others gain."""
+    found: Result = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, setting in (("as it is", "false"), ("compiled", "true")):
+            from hpo.vision.batches import Batches
+
+            objective = objective_of(given, Path(folder), f"training.compile={setting}")
+            training = training_of(objective, batch_size=given["plain_batch"])
+            recipe = training.recipe
+            batches = Batches(objective._training_images, recipe.augmentation, training.frozen_part, recipe.seed)
+            features, labels = next(batches.of_epoch(1, recipe.batch_size, training.portions))
+            training.network.train()
+            synchronize()
+            started = time.perf_counter()
+            training.runner.run(features, labels)
+            synchronize()
+            found[f"{name}: first step, s"] = round(time.perf_counter() - started, 1)
+            step = partial(training.runner.run, features, labels)
+            found[f"{name}: images/s"] = rate(step, len(labels), given["secs"])
+            found[f"{name}: steps are"] = training.runner.how
+    return found
+
+
+STAGES = {stage.__name__: stage for stage in (limit, plain, steps, start, equality, killed, memory, trials, compiled)}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from hpo.parameters import Params
 from hpo.search.measurement import Measurement, Picture, Trial
 from hpo.spec import Spec
 from hpo.vision.augmentation import Augmentation
+from hpo.vision.batches import TrainingImages
 from hpo.vision.checkpoints import (
     checkpoint_as_bytes,
     checkpoint_from_bytes,
@@ -86,7 +87,7 @@ class RobustAccuracy:
         resumed_after = len(measured)
         writer = CheckpointWriter()
         try:
-            for result in fine_tune(training, self.images.train, self._tuning):
+            for result in fine_tune(training, self._training_images, self._tuning):
                 measured.append(self._measurement(result, training, resumed_after, measured))
                 if result.epoch < self.spec.training.epochs and not result.diverged:
                     writer.offer(partial(self._take_checkpoint, training, trial, measured))
@@ -198,6 +199,10 @@ class RobustAccuracy:
             seed=self.spec.seed,
             averages=bool(self.pretrained),
         )
+
+    @cached_property
+    def _training_images(self) -> TrainingImages:
+        return TrainingImages(self.images.train, self.compute.device)
 
     @cached_property
     def _tuning(self) -> Any:

@@ -4,6 +4,7 @@ device where they must be, and whoever asks for a value fails. Only autograd's e
     python tests/epoch_without_values.py FROZEN_LAYERS
 """
 
+import gc
 import os
 import sys
 import warnings
@@ -45,6 +46,7 @@ def update(*lists: list[Tensor], lr: Tensor, **settings: object) -> None:
     assert {tensor.device.type for tensors in (*lists, [lr]) for tensor in tensors} == {"cuda"}
 
 
+gc.disable()  # PyTorch crashes where it clears such tensors away
 warnings.simplefilter("ignore")
 nn.Module._apply = convert  # type: ignore[method-assign, assignment]
 Tensor.pin_memory = lambda tensor: tensor  # type: ignore[method-assign, assignment, misc]

@@ -1,7 +1,10 @@
 """The real objective: what it keeps for trials that go on elsewhere, and for workers to come."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from hpo.objective import RobustAccuracy
 from hpo.search.measurement import Measurement, Trial
 from hpo.vision.checkpoints import checkpoint_as_bytes, weights_as_bytes
 from hpo.vision.network import build_network
+from hpo.vision.probe import fitted_head
 
 DATA = {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1}
 PARAMS = {
@@ -83,6 +87,26 @@ def test_workers_to_come_take_the_fitted_head_of_the_first_and_fit_their_own_whe
     kept.rmdir()
     next(objective(seed=1).run(Trial(2, PARAMS, baseline=False)))
     assert kept.read_bytes() != content, "another split of the images has another head"
+
+
+def test_the_head_is_fitted_by_one_of_the_workers_that_start_at_once(
+    tmp_path: Path, data_root: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    spec = make_spec(data=DATA, model={"weights": pretrained, "input_size": 32})
+    objectives = [RobustAccuracy(spec, threads=1, artifacts=Artifacts(str(tmp_path / "store"))) for _ in range(3)]
+    fitted: list[int] = []
+
+    def slowly(network: Any, *given: Any) -> Any:
+        fitted.append(len(fitted))
+        time.sleep(0.3)
+        return fitted_head(network, *given)
+
+    monkeypatch.setattr("hpo.objective.fitted_head", slowly)
+    with ThreadPoolExecutor(3) as workers:
+        heads = list(workers.map(lambda objective: objective._fitted_head(), objectives))
+    assert fitted == [0]
+    assert all(torch.equal(head["fc.weight"], heads[0]["fc.weight"]) for head in heads)
 
 
 def test_a_checkpoint_of_a_study_of_the_same_name_on_other_images_is_not_taken(

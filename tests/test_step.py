@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpo.vision.augmentation import Augmentation
 from hpo.vision.averaging import measure_batch_norms
-from hpo.vision.batches import Batches
+from hpo.vision.batches import Batches, TrainingImages
 from hpo.vision.device import Compute
 from hpo.vision.evaluation import EvaluationSet, evaluate
 from hpo.vision.images import Split
@@ -50,6 +50,10 @@ def some_images(count: int = 21) -> Split:
     return Split(pixels, rows, rows % 5, rows)
 
 
+def training_images() -> TrainingImages:
+    return TrainingImages(some_images(), CPU)
+
+
 def tuning_images(device: torch.device = CPU) -> EvaluationSet:
     images = some_images()
     pixels = torch.from_numpy(images.pixels).permute(0, 3, 1, 2).to(device)
@@ -63,7 +67,7 @@ def start(compute: Compute = FP32, frozen: int = 0, recorder: Any = None, epochs
 
 
 def results(training: Training) -> list[tuple[float, dict[str, int]]]:
-    return [said(result) for result in fine_tune(training, some_images(), tuning_images())]
+    return [said(result) for result in fine_tune(training, training_images(), tuning_images())]
 
 
 def said(result: EpochResult) -> tuple[float, dict[str, int]]:
@@ -169,7 +173,7 @@ def test_the_watch_sees_what_it_should() -> None:
 
 @pytest.mark.parametrize("frozen", [0, 2])
 def test_an_epoch_could_run_on_a_gpu(frozen: int) -> None:
-    """In a process of its own, since PyTorch crashes where it clears such tensors away."""
+    """In a process of its own: PyTorch may crash where it clears such tensors away."""
     command = [sys.executable, str(Path(__file__).parent / "epoch_without_values.py"), str(frozen)]
     ran = subprocess.run(command, capture_output=True, text=True)
     assert ran.stdout == "an epoch could run on a GPU\n", ran.stderr
@@ -239,7 +243,7 @@ def test_replayed_training_gives_what_called_training_gives(frozen: int) -> None
 def test_replayed_training_that_goes_on_gives_what_the_unbroken_one_gives() -> None:
     expected = results(recorded(epochs=3)[0])
     broken, _ = recorded(epochs=3)
-    epochs = fine_tune(broken, some_images(), tuning_images())
+    epochs = fine_tune(broken, training_images(), tuning_images())
     first = said(next(epochs))
     kept = {name: tensor.clone() for name, tensor in broken.tensors().items()}
     resumed, diary = recorded(epochs=3)
@@ -273,7 +277,7 @@ def test_a_step_that_cannot_be_recorded_is_called_and_says_why() -> None:
 
 
 def test_batches_do_not_depend_on_how_many_are_prepared_at_once() -> None:
-    images, training = some_images(), start(frozen=0)
+    images, training = training_images(), start(frozen=0)
     batches = Batches(images, training.recipe.augmentation, training.frozen_part, seed=0)
     expected = list(batches.of_epoch(1, BATCH, training.portions))
     assert [len(labels) for _, labels in expected] == [8, 8, 5]
@@ -287,7 +291,7 @@ def test_batches_do_not_depend_on_how_many_are_prepared_at_once() -> None:
 
 
 def test_batches_are_prepared_fewer_at_once_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, training = some_images(), start()
+    images, training = training_images(), start()
     batches = Batches(images, training.recipe.augmentation, training.frozen_part, seed=0)
     expected = [features.clone() for features, _ in batches.of_epoch(1, BATCH, training.portions)]
     prepare = Batches._features
@@ -334,7 +338,7 @@ def test_a_refilled_copy_is_what_a_new_one_would_be(compute: Compute) -> None:
 def test_a_compiled_step_trains_alike() -> None:
     """Only its arithmetic is another's, in the last digits. (A real compiler takes half a minute; this one traces.)"""
     training, plain = start(), start()
-    training.runner.step.part = torch.compile(training.network.trainable_part, backend="eager")
+    training.runner.step.compiled = torch.compile(training.runner.step.part, backend="eager", dynamic=False)
     for some in (training, plain):
         some.runner.step.rate.fill_(0.001)
         some.runner.run(*a_batch())

@@ -14,6 +14,7 @@ from torch import nn
 
 from hpo.spec import DataSpec
 from hpo.vision.augmentation import Augmentation
+from hpo.vision.batches import TrainingImages
 from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
 from hpo.vision.device import Compute
 from hpo.vision.evaluation import build_evaluation_set, evaluate
@@ -52,7 +53,7 @@ def start(compute: Compute = FP32, seed: int = 0, frozen: int = 0, **recipe: obj
 
 def go_on(training: Training, digits: ImageSet) -> Iterator[EpochResult]:
     tuning = build_evaluation_set(digits.tuning, PERTURBATIONS, training.compute.device)
-    return fine_tune(training, digits.train, tuning)
+    return fine_tune(training, TrainingImages(digits.train, training.compute.device), tuning)
 
 
 def train(digits: ImageSet, compute: Compute = FP32, **recipe: object) -> list[EpochResult]:
@@ -211,6 +212,6 @@ def test_trained_weights_differ_only_where_they_may(digits: ImageSet) -> None:
     before = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
     tuning = build_evaluation_set(digits.tuning, [], FP32.device)
     recipe = Recipe(1, 64, 0.1, 5e-4, 0.0, Augmentation(0, [], False), 0)
-    list(fine_tune(Training(network, recipe, FP32), digits.train, tuning))
+    list(fine_tune(Training(network, recipe, FP32), TrainingImages(digits.train, FP32.device), tuning))
     after = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
     assert after == before

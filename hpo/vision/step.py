@@ -7,7 +7,6 @@ where it is in memory, nothing in it may wait for the GPU, and no shape may depe
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Protocol
 
 import torch
@@ -24,8 +23,8 @@ WARM_UPS = 3
 class Step:
     """Forward, backward and update of one batch.
 
-    rate: float32 (), the learning rate of the next run; loss_sum: float64 (), the losses of all images since it was
-    last set to 0. Both lie on the device.
+    compiled: what stands for the part where a whole batch is taken at once; rate: float32 (), the learning rate of the
+    next run; loss_sum: float64 (), the losses of all images since it was last set to 0. These two lie on the device.
     """
 
     def __init__(
@@ -33,10 +32,14 @@ class Step:
         part: nn.Module,
         optimizer: torch.optim.Optimizer,
         compute: Compute,
+        batch_size: int,
         label_smoothing: float,
         portions: Portions,
+        compiled: nn.Module | None = None,
     ) -> None:
         self.part = part
+        self.compiled = compiled or part
+        self.batch_size = batch_size
         self.optimizer = optimizer
         self.compute = compute
         self.label_smoothing = label_smoothing
@@ -51,9 +54,10 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum = torch.zeros_like(self.loss_sum)
         parts = math.ceil(len(labels) / self.portions.micro_batch)
+        part = self.compiled if len(labels) == self.batch_size and parts == 1 else self.part  # of one shape alone
         for some_features, some_labels in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True):
             with self.compute.autocast(cache_enabled=False):  # a recording must not keep casts from outside of it
-                logits = self.part(some_features)
+                logits = part(some_features)
                 loss = F.cross_entropy(logits, some_labels, label_smoothing=self.label_smoothing)
             (loss * (len(some_labels) / len(labels))).backward()
             loss_sum += loss.detach().double() * len(some_labels)
@@ -92,7 +96,8 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may write a checkpoint
+        here = torch.cuda.stream(torch.cuda.current_stream())  # a recording that fails would not return to it
+        with here, torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may write a checkpoint
             run()
         return graph.replay
 
@@ -103,12 +108,11 @@ class Runner:
     how: "replayed" as long as whole batches are, else "called", and why.
     """
 
-    def __init__(self, step: Step, batch_size: int, recorder: Recorder | None) -> None:
+    def __init__(self, step: Step, recorder: Recorder | None) -> None:
         self.step = step
-        self.batch_size = batch_size
         self.recorder = recorder
         self.how = "replayed" if recorder else "called"
-        self._replay: Callable[[], None] | None = None
+        self._replay: Callable[[Tensor, Tensor], None] | None = None
 
     def run(self, features: Tensor, labels: Tensor) -> None:
         """One step. If memory is short, in micro-batches from now on; MemoryError if not even those fit."""
@@ -119,37 +123,45 @@ class Runner:
         self._replay = None
 
     def _run(self, features: Tensor, labels: Tensor) -> None:
-        if self.recorder is not None and self._replay is None and len(labels) == self.batch_size:
+        whole = len(labels) == self.step.batch_size
+        if whole and self._replay is None and self.recorder is not None:
             self._record(self.recorder, features, labels)
-        if self._replay is None or len(labels) != self.batch_size:
+        if whole and self._replay is not None:
+            self._replay(features, labels)
+        else:
             self.step.run(features, labels)
-            return
-        self._features.copy_(features)
-        self._labels.copy_(labels)
-        self._replay()
 
     def _record(self, recorder: Recorder, features: Tensor, labels: Tensor) -> None:
-        """What the warm-up changed is undone, so that it does not matter when in a training it comes."""
-        self._features, self._labels = features.clone(), labels.clone()
-        before = [tensor.clone() for tensor in self.step.changes()]
-
-        def run() -> None:
-            self.step.run(self._features, self._labels)
-
+        """Or says why not."""
         try:
-            try:
-                recorder.warm_up(run)
-            finally:
-                torch._foreach_copy_(self.step.changes(), before)
-            self._replay = recorder.record(run)
+            self._replay = _recorded(self.step, recorder, features.clone(), labels.clone())
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             self.recorder = None
-            self.how = f"called: {str(error).splitlines()[0]}"
-            with suppress(RuntimeError):
-                self.step.optimizer.zero_grad(set_to_none=True)
+            reason, _, _ = str(error).partition("\n")
+            self.how = f"called: {reason}"
 
     def _split_batch(self) -> None:
         self.forget()
         self.step.portions.split_batch()
+
+
+def _recorded(step: Step, recorder: Recorder, features: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], None]:
+    """What replays the step on the features and labels that it is given. Those given here stay where they are.
+
+    What the warm-up changed is undone, so that it does not matter when in a training it comes.
+    """
+    before = [tensor.clone() for tensor in step.changes()]
+    try:
+        recorder.warm_up(lambda: step.run(features, labels))
+    finally:
+        torch._foreach_copy_(step.changes(), before)
+    replay = recorder.record(lambda: step.run(features, labels))
+
+    def run(some_features: Tensor, some_labels: Tensor) -> None:
+        features.copy_(some_features)
+        labels.copy_(some_labels)
+        replay()
+
+    return run

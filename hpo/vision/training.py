@@ -24,10 +24,9 @@ from hpo.vision.averaging import (
     Average,
     measure_batch_norms,
 )
-from hpo.vision.batches import Batches
+from hpo.vision.batches import Batches, TrainingImages
 from hpo.vision.device import Compute, seconds_between
 from hpo.vision.evaluation import Accuracy, EvaluationSet, embedded, evaluate
-from hpo.vision.images import Split
 from hpo.vision.inference import Inference
 from hpo.vision.memory import Portions
 from hpo.vision.network import Classifier
@@ -89,15 +88,17 @@ class Training:
         self.portions = Portions(recipe.batch_size, compute.images_at_once(network.normalise.size, recipe.batch_size))
         self.optimizer = _optimizer(network, recipe)
         step = Step(
-            cast(nn.Module, torch.compile(trainable_part)) if recipe.compile else trainable_part,
+            trainable_part,
             self.optimizer,
             compute,
+            recipe.batch_size,
             recipe.label_smoothing,
             self.portions,
+            cast(nn.Module, torch.compile(trainable_part, dynamic=False)) if recipe.compile else None,
         )
         if recorder is None and compute.device.type == "cuda":
             recorder = CudaRecorder()
-        self.runner = Runner(step, recipe.batch_size, recorder)
+        self.runner = Runner(step, recorder)
         self.epochs_done = 0
 
     @property
@@ -144,14 +145,14 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def fine_tune(training: Training, train: Split, tuning: EvaluationSet) -> Iterator[EpochResult]:
+def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet) -> Iterator[EpochResult]:
     """Trains in place and yields one result an epoch; ends early when the loss is no longer finite.
 
     A GPU is waited for once an epoch, when its results are read. Raises MemoryError when hardly an image fits into
     memory.
     """
     recipe, compute = training.recipe, training.compute
-    batches = Batches(train, recipe.augmentation, training.frozen_part, recipe.seed)
+    batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed)
     features = embedded(tuning, training.frozen_part)
     some_features = _some_features(training, batches)
     scored = Inference(training.averaged.trainable_part if features else training.averaged, compute)
@@ -164,13 +165,13 @@ def fine_tune(training: Training, train: Split, tuning: EvaluationSet) -> Iterat
             last = compute.mark()
             scored.refill()
             accuracies = evaluate(scored, features or tuning)
-            loss = float(training.runner.step.loss_sum) / len(train)
+            loss = float(training.runner.step.loss_sum) / len(images)
             training.epochs_done = epoch
             yield EpochResult(
                 epoch=epoch,
                 loss=loss,
                 accuracies=accuracies,
-                images_per_second=len(train) / seconds_between(first, last),
+                images_per_second=len(images) / seconds_between(first, last),
                 seconds=time.perf_counter() - started,
             )
             if not math.isfinite(loss):
@@ -181,7 +182,7 @@ def fine_tune(training: Training, train: Split, tuning: EvaluationSet) -> Iterat
 
 def _train_epoch(training: Training, batches: Batches, epoch: int) -> None:
     recipe, average, step = training.recipe, training.average, training.runner.step
-    updates = math.ceil(len(batches) / recipe.batch_size)
+    updates = math.ceil(len(batches.images) / recipe.batch_size)
     averaged_every = max(1, IMAGES_BETWEEN_AVERAGES // recipe.batch_size)
     step.loss_sum.zero_()
     training.network.train()
