@@ -46,7 +46,7 @@ def update(*lists: list[Tensor], lr: Tensor, **settings: object) -> None:
     assert {tensor.device.type for tensors in (*lists, [lr]) for tensor in tensors} == {"cuda"}
 
 
-gc.disable()  # PyTorch crashes where it clears such tensors away
+gc.disable()  # PyTorch may crash where it clears such tensors away: nothing is
 warnings.simplefilter("ignore")
 nn.Module._apply = convert  # type: ignore[method-assign, assignment]
 Tensor.pin_memory = lambda tensor: tensor  # type: ignore[method-assign, assignment, misc]
@@ -60,7 +60,7 @@ with values_are_unknown:
 torch._fused_sgd_ = update
 Tensor.backward = backward  # type: ignore[method-assign, assignment]
 assert {tensor.device.type for tensor in training.tensors().values() if tensor.ndim} == {"cuda"}
-an_epochs_work(training, GPU, lambda: values_are_unknown)
+made = an_epochs_work(training, GPU, lambda: values_are_unknown)
 with values_are_unknown:
     try:
         float(training.runner.step.loss_sum)

@@ -131,8 +131,10 @@ class Watched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def an_epochs_work(training: Training, device: torch.device, watched: Callable[[], Any]) -> None:
-    """What `fine_tune` does in an epoch until it reads results; what is planned on the CPU is not watched."""
+def an_epochs_work(training: Training, device: torch.device, watched: Callable[[], Any]) -> dict[str, Any]:
+    """What `fine_tune` does in an epoch until it reads results; what is planned on the CPU is not watched. Gives all
+    that was made.
+    """
     images = some_images()
     with watched():
         pixels = torch.from_numpy(images.pixels).to(device)
@@ -152,6 +154,7 @@ def an_epochs_work(training: Training, device: torch.device, watched: Callable[[
         measure_batch_norms(training.averaged.trainable_part, features.split(BATCH), training.compute)
         scored.refill()
         assert scored(features).shape == (len(labels), 5)
+    return locals()
 
 
 @pytest.mark.parametrize("frozen", [0, 3])
@@ -175,7 +178,10 @@ def test_the_watch_sees_what_it_should() -> None:
 def test_an_epoch_could_run_on_a_gpu(frozen: int) -> None:
     """In a process of its own: PyTorch may crash where it clears such tensors away."""
     command = [sys.executable, str(Path(__file__).parent / "epoch_without_values.py"), str(frozen)]
-    ran = subprocess.run(command, capture_output=True, text=True)
+    for _ in range(3):
+        ran = subprocess.run(command, capture_output=True, text=True)
+        if ran.returncode >= 0:  # what it finds wrong is an exit code, not a signal
+            break
     assert ran.stdout == "an epoch could run on a GPU\n", ran.stderr
 
 
