@@ -7,7 +7,7 @@ have; beside them hpo's step and its whole epochs by batch size and frozen layer
 1, 2, 4 and 8 workers, a worker's start, and what must be equal. Each stage is a process of its own (gpu_stages.py); one
 that fails or takes too long leaves the others as they are. The table goes to the screen, and all figures to
 results/gpu.json, stage by stage. Without a GPU the same runs on the CPU with a small study, in ten minutes: that checks
-the program, and measures nothing. `--stages` names some.
+the program, and measures nothing.
 """
 
 import argparse
@@ -77,8 +77,8 @@ def parse_arguments() -> argparse.Namespace:
         "--archive", type=os.path.abspath, help="a zip in TinyImageNet's layout; else handwritten digits"
     )
     parser.add_argument("--weights", type=os.path.abspath, help="of a ResNet-18, as .safetensors; else random ones")
-    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="all by default")
+    parser.add_argument("--result", type=Path, default=RESULT, help="the JSON file; by default results/gpu.json")
     return parser.parse_args()
 
 
@@ -106,6 +106,8 @@ def table(results: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     failed = {name: found["failed"] for name, found in stages.items() if isinstance(found.get("failed"), str)}
     lines += [f"FAILED {name}: {(text.strip().splitlines() or ['?'])[-1][:150]}" for name, text in failed.items()]
     fine = {name: found for name, found in stages.items() if name not in failed}
+    if "limit" in fine:
+        lines += bare_speeds(fine["limit"], settings)
     if "limit" in fine and "steps" in fine:
         lines += speeds(fine, settings)
     if "plain" in fine:
@@ -119,18 +121,25 @@ def table(results: dict[str, Any], settings: dict[str, Any]) -> list[str]:
     for stage in ("start", "equality", "killed", "memory", "compiled"):
         if stage in fine:
             kept = {key: value for key, value in fine[stage].items() if key != "stage_secs"}
-            lines += [f"{stage}:", *(f"  {key}: {value}" for key, value in kept.items())]
+            lines += [
+                f"{stage}{', seconds' if stage == 'start' else ''}:",
+                *(f"  {key}: {value}" for key, value in kept.items()),
+            ]
     took = ", ".join(f"{name} {found['stage_secs']}" for name, found in stages.items())
     return [*lines, f"seconds: {took}"]
 
 
-def speeds(fine: dict[str, Any], settings: dict[str, Any]) -> list[str]:
-    limit, found = fine["limit"], fine["steps"]
-    lines = ["images/s     bare: called   graph  same, deterministic"]
+def bare_speeds(limit: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    lines = ["bare step, images/s     called     graph  graph, deterministic"]
     for batch in map(str, settings["batches"]):
         kinds = (limit[kind][batch] for kind in ("eager", "captured", "captured, deterministic"))
-        lines.append(f"  {batch:>4}     " + "".join(f"{rate:>10}" for rate in kinds))
-    lines.append("batch, frozen      hpo's step  of graph   its epochs  of graph   peak MiB  (wanted: 85 %, 70 %)")
+        lines.append(f"  batch {batch:>4}        " + "".join(f"{rate:>10}" for rate in kinds))
+    return lines
+
+
+def speeds(fine: dict[str, Any], settings: dict[str, Any]) -> list[str]:
+    limit, found = fine["limit"], fine["steps"]
+    lines = ["batch, frozen      hpo's step  of graph   its epochs  of graph   peak MiB  (wanted: 85 %, 70 %)"]
     for name, rate in found["step"].items():
         batch, frozen, _ = name.replace(",", "").split()
         graph, epoch = limit["captured"][batch], found["epoch"][name]

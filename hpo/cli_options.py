@@ -61,7 +61,7 @@ class _Workers(click.IntRange):
         super().__init__(min=1)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        return None if value == "auto" else super().convert(value, param, ctx)
+        return None if str(value).lower() == "auto" else super().convert(value, param, ctx)
 
 
 def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -71,7 +71,8 @@ def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N|auto",
         default="1",
         show_default=True,
-        help="Worker processes on this machine; auto: one a core, or four a GPU, as far as memory goes.",
+        help="Worker processes on this machine, at most four a core; auto: one a core, or four a GPU, as far as "
+        "cores and memory go.",
     )(command)
 
 

@@ -125,7 +125,12 @@ class RobustAccuracy:
         copies = copied_aside(training.tensors())
 
         def write() -> None:
-            self.artifacts.write(self._checkpoint_name(trial.number), checkpoint_as_bytes(copies(), header))
+            name = self._checkpoint_name(trial.number)
+            try:
+                self.artifacts.write(name, checkpoint_as_bytes(copies(), header))
+            except OSError as error:
+                where = f"{self.artifacts.location}/{name}"
+                raise OSError(error.errno, f"no checkpoint can be written: {error.strerror or error}", where) from error
             for number in set(trial.continues) - {trial.number}:  # this one takes the place of those before it
                 self.artifacts.remove(self._checkpoint_name(number))
 

@@ -85,7 +85,9 @@ class TrainingSpec(Section):
     horizontal_flip: bool = True
     """Whether a mirrored image is still of its class; false for text and digits."""
     compile: bool = False
-    """Whether `torch.compile` makes the training step faster: a quarter on an H200, after half a minute a trial."""
+    """Whether `torch.compile` first makes the training step faster: that takes half a minute a trial on a GPU, minutes
+    on a few cores.
+    """
 
 
 class PerturbationSpec(Section):

@@ -151,7 +151,7 @@ def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> 
             "study.safetensors is no .safetensors file",
         ),
         (["run", "study.toml", "--workers", "0"], "--workers"),
-        (["run", "study.toml", "--workers", "99999"], "--workers: 99999 are too many for"),
+        (["run", "study.toml", "--workers", "99999"], "--workers: 99999 is too many for"),
         (["run", "study.toml", "--storage", "mysql://host/db"], "'mysql' is not supported"),
         (["run", "study.toml", "--storage", "nonsense"], "not a database URL"),
         (["run", "study.toml", "--storage", "postgresql://u:p@host:port/db"], "not a database URL"),

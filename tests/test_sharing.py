@@ -76,6 +76,9 @@ def test_auto_is_understood_and_other_words_are_refused() -> None:
     assert how_many_workers(2) == 2
     with pytest.raises(InputError, match="or auto"):
         how_many_workers(10_000)
+    for wrong in (0, -1, 1.5, "2", "auto", True):
+        with pytest.raises(InputError, match="nor auto"):
+            how_many_workers(wrong)  # type: ignore[arg-type]
     for given in ("none", "0", "-1", "1.5"):
         result = CliRunner().invoke(cli, ["run", "study.toml", "--workers", given])
         assert result.exit_code == 2
@@ -132,7 +135,7 @@ def daemons(folder: Path) -> list[int]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             mine = process.environ().get("CUDA_MPS_PIPE_DIRECTORY", "").startswith(str(folder))
-            if mine and "nvidia-cuda-mps-control" in " ".join(process.cmdline()):
+            if mine and process.pid != os.getpid():
                 found.append(process.pid)
     return found
 
@@ -174,6 +177,18 @@ def test_workers_take_turns_where_the_daemon_does_not_come_back(
     assert {given["CUDA_MPS_PIPE_DIRECTORY"] for given in second} == {None} == {given["HPO_GPU"] for given in second}
 
 
+def test_a_driver_that_hangs_is_said_and_a_hidden_gpu_is_none(nvidia: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (nvidia / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 1000\n")
+    monkeypatch.setattr(machine, "NVIDIA_SMI_SECS", 0.2)
+    with pytest.raises(InputError, match="nvidia-smi does not answer"):
+        how_many_workers(None)
+    for hidden in ("", "-1", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert machine.visible_gpus() == []
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0, 2,-1,3")
+    assert machine.visible_gpus() == ["0", "2"]
+
+
 @pytest.mark.parametrize(
     "why", ["no program", "it does not start", "workers cannot reach it", "not wanted", "not needed"]
 )
@@ -198,11 +213,15 @@ def test_without_a_daemon_workers_take_turns(
     assert not daemons(tmp_path)
 
 
-def test_the_daemon_does_not_outlive_a_launcher_that_is_killed(nvidia: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+def test_the_daemon_does_not_outlive_a_launcher_that_is_killed(hangs: bool, nvidia: Path, tmp_path: Path) -> None:
+    if hangs:
+        text = '#!/bin/sh\n[ "$1" = -f ] && touch "$CUDA_MPS_PIPE_DIRECTORY/control"\nexec sleep 1000\n'
+        (nvidia / "nvidia-cuda-mps-control").write_text(text)
     code = """if True:
         from hpo.launch import sharing
         sharing.PROBE = ""
-        print(sharing.start_mps(["0"]).folder, flush=True)
+        print(sharing.start_mps(["0"], print).folder, flush=True)
         input()
     """
     command = [sys.executable, "-c", code]
@@ -212,7 +231,7 @@ def test_the_daemon_does_not_outlive_a_launcher_that_is_killed(nvidia: Path, tmp
         assert (folder / "control").exists()
         assert daemons(tmp_path)
         launcher.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 15
     while daemons(tmp_path) or folder.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

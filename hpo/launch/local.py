@@ -91,7 +91,7 @@ def start_fleet(
     """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
     logs.mkdir(parents=True, exist_ok=True)
     gpus: Sequence[str] = visible_gpus()
-    mps = start_mps(gpus) if 0 < len(gpus) < count else None
+    mps = start_mps(gpus, say) if 0 < len(gpus) < count else None
     if mps is not None:  # which numbers the GPUs that it was given anew
         gpus, environment = [str(position) for position in range(len(gpus))], {**environment, **mps.environment}
     threads = max(1, cores() // count)
@@ -182,7 +182,7 @@ def _share_anew(fleet: Fleet, mps: Mps) -> None:
     interrupted = [worker for worker in fleet.workers if worker.process and worker.process.poll() is None]
     _stop_workers(interrupted)
     stop_mps(mps)
-    fleet.mps = start_mps(mps.gpus)
+    fleet.mps = start_mps(mps.gpus, fleet.say)
     for worker in fleet.workers:
         if fleet.mps is None:  # they take turns from now on
             gpu = mps.gpus[int(worker.environment["CUDA_VISIBLE_DEVICES"])]

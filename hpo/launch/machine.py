@@ -1,5 +1,6 @@
 """What this machine has for workers: cores, memory, GPUs; and how many workers it takes."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -9,23 +10,27 @@ from hpo.errors import InputError
 
 MOST_WORKERS_A_CORE = 4
 WORKERS_A_GPU = 4
-"""On an H200 sixteen trials took 83 s with one worker, 42 with four, 48 with eight (benchmarks/LOG.md)."""
+"""On an H200, before steps were replayed, sixteen trials took 83 s with one worker, 42 with four, 48 with eight."""
 GPU_MIB_A_WORKER = 6 * 1024
 """CUDA itself, ResNet-18 at 64 px with batches of 512, and the images that are prepared at once, with room to spare."""
 MIB_A_WORKER = 3 * 1024
 """PyTorch, images and a checkpoint that is being written."""
+NVIDIA_SMI_SECS = 20
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
 def how_many_workers(asked: int | None) -> int:
-    """As many as asked for; with None as this machine takes: one a core, or WORKERS_A_GPU on each GPU, as far as memory
-    goes. Raises InputError for so many that none would come to work.
+    """As many as asked for; with None as this machine takes: one a core, or WORKERS_A_GPU on each GPU, as far as cores
+    and memory go. Raises InputError for what is no such number, and for so many that none would come to work.
     """
     if asked is None:
         return workers_that_fit(cores(), memory_mib(), [gpu_mib(gpu) for gpu in visible_gpus()])
-    if asked > (most := MOST_WORKERS_A_CORE * cores()):
+    most = MOST_WORKERS_A_CORE * cores()
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
+        raise InputError(f"workers: {asked!r} is not a whole number from 1 to {most}, nor auto (None in Python)")
+    if asked > most:
         raise InputError(
-            f"--workers: {asked} are too many for {cores()} cores; at most {most}, or auto: one a core, or "
+            f"--workers: {asked} is too many for {cores()} cores; at most {most}, or auto: one a core, or "
             f"{WORKERS_A_GPU} on each GPU"
         )
     return asked
@@ -56,7 +61,8 @@ def memory_mib() -> int:
 def visible_gpus() -> list[str]:
     """The GPUs that workers may be dealt, as CUDA_VISIBLE_DEVICES names them; none without NVIDIA's driver."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [gpu.strip() for gpu in chosen.split(",") if gpu.strip()]
+        listed = (gpu.strip() for gpu in chosen.split(","))
+        return list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), listed))  # -1 hides what follows
     return _nvidia_smi("index")
 
 
@@ -70,5 +76,11 @@ def _nvidia_smi(field: str, *options: str) -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []
     query = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits", *options]
-    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, check=False, timeout=NVIDIA_SMI_SECS)
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"nvidia-smi does not answer within {NVIDIA_SMI_SECS} s: mend the driver, or set CUDA_VISIBLE_DEVICES= to "
+            "do without a GPU"
+        ) from None
     return listed.stdout.split() if listed.returncode == 0 else []

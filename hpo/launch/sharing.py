@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +19,9 @@ CONTROL = "nvidia-cuda-mps-control"
 UNTIL_CLOSED = f"""
 {CONTROL} -f &
 read -r word
-echo quit -t 2 | {CONTROL}
+echo quit -t 2 | timeout -k 1 4 {CONTROL}
 sleep 0.2
-kill $! 2> /dev/null
+kill -9 $! 2> /dev/null
 wait
 rm -r "$CUDA_MPS_PIPE_DIRECTORY"
 """
@@ -35,8 +35,10 @@ assert cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
 assert cuda.cuCtxCreate_v2(ctypes.byref(context), 0, device) == 0
 """
 """What a worker does first; as it fails without a word when it cannot reach the daemon, it is tried before."""
-START_SECS = 10.0
+START_SECS = 3.0
 PROBE_SECS = 30.0
+STOP_SECS = 10.0
+Say = Callable[[str], None]
 
 
 @dataclass
@@ -53,7 +55,7 @@ class Mps:
         return {"CUDA_MPS_PIPE_DIRECTORY": str(self.folder), "HPO_GPU": "required"}
 
 
-def start_mps(gpus: Sequence[str]) -> Mps | None:
+def start_mps(gpus: Sequence[str], say: Say) -> Mps | None:
     """None where there is no such daemon or it does not work; and where there is one already, which workers find by
     themselves.
     """
@@ -73,6 +75,7 @@ def start_mps(gpus: Sequence[str]) -> Mps | None:
     mps = Mps(gpus, folder, process)
     if _works(mps):
         return mps
+    say(f"NVIDIA's MPS ({CONTROL}) does not work here: workers that share a GPU take turns")
     stop_mps(mps)
     return None
 
@@ -97,7 +100,7 @@ def stop_mps(mps: Mps) -> None:
     if mps.process.stdin:
         mps.process.stdin.close()
     try:
-        mps.process.wait(timeout=START_SECS)
+        mps.process.wait(timeout=STOP_SECS)
     except subprocess.TimeoutExpired:
         os.killpg(mps.process.pid, 9)
         mps.process.wait()
