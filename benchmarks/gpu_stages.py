@@ -343,6 +343,7 @@ def equality(given: Result) -> Result:
 
     from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
     from hpo.vision.network import fingerprint
+    from hpo.vision.random_bits import normal, uniform
     from hpo.vision.training import fine_tune
 
     def correct(result: Any) -> list[int]:
@@ -352,6 +353,12 @@ def equality(given: Result) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         objective = objective_of(given, Path(folder), "training.epochs=3")
         images, tuning = objective._training_images, objective._tuning
+        keys, device = torch.arange(99), objective.compute.device
+        found["uniform numbers as on the CPU, to the bit"] = torch.equal(
+            uniform(keys, 999), uniform(keys.to(device), 999).cpu()
+        )
+        differences = normal(keys, 999) - normal(keys.to(device), 999).cpu()
+        found["normal numbers, largest difference from the CPU's"] = float(f"{differences.abs().max():.1e}")
         begin = partial(training_of, objective, frozen_layers=2)
         trained = {}
         for name in ("replayed", "again", "called"):

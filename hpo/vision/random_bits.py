@@ -1,8 +1,10 @@
 """Counter-based random numbers: each is a pure function of a key and a position.
 
-An image therefore gets the same numbers whatever the batch it is in, the order, the worker or the device, and a whole
-batch is drawn at once. The mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number
-generators", OOPSLA 2014); torch's int64 arithmetic wraps modulo 2^64 as it needs.
+An image therefore gets the same numbers whatever the batch it is in, the order or the worker, and a whole batch is
+drawn at once. Bits and uniform numbers are the same on every device, to the last bit. Normal ones go through the
+device's own logarithm and cosine: the same on all devices of one kind, and on others but for the last digits. The
+mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014);
+torch's int64 arithmetic wraps modulo 2^64 as it needs.
 """
 
 import hashlib
