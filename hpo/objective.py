@@ -2,19 +2,12 @@
 
 import contextlib
 import json
-import os
-import platform
-import socket
-import subprocess
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import cached_property, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
 import torch
 from filelock import FileLock
 
@@ -23,6 +16,7 @@ from hpo.artifacts import Artifacts
 from hpo.checkpoint_writer import CheckpointWriter
 from hpo.errors import WeightsError
 from hpo.parameters import Params
+from hpo.provenance import made_by
 from hpo.search.measurement import Measurement, Picture, Trial
 from hpo.spec import Spec
 from hpo.vision.augmentation import Augmentation
@@ -259,21 +253,7 @@ class RobustAccuracy:
 
     @cached_property
     def _made_by(self) -> dict[str, Any]:
-        """What it takes to make the same trial again."""
-        return {
-            "hpo": hpo.__version__,
-            "commit": _commit(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-            "optuna": optuna.__version__,
-            "numpy": np.__version__,
-            "seed": self.spec.seed,
-            "host": socket.gethostname(),
-            "device": self.compute.description,
-            "threads": torch.get_num_threads(),
-            **self.fingerprints,
-        }
+        return made_by(self.spec.seed, self.compute.description, self.fingerprints)
 
 
 @contextlib.contextmanager
@@ -286,19 +266,3 @@ def _one_on_this_machine(file: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _commit() -> str | None:
-    """The commit of hpo's own checkout, with '+' if it was changed since; None when installed from a package."""
-    source = Path(__file__).parent
-    if not (source.parent / ".git").exists():
-        return None
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607
-        cwd=source,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"LC_ALL": "C"},
-    )
-    return described.stdout.strip() or None

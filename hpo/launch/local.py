@@ -62,14 +62,15 @@ class LocalWorker:
 @dataclass
 class Fleet:
     """The workers that one supervisor looks after. on_death: takes the name of one that died, gives back what it had,
-    and says whether it had ever taken a trial; held: whether those that wait for a word have to wait; mps: what lets
-    them compute side by side on GPUs, if it is there.
+    and says whether it had ever taken a trial; gpus: dealt in turn; held: whether those that wait for a word have to
+    wait; mps: what lets them compute side by side on GPUs, if it is there.
     """
 
     command: Sequence[str]
     workers: list[LocalWorker]
     on_death: OnDeath
     say: Say
+    gpus: Sequence[str] = ()
     held: bool = False
     mps: Mps | None = None
 
@@ -90,10 +91,8 @@ def start_fleet(
 ) -> Fleet:
     """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
     logs.mkdir(parents=True, exist_ok=True)
-    gpus: Sequence[str] = visible_gpus()
+    gpus = visible_gpus()
     mps = start_mps(gpus, say) if 0 < len(gpus) < count else None
-    if mps is not None:  # which numbers the GPUs that it was given anew
-        gpus, environment = [str(position) for position in range(len(gpus))], {**environment, **mps.environment}
     threads = max(1, cores() // count)
     workers = []
     for number in range(1, count + 1):
@@ -102,10 +101,8 @@ def start_fleet(
             | {"HPO_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
             | ALLOCATOR
         )
-        if gpus:
-            share["CUDA_VISIBLE_DEVICES"] = gpus[(number - 1) % len(gpus)]
         workers.append(LocalWorker(number, logs / f"worker-{number}.log", os.environ | environment | share))
-    fleet = Fleet(command, workers, on_death, say, held, mps)
+    fleet = Fleet(command, workers, on_death, say, gpus, held, mps)
     for worker in workers:
         _start(fleet, worker)
     return fleet
@@ -115,7 +112,7 @@ def _start(fleet: Fleet, worker: LocalWorker) -> None:
     with worker.log.open("ab") as stream:
         worker.process = subprocess.Popen(
             fleet.command,
-            env=dict(worker.environment),
+            env={**worker.environment, **_share_of_gpus(fleet, worker)},
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=subprocess.STDOUT,
@@ -123,6 +120,15 @@ def _start(fleet: Fleet, worker: LocalWorker) -> None:
         )
     if not fleet.held:
         _give_the_word(worker)
+
+
+def _share_of_gpus(fleet: Fleet, worker: LocalWorker) -> dict[str, str]:
+    if not fleet.gpus:
+        return {}
+    position = (worker.number - 1) % len(fleet.gpus)
+    if fleet.mps is None:
+        return {"CUDA_VISIBLE_DEVICES": fleet.gpus[position]}
+    return {"CUDA_VISIBLE_DEVICES": str(position), **fleet.mps.environment}  # it numbers them anew
 
 
 def _give_the_word(worker: LocalWorker) -> None:
@@ -182,14 +188,7 @@ def _share_anew(fleet: Fleet, mps: Mps) -> None:
     interrupted = [worker for worker in fleet.workers if worker.process and worker.process.poll() is None]
     _stop_workers(interrupted)
     stop_mps(mps)
-    fleet.mps = start_mps(mps.gpus, fleet.say)
-    for worker in fleet.workers:
-        if fleet.mps is None:  # they take turns from now on
-            gpu = mps.gpus[int(worker.environment["CUDA_VISIBLE_DEVICES"])]
-            others = {name: value for name, value in worker.environment.items() if name not in mps.environment}
-            worker.environment = others | {"CUDA_VISIBLE_DEVICES": gpu}
-        else:
-            worker.environment = {**worker.environment, **fleet.mps.environment}
+    fleet.mps = start_mps(fleet.gpus, fleet.say)
     for worker in interrupted:
         _start(fleet, worker)
 

@@ -24,7 +24,7 @@ def how_many_workers(asked: int | None) -> int:
     and memory go. Raises InputError for what is no such number, and for so many that none would come to work.
     """
     if asked is None:
-        return workers_that_fit(cores(), memory_mib(), [gpu_mib(gpu) for gpu in visible_gpus()])
+        return workers_that_fit(cores(), memory_mib(), gpus_mib(visible_gpus()))
     most = MOST_WORKERS_A_CORE * cores()
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"workers: {asked!r} is not a whole number from 1 to {most}, nor auto (None in Python)")
@@ -66,10 +66,10 @@ def visible_gpus() -> list[str]:
     return _nvidia_smi("index")
 
 
-def gpu_mib(gpu: str) -> int:
-    """Free memory; where the driver does not say, as much as one worker takes."""
-    free = _nvidia_smi("memory.free", f"--id={gpu}")
-    return int(free[0]) if free and free[0].isdigit() else GPU_MIB_A_WORKER
+def gpus_mib(gpus: list[str]) -> list[int]:
+    """The free memory of each; where the driver does not say, as much as one worker takes."""
+    free = _nvidia_smi("memory.free", f"--id={','.join(gpus)}") if gpus else []
+    return [int(mib) if mib.isdigit() else GPU_MIB_A_WORKER for mib in free] or [GPU_MIB_A_WORKER] * len(gpus)
 
 
 def _nvidia_smi(field: str, *options: str) -> list[str]:

@@ -43,9 +43,8 @@ Say = Callable[[str], None]
 
 @dataclass
 class Mps:
-    """A daemon and its folder. gpus: those it serves; its clients number them from 0."""
+    """A daemon and its folder. Its clients number the GPUs that it serves from 0."""
 
-    gpus: Sequence[str]
     folder: Path
     process: subprocess.Popen[bytes]
 
@@ -72,7 +71,7 @@ def start_mps(gpus: Sequence[str], say: Say) -> Mps | None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    mps = Mps(gpus, folder, process)
+    mps = Mps(folder, process)
     if _works(mps):
         return mps
     say(f"NVIDIA's MPS ({CONTROL}) does not work here: workers that share a GPU take turns")

@@ -63,13 +63,16 @@ class Batches:
         while len(order):
             at_once = max(1, portions.prepared // batch_size) * batch_size
             chunk, order = order[:at_once], order[at_once:]
-            features = fitting(lambda: self._prepared(chunk, epoch, portions.prepared), portions.prepare_fewer)  # noqa: B023
+            features = self._prepared(chunk, epoch, portions)
             labels = upload(self.images.labels[chunk], self.images.device)
             yield from zip(features.split(batch_size), labels.split(batch_size), strict=True)
 
-    def _prepared(self, chosen: Tensor, epoch: int, at_once: int) -> Tensor:
-        parts = [self._features(some, epoch) for some in chosen.split(at_once)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+    def _prepared(self, chosen: Tensor, epoch: int, portions: Portions) -> Tensor:
+        def prepare() -> Tensor:
+            parts = [self._features(some, epoch) for some in chosen.split(portions.prepared)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return fitting(prepare, portions.prepare_fewer)
 
     def _features(self, chosen: Tensor, epoch: int) -> Tensor:
         plan = self.augmentation.plan(self.images.keys[chosen], self.seed, epoch)

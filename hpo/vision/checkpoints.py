@@ -26,10 +26,13 @@ def copied_aside(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor
     """Copies in memory, which training no longer changes; those of a GPU's tensors are made beside its work, and the
     returned function waits for them, in whatever thread.
     """
-    on_gpu = any(tensor.is_cuda for tensor in tensors.values())
-    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    copies = {name: copy.to("cpu", non_blocking=True) if copy.is_cuda else copy.clone() for name, copy in whole.items()}
-    if not on_gpu:
+    copies = {
+        name: tensor.detach().contiguous().to("cpu", non_blocking=True)
+        if tensor.is_cuda
+        else tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    if not any(tensor.is_cuda for tensor in tensors.values()):
         return lambda: copies
     copied = torch.cuda.Event()
     copied.record()

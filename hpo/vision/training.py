@@ -195,9 +195,12 @@ def _train_epoch(training: Training, batches: Batches, epoch: int) -> None:
 
 
 def _some_features(training: Training, batches: Batches) -> list[Tensor]:
-    """Of BATCH_NORM_IMAGES augmented images, in batches: for BatchNorm's statistics of averaged weights."""
+    """Of BATCH_NORM_IMAGES augmented images, in batches: for BatchNorm's statistics of averaged weights. Copies, since
+    slices would keep all that was prepared with them.
+    """
     count = BATCH_NORM_IMAGES // BATCH_NORM_BATCH_SIZE if training.recipe.averages else 0
-    return [features for features, _ in islice(batches.of_epoch(1, BATCH_NORM_BATCH_SIZE, training.portions), count)]
+    prepared = batches.of_epoch(1, BATCH_NORM_BATCH_SIZE, training.portions)
+    return [features.clone() for features, _ in islice(prepared, count)]
 
 
 def _schedule(progress: float, last: float) -> float:
