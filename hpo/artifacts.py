@@ -4,6 +4,7 @@ Optuna's own stores, which optuna-dashboard reads too; a folder's files are repl
 """
 
 import contextlib
+import glob
 import io
 import os
 import uuid
@@ -95,6 +96,12 @@ class _FolderStore(FileSystemArtifactStore):
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)  # it was renamed, unless something went wrong
+
+    def remove(self, artifact_id: str) -> None:
+        target = Path(self._get_filepath(artifact_id))
+        for partial in target.parent.glob(f".{glob.escape(target.name)}.*"):  # of writers that were killed
+            partial.unlink(missing_ok=True)
+        super().remove(artifact_id)
 
 
 def _open_bucket(scheme: str, bucket: str) -> ArtifactStore:

@@ -36,6 +36,13 @@ Artifacts(sys.argv[1]).write("a", b"x" * 1_000_000)
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)])
     assert killed.returncode == -signal.SIGKILL
     assert artifacts.read("a") == b"whole"
+    (left,) = (path for path in tmp_path.iterdir() if path.name != "a")
+    artifacts.write("ab", b"another's")
+    artifacts.remove("a")
+    assert not left.exists()
+    left.write_bytes(b"x")
+    artifacts.remove("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["ab"], "also when it never came to be"
 
 
 def test_workers_of_other_users_may_read_what_the_umask_lets_them(tmp_path: Path) -> None:
