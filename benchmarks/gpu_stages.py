@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -294,21 +295,24 @@ def start(given: Result) -> Result:
 
 
 def trials(given: Result) -> Result:
-    """`hpo run`: so many random trials by 1, 2, … workers, with MPS and without; start to end, by the clock."""
+    """`hpo run`: so many random trials by 1, 2, … workers, with MPS where there is one, and some without; start to end,
+    by the clock.
+    """
     from hpo import load_results
     from hpo.launch.sharing import CONTROL
 
     found: Result = {"wall_secs": {}, "first_trial_secs": {}, "scores": {}, "median_trial_secs": {}, "failed": {}}
     arguments = overrides(given, f"budget={given['trials']}", f"training.epochs={given['trial_epochs']}")
     arguments += ["sampler.name=random", "pruner.name=none"]
-    for mps, workers in itertools.product(("0", "1"), given["workers"]):
-        name = f"{workers} {'workers' if workers > 1 else 'worker'}{', MPS' if mps == '1' else ''}"
-        if mps == "1" and (workers == 1 or shutil.which(CONTROL) is None):
-            continue
+    has_mps = shutil.which(CONTROL) is not None
+    ways = [(workers, has_mps and workers > 1) for workers in given["workers"]]
+    ways += [(workers, False) for workers in given["workers_without_mps"] if has_mps]
+    for workers, mps in ways:
+        name = f"{workers} {'workers' if workers > 1 else 'worker'}{', MPS' if mps else ''}"
         with tempfile.TemporaryDirectory() as folder:
             started = time.time()
             command = ("run", str(STUDY), "--workers", str(workers))
-            ran = hpo(Path(folder), *command, settings=arguments, HPO_MPS=mps)
+            ran = hpo(Path(folder), *command, settings=arguments, HPO_MPS=str(int(mps)))
             found["wall_secs"][name] = round(time.time() - started, 1)
             if ran.returncode:
                 found["failed"][name] = ran.stderr[-500:]
@@ -395,25 +399,27 @@ def killed(given: Result) -> Result:
 
     settings = overrides(given, "budget=1", f"training.epochs={given['killed_epochs']}")
     settings += ["search.batch_size=32", "search.learning_rate={low=0.01,high=0.02}", "pruner.name=none"]
-    scores = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in ("unbroken", "killed"):
-            (place := Path(folder, name)).mkdir()
-            assert hpo(place, "submit", str(STUDY), settings=settings).returncode == 0
-            if name == "killed":
-                worker = subprocess.Popen([sys.executable, "-m", "hpo", "worker"], cwd=place, stderr=subprocess.DEVNULL)
-                deadline = time.monotonic() + 120
-                while not list(place.glob("hpo-artifacts/*/*.checkpoint.safetensors")):
-                    assert time.monotonic() < deadline, "no checkpoint"
-                    time.sleep(0.02)
-                time.sleep(given["killed_after_secs"])
-                worker.send_signal(signal.SIGKILL)
-                worker.wait()
-                bury(open_engine(parse_url(f"sqlite:///{place}/hpo.db")), worker_name(worker.pid))
-            ran = hpo(place, "worker")
-            assert ran.returncode == 0, ran.stderr
-            scores.append(json.loads(hpo(place, "best", "time-to-target", "--json").stdout))
-    unbroken, resumed = scores
+
+    def trial(place: Path) -> Any:
+        """In the folder `killed`, of a worker that is killed and of another that goes on."""
+        place.mkdir()
+        assert hpo(place, "submit", str(STUDY), settings=settings).returncode == 0
+        if place.name == "killed":
+            worker = subprocess.Popen([sys.executable, "-m", "hpo", "worker"], cwd=place, stderr=subprocess.DEVNULL)
+            deadline = time.monotonic() + 120
+            while not list(place.glob("hpo-artifacts/*/*.checkpoint.safetensors")):
+                assert time.monotonic() < deadline, "no checkpoint"
+                time.sleep(0.02)
+            time.sleep(given["killed_after_secs"])
+            worker.send_signal(signal.SIGKILL)
+            worker.wait()
+            bury(open_engine(parse_url(f"sqlite:///{place}/hpo.db")), worker_name(worker.pid))
+        ran = hpo(place, "worker")
+        assert ran.returncode == 0, ran.stderr
+        return json.loads(hpo(place, "best", "time-to-target", "--json").stdout)
+
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2 if given["on_gpu"] else 1) as pool:
+        unbroken, resumed = pool.map(trial, (Path(folder, "unbroken"), Path(folder, "killed")))
     return {
         "resumed after epoch": resumed.get("resumed_after_epoch", 0),
         "the same correct counts": unbroken["correct"] == resumed["correct"],

@@ -16,8 +16,7 @@ With a high learning rate a long average scores far better in early epochs, and 
 IMAGES_BETWEEN_AVERAGES = 256
 """Averaging more often costs time and changes nothing."""
 BATCH_NORM_IMAGES = 1000
-BATCH_NORM_BATCH_SIZE = 250
-"""Of so many training images the averaged network's BatchNorm statistics are measured after each epoch, in batches."""
+"""Of so many training images the averaged network's BatchNorm statistics are measured after each epoch."""
 
 
 class Average:

@@ -5,6 +5,9 @@ features and underperform out-of-distribution", ICLR 2022, arXiv:2202.10054); li
 first epoch is not spent on it.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,22 +23,38 @@ L2 = 3e-3
 
 
 def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoothing: float) -> dict[str, Tensor]:
-    """Weight and bias of multinomial logistic regression on the features of the clean training images, by L-BFGS."""
+    """Weight and bias of multinomial logistic regression on the features of the clean training images, by L-BFGS.
+
+    They stay on the CPU, since L-BFGS is thousands of operations on a few numbers, each too small for a GPU. Beside one
+    they take one thread, so that the last digits do not depend on how many a worker has.
+    """
     body = Inference(nn.Sequential(network.frozen_part, *network.trainable_part[:-1], network.resnet.avgpool), compute)
     rows = torch.from_numpy(train.rows).split(compute.images_scored_at_once(network.normalise.size))
     images = (upload(torch.from_numpy(train.pixels[some.numpy()]), compute.device) for some in rows)
     features = torch.cat([body(batch.permute(0, 3, 1, 2)).flatten(1).float() for batch in images])
     labels = upload(torch.from_numpy(train.labels), compute.device)
-    weight = torch.zeros_like(network.resnet.fc.weight, device=compute.device).requires_grad_()
-    bias = torch.zeros_like(network.resnet.fc.bias, device=compute.device).requires_grad_()
+    weight = torch.zeros_like(network.resnet.fc.weight, device="cpu").requires_grad_()
+    bias = torch.zeros_like(network.resnet.fc.bias, device="cpu").requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(features, weight, bias), labels, label_smoothing=label_smoothing)
-        value = value + L2 * weight.square().sum()
+        logits = F.linear(features, weight.to(compute.device), bias.to(compute.device))
+        value = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        value = value.cpu() + L2 * weight.square().sum()
         value.backward()
         return value
 
-    optimizer.step(loss)
-    return {"fc.weight": weight.detach().cpu(), "fc.bias": bias.detach().cpu()}
+    with _one_thread() if compute.device.type == "cuda" else contextlib.nullcontext():
+        optimizer.step(loss)
+    return {"fc.weight": weight.detach(), "fc.bias": bias.detach()}
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

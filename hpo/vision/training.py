@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from hpo.vision.augmentation import Augmentation
 from hpo.vision.averaging import (
-    BATCH_NORM_BATCH_SIZE,
     BATCH_NORM_IMAGES,
     IMAGES_BETWEEN_AVERAGES,
     Average,
@@ -195,12 +194,15 @@ def _train_epoch(training: Training, batches: Batches, epoch: int) -> None:
 
 
 def _some_features(training: Training, batches: Batches) -> list[Tensor]:
-    """Of BATCH_NORM_IMAGES augmented images, in batches: for BatchNorm's statistics of averaged weights. Copies, since
-    slices would keep all that was prepared with them.
+    """Of BATCH_NORM_IMAGES augmented images, in batches as large as those that are scored: for BatchNorm's statistics
+    of averaged weights. Copies, since slices would keep all that was prepared with them.
     """
-    count = BATCH_NORM_IMAGES // BATCH_NORM_BATCH_SIZE if training.recipe.averages else 0
-    prepared = batches.of_epoch(1, BATCH_NORM_BATCH_SIZE, training.portions)
-    return [features.clone() for features, _ in islice(prepared, count)]
+    if not training.recipe.averages:
+        return []
+    size = training.network.normalise.size
+    at_once = min(BATCH_NORM_IMAGES, training.compute.images_scored_at_once(size))
+    prepared = batches.of_epoch(1, at_once, training.portions)
+    return [features.clone() for features, _ in islice(prepared, BATCH_NORM_IMAGES // at_once)]
 
 
 def _schedule(progress: float, last: float) -> float:
