@@ -15,8 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +156,21 @@ class RandomPerturbation:
         return pixels
 
 
+def write_image_folder(given: Result, folder: Path) -> tuple[int, int]:
+    """The training images as JPEGs, a folder a class; their size and how many classes."""
+    from PIL import Image
+
+    images = objective_of(given, folder).images
+    for row, label in zip(images.train.rows, images.train.labels, strict=True):
+        path = folder / "images" / f"{label:05}" / f"{row}.jpeg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.train.pixels[row]).save(path, quality=90)
+    return images.train.pixels.shape[1], len(images.classes)
+
+
 def plain(given: Result) -> Result:
     """A competent user's loop: ImageFolder, DataLoader, torchvision's transforms, autocast, channels_last."""
     import torch
-    from PIL import Image
     from torch.nn import functional as F
     from torchvision import datasets, transforms
     from torchvision.models import resnet18
@@ -166,13 +178,9 @@ def plain(given: Result) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.backends.cudnn.benchmark = True
     with tempfile.TemporaryDirectory() as folder:
-        images = objective_of(given, Path(folder)).images
-        for row, label in zip(images.train.rows, images.train.labels, strict=True):
-            path = Path(folder, "images", f"{label:05}", f"{row}.jpeg")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images.train.pixels[row]).save(path, quality=90)
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # threads of this process would harm the loaders
+            size, classes = pool.submit(write_image_folder, given, Path(folder)).result()
         normal = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        size = images.train.pixels.shape[1]
         crop = transforms.RandomCrop(size, padding=size // 16, padding_mode="reflect")
         steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), RandomPerturbation(), normal]
         loader = torch.utils.data.DataLoader(
@@ -184,7 +192,7 @@ def plain(given: Result) -> Result:
             pin_memory=device.type == "cuda",
             drop_last=True,
         )
-        model = resnet18(num_classes=len(images.classes)).to(device).to(memory_format=torch.channels_last).train()
+        model = resnet18(num_classes=classes).to(device).to(memory_format=torch.channels_last).train()
         optimizer = torch.optim.SGD(model.parameters(), 0.01, 0.9, nesterov=True)
         rates = []
         for _ in range(given["plain_epochs"]):
