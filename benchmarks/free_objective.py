@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Sequence
 from math import log10
+from typing import Any
 
 from hpo.parameters import Params
 from hpo.search.measurement import Measurement, Trial
@@ -14,6 +15,7 @@ class FreeObjective:
     def __init__(self, spec: Spec, fault: Callable[[Params], None] | None = None, images: str = "these") -> None:
         self.epochs = spec.training.epochs
         self.fingerprints = {"images": images, "weights": "none"}
+        self.about: dict[str, Any] = {}
         self.fault = fault
 
     def check(self) -> None:

@@ -8,7 +8,8 @@ HpoError              1  something the user should know, in one line
 │   ├── WeightsError     the weights
 │   └── StudyError       no such study, or it was already submitted otherwise
 ├── StorageError      3  the database cannot be opened or reached
-└── WorkerError       4  workers ended before the budget was used
+├── WorkerError       4  workers ended before the budget was used
+└── MachineError      5  this machine's device failed; a process that is started anew may go on
 
 What was asked to stop ends with 0, and at once with 130 when it was asked twice (hpo.stopping).
 """
@@ -55,6 +56,12 @@ class WorkerError(HpoError):
     """Workers ended before the budget was used."""
 
     exit_code = 4
+
+
+class MachineError(HpoError):
+    """This machine's device failed; neither configuration nor study is at fault, and another process may go on."""
+
+    exit_code = 5
 
 
 class NothingCompleteError(HpoError):

@@ -2,16 +2,17 @@
 
 from collections.abc import Generator, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import deserialize
 
 from hpo.artifacts import Artifacts
 from hpo.errors import InputError
+from hpo.search.attributes import ARTIFACTS_KEY, SPLIT_KEY
 from hpo.search.garbage import collecting_rarely
 from hpo.search.measurement import Measurement, Trial
 from hpo.spec import ModelSpec, Spec
-from hpo.vision.images import load_images
+from hpo.vision.images import ImageSet, load_images
 from hpo.vision.weights_file import digest, weights_file
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class LazyObjective:
         self._artifacts = artifacts
         images = load_images(spec.data, spec.model.input_size, spec.seed)
         self.fingerprints = {"images": images.fingerprint, "weights": _fingerprint(spec.model)}
+        self.about = about(images, artifacts)
 
     def check(self) -> None:
         """Raises WeightsError if the weights are not this network's."""
@@ -62,6 +64,12 @@ class LazyObjective:
                 f"study '{self._spec.name}': its {names} were changed while this worker ran; start it again"
             )
         return objective
+
+
+def about(images: ImageSet, artifacts: Artifacts) -> dict[str, Any]:
+    """What is kept with the study for those who look at it."""
+    split = {"train": len(images.train), "tuning": len(images.tuning), "test": len(images.test)}
+    return {SPLIT_KEY: split | {"classes": len(images.classes)}, ARTIFACTS_KEY: artifacts.location}
 
 
 def _fingerprint(model: ModelSpec) -> str:

@@ -14,7 +14,7 @@ from filelock import FileLock
 import hpo
 from hpo.artifacts import Artifacts
 from hpo.checkpoint_writer import CheckpointWriter
-from hpo.errors import WeightsError
+from hpo.errors import MachineError, WeightsError
 from hpo.parameters import Params
 from hpo.provenance import made_by
 from hpo.search.measurement import Measurement, Picture, Trial
@@ -31,7 +31,7 @@ from hpo.vision.checkpoints import (
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.evaluation import CLEAN, build_evaluation_set
 from hpo.vision.images import data_root, load_images
-from hpo.vision.memory import is_out_of_memory
+from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
 from hpo.vision.probe import fitted_head
 from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
@@ -64,16 +64,13 @@ class RobustAccuracy:
 
         The baseline's weights are kept if trials of this study may start from them.
         """
-        network = self._network(trial.params, self._initial_weights(trial.params))
-        training = Training(network, self._recipe(trial.params), self.compute)
-        measured = self._resume(training, trial)
+        with _device_errors(MachineError):  # what is built here is as large whatever the parameters
+            network = self._network(trial.params, self._initial_weights(trial.params))
+            training = Training(network, self._recipe(trial.params), self.compute)
+            measured = self._resume(training, trial)
         yield from measured
-        try:
+        with _device_errors(MemoryError):
             yield from self._go_on(training, trial, measured)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise MemoryError(str(error).splitlines()[0]) from error
-            raise
         if trial.baseline and self.spec.search.may_start_from_baseline:
             self.artifacts.write(self.baseline_weights, weights_as_bytes(training.averaged))
 
@@ -254,6 +251,20 @@ class RobustAccuracy:
     @cached_property
     def _made_by(self) -> dict[str, Any]:
         return made_by(self.spec.seed, self.compute.description, self.fingerprints)
+
+
+@contextlib.contextmanager
+def _device_errors(out_of_memory: type[Exception]) -> Iterator[None]:
+    """Raises `out_of_memory` for that, MachineError where a device has failed otherwise."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).strip().splitlines() or ["no more memory"])[0]
+        if is_out_of_memory(error):
+            raise out_of_memory(reason) from error
+        if is_device_failure(error):
+            raise MachineError(f"this machine's device failed: {reason}") from error
+        raise
 
 
 @contextlib.contextmanager

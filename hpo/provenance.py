@@ -15,6 +15,9 @@ import torch
 
 import hpo
 
+GIT_SECS = 20
+"""A checkout on a network drive may take seconds; one that does not answer keeps nobody from training."""
+
 
 def made_by(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """As this process makes trials, in JSON's types."""
@@ -35,16 +38,23 @@ def made_by(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict[str
 
 
 def _commit() -> str | None:
-    """The commit of hpo's own checkout, with '+' if it was changed since; None when installed from a package."""
+    """The commit of hpo's own checkout, with '+' if it was changed since; None when installed from a package, and where
+    git is missing or does not answer.
+    """
     source = Path(__file__).parent
     if not (source.parent / ".git").exists():
         return None
-    described = subprocess.run(
-        ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607
-        cwd=source,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"LC_ALL": "C"},
-    )
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"],  # noqa: S607
+            cwd=source,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=GIT_SECS,
+            env=os.environ | {"LC_ALL": "C"},
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return described.stdout.strip() or None

@@ -39,8 +39,11 @@ def stop_on_signals(exit_for_certain: bool = False) -> None:
             _exit_later()
         _raise(Stopped())
 
-    for number in (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        signal.signal(number, stop)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+        if (number := getattr(signal, name, None)) and signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks for
+            signal.signal(number, stop)
+    if hasattr(signal, "SIGUSR1"):  # which schedulers send ahead of SIGTERM, and would end the process
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _exit_later() -> None:

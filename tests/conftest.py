@@ -19,9 +19,11 @@ from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.pool import NullPool
 
 from hpo.parameters import Params
+from hpo.search.claims import Hold, token_of
 from hpo.search.records import record_params
 from hpo.search.storage import create_database, open_engine, parse_url
 from hpo.search.study import submit
+from hpo.search.tables import trials
 from hpo.search.worker import work
 from hpo.spec import Spec
 
@@ -165,9 +167,16 @@ def states(study: optuna.Study) -> list[str]:
     return [trial.state.name for trial in study.trials]
 
 
-def give_parameter(engine: sa.Engine, trial_id: int) -> None:
+def running(engine: sa.Engine) -> Hold:
+    """The one trial that runs, as its worker holds it."""
+    with engine.connect() as connection:
+        trial_id = connection.execute(sa.select(trials.c.trial_id).where(trials.c.state == "RUNNING")).scalar_one()
+        return Hold(trial_id, token_of(connection, trial_id))
+
+
+def give_parameter(engine: sa.Engine, hold: Hold) -> None:
     """Gives a claimed trial a parameter, as if it had started."""
-    record_params(engine, trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
+    record_params(engine, hold, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
 
 
 def make_spec(**changes: object) -> Spec:

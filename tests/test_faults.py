@@ -111,11 +111,12 @@ def test_a_worker_that_is_frozen_in_a_transaction_blocks_nobody(
     monkeypatch.setattr(storage, "IDLE_IN_TRANSACTION_SECS", 1)
     engine = create_database(parse_url(postgresql_url))
     study, _ = submit(engine, make_spec(Plan(budget=2)))
-    claim = budget.claim(engine, study.study_id, "frozen")
+    claim = budget.claim(engine, study.key, "frozen")
     assert claim is not None
-    frozen = engine.connect()
-    frozen.execute(trials.update().where(trials.c.trial_id == claim.trial_id).values(state="RUNNING"))
-    assert budget.give_back(engine, claim.trial_id, "interruption", "its worker was lost")
+    transaction = storage.writing(engine)
+    frozen = transaction.__enter__()
+    frozen.execute(trials.update().where(trials.c.trial_id == claim.hold.trial_id).values(state="RUNNING"))
+    assert budget.give_back(engine, claim.hold, "interruption", "its worker was lost")
     with pytest.raises(DBAPIError) as lost:
         frozen.execute(trials.select())
     assert is_outage(lost.value)

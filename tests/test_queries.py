@@ -1,6 +1,6 @@
 """Fronts, histories, importances and status, against what plain Python makes of Optuna's own trials."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import optuna
 import pytest
@@ -84,13 +84,13 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
     study, _ = submit(engine, make_spec(budget=10))
     assert status(engine, study).trials_per_hour is None
     for number in range(6):
-        claim = budget.claim(engine, study.study_id, f"host:{number}")
+        claim = budget.claim(engine, study.key, f"host:{number}")
         assert claim is not None
         if number < 4:
-            finish_after(engine, claim.trial_id, secs=60)
+            finish_after(engine, claim.hold.trial_id, secs=60)
         else:
-            record_params(engine, claim.trial_id, {}, {})
-            record_epoch(engine, claim.trial_id, 1, 0.5, [], {})
+            record_params(engine, claim.hold, {}, {})
+            record_epoch(engine, claim.hold, 1, 0.5, [], {})
     found = status(engine, study)
     assert [(trial.number, trial.worker, trial.epoch) for trial in found.running] == [
         (4, "host:4", 1),
@@ -100,9 +100,11 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
     assert found.secs_left == pytest.approx(6 * 30)
     seconds_ago = timedelta(seconds=25)
     with engine.begin() as connection:
-        connection.execute(trial_heartbeats.update().values(heartbeat=budget.utc_now() - seconds_ago))
+        connection.execute(
+            trial_heartbeats.update().values(heartbeat=datetime.now(UTC).replace(tzinfo=None) - seconds_ago)
+        )
     assert 24 < (status(engine, study).running[0].secs_since_heartbeat or 0) < 35
-    assert budget.give_back(engine, claim.trial_id, "interruption", "its worker was asked to stop")
+    assert budget.give_back(engine, claim.hold, "interruption", "its worker was asked to stop")
     again = status(engine, study)
     assert (again.counts.failed, again.interrupted, again.failures) == (1, 1, [])
     shown = found.as_json()
@@ -111,7 +113,7 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
 
 
 def finish_after(engine: sa.Engine, trial_id: int, secs: float) -> None:
-    ended = budget.utc_now()
+    ended = datetime.now(UTC).replace(tzinfo=None)
     times = {"datetime_start": ended - timedelta(seconds=secs), "datetime_complete": ended}
     with engine.begin() as connection:
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(state="COMPLETE", **times))

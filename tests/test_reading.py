@@ -65,7 +65,7 @@ def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     for name in ("[bold]odd", "second"):
         study, _ = submit(engine, make_spec(name=name, budget=2))
-    budget.claim(engine, study.study_id, "far-away:77")
+    budget.claim(engine, study.key, "far-away:77")
     shown = hpo("status").stdout
     assert "[bold]odd" in shown
     lines = [line.split() for line in shown.splitlines()]

@@ -160,7 +160,7 @@ def test_paused_trials_wait_while_a_study_is_stopped_and_tell_samplers_what_they
     assert "study study is stopped: enough" in said[-1]
     counts = budget.count(engine, study.study_id)
     assert (counts.complete, counts.waiting, counts.paused) == (2, 3, 2)
-    assert rungs.promote(engine, study.study_id, "w", 2) is None
+    assert rungs.promote(engine, study.key, "w", 2) is None
     assert rungs.prune_paused(engine, study.study_id) == []
     seen = History(engine, study.study_id, "study", constrained=False).study().get_trials()
     assert [(trial.number, trial.state.name, len(trial.intermediate_values)) for trial in seen] == [
@@ -188,7 +188,7 @@ def test_two_workers_promote_a_trial_once(engine: sa.Engine) -> None:
 
     def promote(name: str) -> None:
         together.wait()
-        claims.append(rungs.promote(engine, study.study_id, name, 3))
+        claims.append(rungs.promote(engine, study.key, name, 3))
 
     threads = [threading.Thread(target=promote, args=(name,)) for name in ("a", "b")]
     for thread in threads:
@@ -203,11 +203,11 @@ def test_two_workers_promote_a_trial_once(engine: sa.Engine) -> None:
 
 def test_said_twice_a_pause_is_one_pause(engine: sa.Engine) -> None:
     study, _ = submit(engine, asha_spec(3))
-    claim = budget.claim(engine, study.study_id, "worker")
+    claim = budget.claim(engine, study.key, "worker")
     assert claim is not None
-    record_epoch(engine, claim.trial_id, 1, 0.5, [], {})
+    record_epoch(engine, claim.hold, 1, 0.5, [], {})
     for _ in range(2):
-        assert rungs.pause(engine, study.study_id, claim.trial_id, 1, 0.5, {"images": 7}) == []
+        assert rungs.pause(engine, study.study_id, claim.hold, 1, 0.5, {"images": 7}) == []
     assert budget.count(engine, study.study_id) == budget.Counts(waiting=3, paused=1)
 
 

@@ -121,9 +121,9 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
     spec = make_spec(budget=12, objective=objective, pruner={"name": "asha"}, training={"epochs": 9})
     history = History(engine, 1, spec.name, constrained=True)
     study, _ = submit(engine, spec)
-    first = budget.claim(engine, study.study_id, "elsewhere")  # the baseline ends last
+    first = budget.claim(engine, study.key, "elsewhere")  # the baseline ends last
     assert first is not None
-    threading.Timer(1.0, lambda: budget.give_back(engine, first.trial_id, "interruption", "later")).start()
+    threading.Timer(1.0, lambda: budget.give_back(engine, first.hold, "interruption", "later")).start()
     worker = threading.Thread(target=work, args=(engine, ["study"], FreeObjective, "w", lambda text: None))
     worker.start()
     while worker.is_alive():
@@ -143,9 +143,9 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
 
 def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.study_id, "elsewhere")
+    claim = budget.claim(engine, study.key, "elsewhere")
     assert claim is not None
-    give_parameter(engine, claim.trial_id)
+    give_parameter(engine, claim.hold)
     (pending,) = History(engine, study.study_id, "study", constrained=False).study().get_trials()
     assert (pending.state.name, pending.params) == ("RUNNING", {"batch_size": 16})
 

@@ -7,18 +7,18 @@ import time
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, open_fresh, optuna_storage, run
+from conftest import make_spec, open_fresh, optuna_storage, run, running
 from free_objective import FreeObjective
 from optuna.distributions import IntDistribution
 
 from hpo.errors import StudyError, WorkerError
 from hpo.parameters import Params
 from hpo.search import budget, heartbeats, queries
+from hpo.search.claims import Hold
 from hpo.search.records import record_params
 from hpo.search.status import status
 from hpo.search.storage import masked, parse_url
 from hpo.search.study import Study, check_fingerprints, find_studies, submit
-from hpo.search.tables import trials
 from hpo.search.worker import work
 
 
@@ -51,9 +51,9 @@ def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_bas
     }
     spec = make_spec(budget=12, objective=objective)
     submitted, _ = submit(engine, spec)
-    baseline = budget.claim(engine, submitted.study_id, "other", baseline_alone=True)
+    baseline = budget.claim(engine, submitted.key, "other", baseline_alone=True)
     assert baseline is not None
-    thread = threading.Timer(1.0, lambda: budget.give_back(engine, baseline.trial_id, "interruption", "later"))
+    thread = threading.Timer(1.0, lambda: budget.give_back(engine, baseline.hold, "interruption", "later"))
     thread.start()  # the baseline's slot is given back, and so it runs last
     study = run(engine, spec)
     thread.join()
@@ -74,10 +74,10 @@ def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_bas
 def test_trials_that_start_from_the_baseline_wait_for_it(engine: sa.Engine, value: object) -> None:
     search = {"initial_weights": value, "learning_rate": {"low": 0.01, "high": 0.1}}
     study, _ = submit(engine, make_spec(search=search))
-    baseline = budget.claim(engine, study.study_id, "other", baseline_alone=True)
+    baseline = budget.claim(engine, study.key, "other", baseline_alone=True)
     assert baseline is not None
-    assert budget.claim(engine, study.study_id, "other", baseline_alone=True) is None
-    budget.give_back(engine, baseline.trial_id, "interruption", "test")
+    assert budget.claim(engine, study.key, "other", baseline_alone=True) is None
+    budget.give_back(engine, baseline.hold, "interruption", "test")
     optuna_study = run(engine, study.spec)
     finished = [trial for trial in optuna_study.trials if trial.state.name == "COMPLETE"]
     assert min(finished, key=lambda trial: trial.datetime_start).user_attrs["baseline"]
@@ -90,8 +90,8 @@ def test_no_slot_is_claimed_twice(engine: sa.Engine) -> None:
     claimed: list[int] = []
 
     def claim_all() -> None:
-        while (claim := budget.claim(engine, study.study_id, "other")) is not None:
-            claimed.append(claim.trial_id)
+        while (claim := budget.claim(engine, study.key, "other")) is not None:
+            claimed.append(claim.hold.trial_id)
 
     threads = [threading.Thread(target=claim_all) for _ in range(16)]
     for thread in threads:
@@ -104,7 +104,7 @@ def test_no_slot_is_claimed_twice(engine: sa.Engine) -> None:
 
 def test_the_known_good_configuration_starts_first_then_the_baseline_then_the_others(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=4))
-    claims = [budget.claim(engine, study.study_id, "w") for _ in range(4)]
+    claims = [budget.claim(engine, study.key, "w") for _ in range(4)]
     assert [claim.number for claim in claims if claim] == [1, 0, 2, 3]
     first, second = (claim.slot for claim in claims[:2] if claim)
     assert (first.baseline, first.fixed_params) == (False, study.spec.search.defaults())
@@ -113,13 +113,13 @@ def test_the_known_good_configuration_starts_first_then_the_baseline_then_the_ot
 
 def test_what_was_interrupted_goes_on_before_anything_new_starts(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=6))
-    first, baseline, _ = (budget.claim(engine, study.study_id, "w") for _ in range(3))
+    first, baseline, _ = (budget.claim(engine, study.key, "w") for _ in range(3))
     assert first is not None
     assert baseline is not None
-    record_params(engine, first.trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 16)})
-    budget.give_back(engine, first.trial_id, "interruption", "stopped")
-    budget.give_back(engine, baseline.trial_id, "failure", "disk full")
-    claims = [budget.claim(engine, study.study_id, "w") for _ in range(3)]
+    record_params(engine, first.hold, {"batch_size": 16}, {"batch_size": IntDistribution(16, 16)})
+    budget.give_back(engine, first.hold, "interruption", "stopped")
+    budget.give_back(engine, baseline.hold, "failure", "disk full")
+    claims = [budget.claim(engine, study.key, "w") for _ in range(3)]
     assert [claim and (claim.number, claim.slot.continues, claim.slot.baseline) for claim in claims] == [
         (6, (1,), False),
         (3, (), False),
@@ -134,7 +134,7 @@ def test_a_warm_start_tries_the_best_of_an_earlier_study_first(engine: sa.Engine
     warm = make_spec(name="warm", budget=7, search=search, warm_start="study")
     study, _ = submit(engine, warm)
     tried = {}
-    while claim := budget.claim(engine, study.study_id, "w"):
+    while claim := budget.claim(engine, study.key, "w"):
         tried[claim.number] = claim.slot.fixed_params
     best = [trial for trial in queries.best_trials(engine, "study", 8) if not trial.baseline]
     expected: list[Params] = []
@@ -169,10 +169,10 @@ def test_a_warm_start_from_a_study_without_results_says_so(engine: sa.Engine) ->
 
 def test_a_slot_that_is_given_back_keeps_its_values_and_its_place_in_the_budget(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=3))
-    baseline = budget.claim(engine, study.study_id, "other", baseline_alone=True)
+    baseline = budget.claim(engine, study.key, "other", baseline_alone=True)
     assert baseline is not None
-    assert budget.give_back(engine, baseline.trial_id, "interruption", "stopped")
-    assert not budget.give_back(engine, baseline.trial_id, "interruption", "stopped"), "once only"
+    assert budget.give_back(engine, baseline.hold, "interruption", "stopped")
+    assert not budget.give_back(engine, baseline.hold, "interruption", "stopped"), "once only"
     assert budget.count(engine, study.study_id) == budget.Counts(failed=1, waiting=3)
     optuna_study = run(engine, study.spec)
     last = optuna_study.trials[-1]
@@ -185,7 +185,7 @@ def test_trials_of_dead_workers_are_given_out_again(engine: sa.Engine, monkeypat
     time.sleep(1.0)  # the server itself must be older
     study, _ = submit(engine, make_spec(budget=4))
     for _ in range(3):
-        budget.claim(engine, study.study_id, "other")
+        budget.claim(engine, study.key, "other")
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2026-01-01 00:00:00' WHERE trial_id <= 1")
         connection.exec_driver_sql("DELETE FROM trial_heartbeats WHERE trial_id = 2")
@@ -258,13 +258,11 @@ def test_a_study_whose_trials_all_fail_stops_and_says_why(engine: sa.Engine) -> 
 
 def test_a_worker_that_lost_its_trial_drops_it_and_goes_on(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    lost: list[int] = []
+    lost: list[Hold] = []
 
     def lose_the_first(params: Params) -> None:
         if not lost:
-            with engine.connect() as connection:
-                running = sa.select(trials.c.trial_id).where(trials.c.state == "RUNNING")
-                lost.append(connection.execute(running).scalar_one())
+            lost.append(running(engine))
             budget.give_back(engine, lost[0], "interruption", "taken over")
 
     optuna_study = run(engine, study.spec, lose_the_first)
@@ -275,10 +273,10 @@ def test_a_worker_that_lost_its_trial_drops_it_and_goes_on(engine: sa.Engine) ->
 
 def test_a_worker_with_other_images_refuses_to_join(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"})
-    check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"})
+    check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"}, {})
+    check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"}, {})
     with pytest.raises(StudyError, match=r"this machine's images differ from the study's \(fingerprint bbbbbbbbbbbb"):
-        check_fingerprints(engine, study, {"images": "b" * 64, "weights": "none"})
+        check_fingerprints(engine, study, {"images": "b" * 64, "weights": "none"}, {})
 
 
 def test_workers_take_all_open_studies(engine: sa.Engine) -> None:
@@ -297,4 +295,5 @@ def test_a_password_is_never_shown() -> None:
 def test_study_objects_load_from_any_process(engine: sa.Engine) -> None:
     submitted, _ = submit(engine, make_spec(name="naïve 中文"))
     found = find_studies(engine, ["naïve 中文"])
-    assert found == [Study(submitted.study_id, submitted.spec, budget=6)]
+    assert found == [submitted]
+    assert found == [Study(submitted.study_id, submitted.spec, budget=6, uid=submitted.uid)]

@@ -8,18 +8,19 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import give_parameter, make_spec, optuna_storage, run, states
+from conftest import give_parameter, make_spec, optuna_storage, run, running, states
 from free_objective import FreeObjective
 from sqlalchemy.exc import OperationalError
 
 from hpo.errors import DataError, StorageError, StudyError, WorkerError
 from hpo.parameters import Params
 from hpo.search import attributes, budget, failures, heartbeats
+from hpo.search.claims import TrialLost
 from hpo.search.failures import Decision, decide
 from hpo.search.history import History
 from hpo.search.measurement import Trial
 from hpo.search.outages import is_outage
-from hpo.search.records import TrialLost, finish, record_epoch
+from hpo.search.records import finish, record_epoch
 from hpo.search.study import extend, find_studies, resume, submit
 from hpo.search.tables import study_user_attributes, trial_system_attributes, trial_user_attributes, trials
 from hpo.search.worker import work
@@ -136,12 +137,8 @@ def test_an_interrupted_trial_goes_on_with_its_parameters_and_its_checkpoints(en
         def run(self, trial: Trial) -> Any:
             given.append(trial)
             if len(given) in (2, 3):
-                budget.give_back(engine, claimed(), "interruption", "stopped")
+                budget.give_back(engine, running(engine), "interruption", "stopped")
             return super().run(trial)
-
-    def claimed() -> int:
-        with engine.connect() as connection:
-            return connection.execute(sa.select(trials.c.trial_id).where(trials.c.state == "RUNNING")).scalar_one()
 
     spec = make_spec(budget=3)
     submit(engine, spec)
@@ -157,12 +154,12 @@ def test_an_interrupted_trial_goes_on_with_its_parameters_and_its_checkpoints(en
 def test_a_configuration_in_which_workers_die_again_and_again_counts_as_failed(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=1))
     for step in (2, 0, 3, 3, 3):  # the third makes progress, the next two do not
-        claim = budget.claim(engine, study.study_id, "w")
+        claim = budget.claim(engine, study.key, "w")
         assert claim is not None
-        give_parameter(engine, claim.trial_id)
+        give_parameter(engine, claim.hold)
         if step:
-            record_epoch(engine, claim.trial_id, step, 0.5, [], {})
-        budget.give_back(engine, claim.trial_id, "interruption", budget.LOST)
+            record_epoch(engine, claim.hold, step, 0.5, [], {})
+        budget.give_back(engine, claim.hold, "interruption", budget.LOST)
     optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
     failed = ["failure" in trial.user_attrs for trial in optuna_study.trials if trial.state.name == "FAIL"]
     assert failed == [False, False, False, False, True]
@@ -180,16 +177,16 @@ def test_a_study_that_is_deleted_in_the_middle_ends_its_workers_in_a_line(engine
 
 def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.study_id, "w")
+    claim = budget.claim(engine, study.key, "w")
     assert claim is not None
-    record_epoch(engine, claim.trial_id, 1, 0.5, [{"epoch": 1}], {})
-    record_epoch(engine, claim.trial_id, 1, 0.5, [{"epoch": 1}], {})  # said twice
-    budget.give_back(engine, claim.trial_id, "interruption", "taken over")
+    record_epoch(engine, claim.hold, 1, 0.5, [{"epoch": 1}], {})
+    record_epoch(engine, claim.hold, 1, 0.5, [{"epoch": 1}], {})  # said twice
+    budget.give_back(engine, claim.hold, "interruption", "taken over")
     with pytest.raises(TrialLost):
-        record_epoch(engine, claim.trial_id, 2, 0.9, [], {"completed_rung_0": 0.9})
+        record_epoch(engine, claim.hold, 2, 0.9, [], {"completed_rung_0": 0.9})
     with pytest.raises(TrialLost):
-        finish(engine, claim.trial_id, "COMPLETE", 0.9, {"late": True}, 0.1)
-    assert heartbeats.beat(engine, study.study_id, claim.trial_id) == "lost"
+        finish(engine, claim.hold, "COMPLETE", 0.9, {"late": True}, 0.1)
+    assert heartbeats.beat(engine, study.study_id, claim.hold) == "another worker has taken it over"
     trial = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials[claim.number]
     assert trial.intermediate_values == {1: 0.5}
     assert (trial.value, trial.user_attrs.get("late"), trial.system_attrs.get("completed_rung_0")) == (None,) * 3
@@ -197,11 +194,11 @@ def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
 
 def test_a_trial_that_is_ended_twice_ended_once(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.study_id, "w")
+    claim = budget.claim(engine, study.key, "w")
     assert claim is not None
     for _ in range(2):
-        finish(engine, claim.trial_id, "COMPLETE", 0.5, {"clean_accuracy": 0.5}, 0.1)
-    assert not budget.give_back(engine, claim.trial_id, "interruption", "too late")
+        finish(engine, claim.hold, "COMPLETE", 0.5, {"clean_accuracy": 0.5}, 0.1)
+    assert not budget.give_back(engine, claim.hold, "interruption", "too late")
     assert budget.count(engine, study.study_id) == budget.Counts(complete=1, waiting=5)
 
 
@@ -264,9 +261,13 @@ def test_a_worker_of_an_incompatible_version_refuses_to_join(engine: sa.Engine) 
     study, _ = submit(engine, make_spec())
     with engine.begin() as connection:
         attributes.write(connection, study_user_attributes, study.study_id, {"protocol": [99, "9.0"]})
-    with pytest.raises(StudyError, match=r"'study' was submitted by hpo 9\.0 \(protocol 99\), this is hpo"):
+    with pytest.raises(StudyError, match=r"'study' was submitted by hpo 9\.0, this is hpo .* \(protocol 99, not"):
         work(engine, ["study"], FreeObjective, "worker", lambda text: None)
-    work(engine, [], FreeObjective, "worker", lambda text: None)  # of all studies: this one is left out
+    said: list[str] = []
+    work(engine, [], FreeObjective, "worker", said.append)  # of all studies: this one is left out
+    assert len(said) == 1
+    assert "can be read" in said[0]
+    assert find_studies(engine, ["study"])[0].refused
     assert budget.count(engine, study.study_id).waiting == 6
 
 

@@ -11,6 +11,11 @@ from hpo.search.tables import study_user_attributes, trial_params
 
 BUDGET_KEY = "budget"
 STOPPED_KEY = "stopped"
+UID_KEY = "uid"
+SPLIT_KEY = "split"
+"""How many images are trained on, tuned on and locked as test images, and how many classes they have."""
+ARTIFACTS_KEY = "artifacts"
+"""Where the study's workers keep pictures and checkpoints."""
 ROWS_AT_ONCE = 500
 """In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
 server takes it for active, not for idle in a transaction.
@@ -19,11 +24,13 @@ server takes it for active, not for idle in a transaction.
 
 def read_study(connection: sa.Connection, study_id: int, key: str) -> Any:
     """A user attribute of a study, None if it has none of this key."""
-    text = connection.scalar(
-        sa.select(study_user_attributes.c.value_json).where(
-            study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == key
-        )
-    )
+    return read(connection, study_user_attributes, study_id, key)
+
+
+def read(connection: sa.Connection, table: sa.Table, owner_id: int, key: str) -> Any:
+    """An attribute of a trial or study, None if it has none of this key."""
+    query = sa.select(table.c.value_json).where(_owner(table) == owner_id, table.c.key == key)
+    text = connection.scalar(query)
     return None if text is None else json.loads(text)
 
 
@@ -34,9 +41,13 @@ def write(connection: sa.Connection, table: sa.Table, owner_id: int, values: Map
 
 def write_all(connection: sa.Connection, table: sa.Table, values: Sequence[tuple[int, str, Any]]) -> None:
     """The same for many trials or studies: (trial_id or study_id, key, value)."""
-    owner = "study_id" if "study_id" in table.c else "trial_id"
+    owner = _owner(table).name
     rows = [{owner: owner_id, "key": key, "value_json": json.dumps(value)} for owner_id, key, value in values]
     upsert(connection, table, rows, (owner, "key"))
+
+
+def _owner(table: sa.Table) -> sa.Column[int]:
+    return table.c.study_id if "study_id" in table.c else table.c.trial_id
 
 
 def upsert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:

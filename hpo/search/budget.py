@@ -8,14 +8,22 @@ workers' clocks may differ.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, read_params
-from hpo.search.conditions import baseline_is_complete, is_baseline, is_given_back, is_paused, is_stopped
+from hpo.search.claims import Hold, TrialLost, lock_held, new_token, token_of, write_token
+from hpo.search.conditions import (
+    StudyKey,
+    baseline_is_complete,
+    is_baseline,
+    is_given_back,
+    is_paused,
+    is_still_there,
+    is_stopped,
+)
 from hpo.search.storage import writing
 from hpo.search.tables import (
     PAUSED_KEY,
@@ -31,6 +39,8 @@ from hpo.search.tables import (
 DEATHS_BORNE = 3
 """So many workers in a row may die in the same epoch of a configuration before it counts as failed."""
 LOST = "its worker was lost"
+DEVICE_FAILED = "its worker's device failed"
+"""What a trial is given back with when its worker dies, or has to; followed by more words."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Slot:
 class Claim:
     """A slot that was claimed: now a RUNNING trial of this worker, until somebody takes it away."""
 
-    trial_id: int
+    hold: Hold
     number: int
     slot: Slot
 
@@ -99,16 +109,32 @@ def lock_study(connection: sa.Connection, study_id: int) -> None:
     connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name))
 
 
-def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = False) -> Claim | None:
+def claimed_before(engine: sa.Engine, study_id: int, token: str) -> Claim | None:
+    """What was claimed with this token, if the answer was lost."""
+    running = sa.select(trials.c.trial_id, trials.c.number).where(
+        trials.c.study_id == study_id, trials.c.state == "RUNNING"
+    )
+    with engine.connect() as connection:
+        for trial_id, number in connection.execute(running).all():
+            if token_of(connection, trial_id) == token:
+                return _claim_of(connection, Hold(trial_id, token), number)
+    return None
+
+
+def claim(
+    engine: sa.Engine, study: StudyKey, worker: str, baseline_alone: bool = False, token: str | None = None
+) -> Claim | None:
     """Takes the first slot that waits; None if there is none.
 
     What was interrupted goes on first; else in the order of their numbers, but for trial 1, a configuration known to be
     good, which goes before the baseline: so a single worker soon has something to show. baseline_alone: give out
     nothing else until the baseline is complete (trials need its weights).
     """
+    study_id, _ = study
     waiting = (
         sa.select(trials.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~is_paused(), ~is_stopped(study_id))
+        .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~is_paused())
+        .where(~is_stopped(study_id), is_still_there(study))
         .order_by(
             sa.case((trials.c.number == 0, 1.5), (is_given_back(), -1), else_=trials.c.number),
             trials.c.number,
@@ -120,15 +146,17 @@ def claim(engine: sa.Engine, study_id: int, worker: str, baseline_alone: bool = 
     if engine.dialect.name == "postgresql":
         waiting = waiting.with_for_update(skip_locked=True, of=trials)
     with writing(engine) as connection:
-        return take(connection, waiting.scalar_subquery(), worker)
+        return take(connection, waiting.scalar_subquery(), worker, token)
 
 
-def take(connection: sa.Connection, chosen: sa.ColumnElement[int], worker: str) -> Claim | None:
-    """Makes a waiting or paused trial RUNNING, with its worker's name and a heartbeat; None if it is gone."""
+def take(
+    connection: sa.Connection, chosen: sa.ColumnElement[int], worker: str, token: str | None = None
+) -> Claim | None:
+    """Makes a waiting or paused trial RUNNING, with worker, token and a first heartbeat; None if it is gone."""
     row = connection.execute(
         trials.update()
         .where(trials.c.trial_id == chosen, trials.c.state == "WAITING")
-        .values(state="RUNNING", datetime_start=utc_now(), datetime_complete=None)
+        .values(state="RUNNING", datetime_start=database_now(connection), datetime_complete=None)
         .returning(trials.c.trial_id, trials.c.number)
     ).one_or_none()
     if row is None:
@@ -136,7 +164,8 @@ def take(connection: sa.Connection, chosen: sa.ColumnElement[int], worker: str) 
     beat = {"trial_id": row.trial_id, "heartbeat": database_now(connection)}
     attributes.upsert(connection, trial_heartbeats, [beat], ("trial_id",))
     attributes.write(connection, trial_user_attributes, row.trial_id, {"worker": worker})
-    slot = _read_slot(connection, row.trial_id)
+    hold = Hold(row.trial_id, token or new_token())
+    write_token(connection, hold)
     resumed = connection.execute(
         trial_user_attributes.delete().where(
             trial_user_attributes.c.trial_id == row.trial_id, trial_user_attributes.c.key == PAUSED_KEY
@@ -144,8 +173,14 @@ def take(connection: sa.Connection, chosen: sa.ColumnElement[int], worker: str) 
     )
     if resumed.rowcount:
         connection.execute(trial_values.delete().where(trial_values.c.trial_id == row.trial_id))
-        slot = Slot(read_params(connection, row.trial_id), slot.baseline, (row.number, *slot.continues))
-    return Claim(row.trial_id, row.number, slot)
+    return _claim_of(connection, hold, row.number)
+
+
+def _claim_of(connection: sa.Connection, hold: Hold, number: int) -> Claim:
+    slot = _read_slot(connection, hold.trial_id)
+    if params := read_params(connection, hold.trial_id):  # it was paused
+        slot = Slot(params, slot.baseline, (number, *slot.continues))
+    return Claim(hold, number, slot)
 
 
 def _read_slot(connection: sa.Connection, trial_id: int) -> Slot:
@@ -158,26 +193,29 @@ def _read_slot(connection: sa.Connection, trial_id: int) -> Slot:
     return Slot(found.get("fixed_params", {}), "baseline" in found, tuple(found.get("continues", ())))
 
 
-def give_back(engine: sa.Engine, trial_id: int, why: Literal["failure", "interruption"], text: str) -> bool:
-    """Fails a RUNNING trial and appends a slot in its place, in one transaction; False if it was no longer running.
+def give_back(engine: sa.Engine, hold: Hold, why: Literal["failure", "interruption"], text: str) -> bool:
+    """Fails a RUNNING trial and appends a slot in its place, in one transaction; False if it was no longer held so.
 
     `text` is kept with the trial: the traceback of a failure, or what interrupted it. Only failures count against the
     study. After an interruption the slot tries the same configuration again, from its checkpoint; after a failure
     another one, unless it is the baseline, which every other trial is compared with.
     """
+    trial_id = hold.trial_id
     with writing(engine) as connection:
-        row = connection.execute(
-            trials.update()
-            .where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
-            .values(state="FAIL", datetime_complete=utc_now())
-            .returning(trials.c.study_id, trials.c.number)
-        ).one_or_none()
-        if row is None:
+        try:
+            row = lock_held(connection, hold)
+        except TrialLost:
             return False
+        failed = {"state": "FAIL", "datetime_complete": database_now(connection)}
+        connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(failed))
         slot = _read_slot(connection, trial_id)
-        if text == LOST and _died_repeatedly(connection, row.study_id, trial_id, slot.continues):
+        if text.startswith((LOST, DEVICE_FAILED)) and _died_repeatedly(
+            connection, row.study_id, trial_id, slot.continues
+        ):
             why = "failure"
-            text = f"{DEATHS_BORNE} workers in a row died in the same epoch of this configuration (out of memory?)"
+            text = (
+                f"{DEATHS_BORNE} workers in a row died in the same epoch of this configuration (out of memory?): {text}"
+            )
         attributes.write(connection, trial_user_attributes, trial_id, {why: text})
         if why == "interruption" and (params := read_params(connection, trial_id)):
             again = Slot(params, slot.baseline, (row.number, *slot.continues))
@@ -192,6 +230,7 @@ def give_back(engine: sa.Engine, trial_id: int, why: Literal["failure", "interru
 def _died_repeatedly(connection: sa.Connection, study_id: int, trial_id: int, continues: Sequence[int]) -> bool:
     """Whether this trial and those before it lost so many workers in a row without finishing one more epoch."""
     before = list(continues[: DEATHS_BORNE - 1])
+    text = trial_user_attributes.c.value_json
     last_step = sa.func.coalesce(sa.func.max(trial_intermediate_values.c.step), 0)
     query = (
         sa.select(trials.c.trial_id, last_step)
@@ -203,7 +242,7 @@ def _died_repeatedly(connection: sa.Connection, study_id: int, trial_id: int, co
         .where(trials.c.study_id == study_id)
         .where(
             (trials.c.trial_id == trial_id)
-            | (trials.c.number.in_(before) & (trial_user_attributes.c.value_json == json.dumps(LOST)))
+            | (trials.c.number.in_(before) & sa.or_(*(text.startswith(f'"{how}') for how in (LOST, DEVICE_FAILED))))
         )
         .group_by(trials.c.trial_id)
     )
@@ -219,11 +258,6 @@ def database_now(connection: sa.Connection) -> sa.ColumnElement[Any]:
     if connection.dialect.name == "postgresql":
         return sa.literal_column("timezone('utc', clock_timestamp())")
     return sa.func.strftime(SQLITE_TIME, "now")
-
-
-def utc_now() -> datetime:
-    """As Optuna stores times: UTC that does not say so."""
-    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def heal(engine: sa.Engine, study_id: int) -> None:
@@ -258,7 +292,7 @@ def _withdraw(connection: sa.Connection, study_id: int, most: int) -> None:
     if connection.dialect.name == "postgresql":
         last = last.with_for_update(skip_locked=True)
     withdrawn = connection.execute(last).scalars().all()
-    ended = {"state": "FAIL", "datetime_complete": utc_now()}
+    ended = {"state": "FAIL", "datetime_complete": database_now(connection)}
     connection.execute(trials.update().where(trials.c.trial_id.in_(withdrawn)).values(ended))
     texts = [(trial_id, "interruption", "more slots than the budget") for trial_id in withdrawn]
     attributes.write_all(connection, trial_user_attributes, texts)
@@ -279,12 +313,23 @@ def count(engine: sa.Engine, study_id: int) -> Counts:
         return count_in(connection, study_id)
 
 
+def count_all(connection: sa.Connection) -> dict[int, Counts]:
+    """The same of every study that has trials, by study_id."""
+    return _count(connection, sa.true())
+
+
 def count_in(connection: sa.Connection, study_id: int) -> Counts:
     """The same within a transaction."""
+    return _count(connection, trials.c.study_id == study_id).get(study_id, Counts())
+
+
+def _count(connection: sa.Connection, which: sa.ColumnElement[bool]) -> dict[int, Counts]:
+    t = trials.c
     paused = sa.func.sum(sa.case((is_paused(), 1), else_=0))
-    query = (
-        sa.select(trials.c.state, sa.func.count(), paused).where(trials.c.study_id == study_id).group_by(trials.c.state)
-    )
-    rows = connection.execute(query).all()
-    counts = {_FIELD_OF_STATE[state]: number for state, number, _ in rows}
-    return Counts(**counts, paused=sum(number for _, _, number in rows))
+    query = sa.select(t.study_id, t.state, sa.func.count(), paused).where(which).group_by(t.study_id, t.state)
+    found: dict[int, dict[str, int]] = {}
+    for study_id, state, number, waiting_paused in connection.execute(query):
+        counts = found.setdefault(study_id, {"paused": 0})
+        counts[_FIELD_OF_STATE[state]] = number
+        counts["paused"] += waiting_paused
+    return {study_id: Counts(**counts) for study_id, counts in found.items()}

@@ -1,14 +1,28 @@
 """What is asked of trials and studies again and again, as SQL conditions."""
 
+import json
+
 import sqlalchemy as sa
 
-from hpo.search.attributes import STOPPED_KEY
+from hpo.search.attributes import STOPPED_KEY, UID_KEY
 from hpo.search.tables import PAUSED_KEY, study_user_attributes, trial_user_attributes, trials
+
+StudyKey = tuple[int, str | None]
+"""A study's id, and what tells it from another that got the id of one that was deleted."""
 
 
 def is_stopped(study_id: int) -> sa.ColumnElement[bool]:
     """Whether nothing of the study is given out."""
     return sa.exists().where(study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == STOPPED_KEY)
+
+
+def is_still_there(key: StudyKey) -> sa.ColumnElement[bool]:
+    """Whether the study was not deleted, perhaps with another in its place: SQLite gives ids out again."""
+    study_id, uid = key
+    if uid is None:  # of an hpo that gave none
+        return sa.true()
+    a = study_user_attributes.c
+    return sa.exists().where(a.study_id == study_id, a.key == UID_KEY, a.value_json == json.dumps(uid))
 
 
 def is_paused() -> sa.ColumnElement[bool]:

@@ -4,7 +4,7 @@ import errno
 from dataclasses import dataclass
 from typing import Literal
 
-from hpo.errors import InputError, StorageError
+from hpo.errors import InputError, MachineError, StorageError
 from hpo.search.outages import is_outage
 
 RETRY_SECS = (1, 2, 5, 10, 30, 60, 60, 60, 120, 120, 120)
@@ -34,7 +34,7 @@ def decide(error: BaseException, attempt: int) -> Decision:
     """What to do about an error in the given attempt, counted from 0."""
     if isinstance(error, MemoryError):
         return Decision("score worst")
-    if isinstance(error, InputError | StorageError):  # this machine's images, weights, folders or network
+    if isinstance(error, InputError | StorageError | MachineError):  # this machine's images, weights, network, device
         return Decision("leave")
     if is_passing(error) and attempt < len(RETRY_SECS):
         return Decision("retry", RETRY_SECS[attempt])

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from hpo.search import attributes
 from hpo.search.attributes import STOPPED_KEY
 from hpo.search.budget import LOST, SQLITE_TIME, Claim, database_now, give_back, heal
-from hpo.search.outages import secs_since_outage
-from hpo.search.records import TrialLost
+from hpo.search.claims import TOKEN_KEY, Hold, TrialLost, token_of
+from hpo.search.outages import look_at_the_clock, secs_since_outage
 from hpo.search.storage import writing
-from hpo.search.tables import trial_heartbeats, trial_user_attributes, trials
+from hpo.search.tables import trial_heartbeats, trial_system_attributes, trial_user_attributes, trials
 from hpo.stopping import interruptible
 
 HEARTBEAT_INTERVAL_SECS = 10.0
@@ -36,10 +36,12 @@ def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
 
     def run() -> None:
         while not ended.wait(HEARTBEAT_INTERVAL_SECS):
+            look_at_the_clock(3 * HEARTBEAT_INTERVAL_SECS)
             with contextlib.suppress(sa.exc.SQLAlchemyError):
-                state = beat(engine, study_id, claim.trial_id)
+                state = beat(engine, study_id, claim.hold)
                 if state != "running":
-                    interrupt(TrialLost() if state == "lost" else StudyStopped())
+                    if state != "ended":
+                        interrupt(StudyStopped() if state == "stopped" else TrialLost(state))
                     return
 
     with interruptible() as interrupt:
@@ -52,30 +54,41 @@ def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
             thread.join()
 
 
-def beat(engine: sa.Engine, study_id: int, trial_id: int) -> Literal["running", "lost", "stopped"]:
-    """Records that the worker of this trial is alive; whether the trial is still its own, and the study goes on."""
-    still_running = sa.exists().where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
+Beaten = Literal["running", "ended", "stopped", "another worker has taken it over", "it was deleted"]
+
+
+def beat(engine: sa.Engine, study_id: int, hold: Hold) -> Beaten:
+    """Records that the worker of this trial is alive; whether the trial is still its own, or was ended by it (which may
+    still have its checkpoints to remove), and whether the study goes on.
+    """
     with writing(engine) as connection:
-        beaten = connection.execute(
+        state = connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == hold.trial_id))
+        if state is None:
+            return "it was deleted"
+        if state == "FAIL" or token_of(connection, hold.trial_id) != hold.token:
+            return "another worker has taken it over"
+        if state != "RUNNING":
+            return "ended"
+        connection.execute(
             trial_heartbeats.update()
-            .where(trial_heartbeats.c.trial_id == trial_id, still_running)
+            .where(trial_heartbeats.c.trial_id == hold.trial_id)
             .values(heartbeat=database_now(connection))
         )
-        if not beaten.rowcount:
-            return "lost"
         return "stopped" if attributes.read_study(connection, study_id, STOPPED_KEY) is not None else "running"
 
 
 def reap(engine: sa.Engine, study_id: int) -> int:
     """Gives back the slots of trials whose workers are gone, and heals the budget; the number of trials reaped.
 
-    A process that has itself just lost the database waits for a grace period: others could not beat either.
+    A process that has itself just lost the database, or was asleep, waits for a grace period: others could not beat
+    either.
     """
+    look_at_the_clock(3 * HEARTBEAT_INTERVAL_SECS)
     if secs_since_outage() < GRACE_PERIOD_SECS:
         return 0
     with engine.connect() as connection:
-        stale = connection.execute(_stale_trials(connection, study_id)).scalars().all()
-    reaped = sum(give_back(engine, trial_id, "interruption", LOST) for trial_id in stale)
+        stale = _holds(connection, _stale_trials(connection, study_id))
+    reaped = sum(give_back(engine, hold, "interruption", LOST) for hold in stale)
     heal(engine, study_id)
     return reaped
 
@@ -109,13 +122,23 @@ def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[Any]:
 def bury(engine: sa.Engine, worker: str) -> bool:
     """Gives back at once what a worker had that is known to be dead; whether it had ever taken a trial."""
     query = (
-        sa.select(trials.c.trial_id, trials.c.state)
+        sa.select(trials.c.trial_id)
         .join(trial_user_attributes, trial_user_attributes.c.trial_id == trials.c.trial_id)
         .where(trial_user_attributes.c.key == "worker", trial_user_attributes.c.value_json == json.dumps(worker))
     )
     with engine.connect() as connection:
-        taken = connection.execute(query).all()
-    for trial_id, state in taken:
-        if state == "RUNNING":
-            give_back(engine, trial_id, "interruption", LOST)
-    return bool(taken)
+        taken = connection.scalar(query.limit(1)) is not None
+        held = _holds(connection, query.where(trials.c.state == "RUNNING"))
+    for hold in held:
+        give_back(engine, hold, "interruption", LOST)
+    return taken
+
+
+def _holds(connection: sa.Connection, chosen: sa.Select[Any]) -> list[Hold]:
+    """Of the trials that a query finds by their trial_id."""
+    token = trial_system_attributes.c
+    found = chosen.subquery()
+    query = sa.select(found.c.trial_id, token.value_json).outerjoin(
+        trial_system_attributes, (token.trial_id == found.c.trial_id) & (token.key == TOKEN_KEY)
+    )
+    return [Hold(trial_id, json.loads(text) if text else None) for trial_id, text in connection.execute(query)]

@@ -50,6 +50,8 @@ class Objective(Protocol):
 
     fingerprints: Mapping[str, str]
     """What must be the same for every worker of the study: its images, its weights."""
+    about: Mapping[str, Any]
+    """What its first worker writes into the study for those who look at it, by the attribute's key."""
 
     def check(self) -> None:
         """Raises InputError if this study cannot be measured as it is given; asked by the first worker of the study,

@@ -15,12 +15,15 @@ from hpo.errors import StorageError
 
 PATIENCE_SECS = 3600.0
 FIRST_WAIT_SECS, LONGEST_WAIT_SECS = 0.2, 10.0
-SQLSTATES = ("08", "25P03", "40", "53", "55P03", "57P")
-"""PostgreSQL's errors that pass: connection, idle in a transaction, deadlock, too many connections, lock, restart."""
+SQLSTATES = ("08", "25006", "25P03", "40", "53", "55P03", "57P")
+"""PostgreSQL's errors that pass: connection, read-only (a standby that will take over), idle in a transaction,
+deadlock, too many connections, lock, restart.
+"""
 SQLITE_ERRORS = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_FULL")
 
 T = TypeVar("T")
 _last_outage = float("-inf")
+_last_look: float | None = None
 
 
 def outlast(operation: Callable[[], T], say: Callable[[str], None], patience_secs: float = PATIENCE_SECS) -> T:
@@ -66,6 +69,17 @@ def is_outage(error: BaseException) -> bool:
 def secs_since_outage() -> float:
     """How long this process has had its database without a break; infinite if it never lost it."""
     return time.monotonic() - _last_outage
+
+
+def look_at_the_clock(slept_secs: float) -> None:
+    """Called every few seconds; after `slept_secs` this process must have been asleep (a laptop's lid, SIGSTOP). Others
+    that slept too look dead until they have beaten again: as after an outage, nobody is to be given up at once.
+    """
+    global _last_look, _last_outage  # noqa: PLW0603
+    now = time.time()
+    if _last_look is not None and now - _last_look > slept_secs:
+        _last_outage = time.monotonic()
+    _last_look = now
 
 
 def first_line(error: BaseException) -> str:

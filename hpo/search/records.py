@@ -1,7 +1,7 @@
 """What a running trial writes: its parameters, each epoch, its end.
 
-Each is one transaction that first locks the trial's row and changes nothing if the trial was given to somebody else:
-the late reports of a worker that was frozen or cut off have no effect. Each may be said twice.
+Each is one transaction that first locks the trial's row and changes nothing if the trial is no longer held with the
+same token (claims.py). Each may be said twice.
 """
 
 import json
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from hpo.search import attributes
-from hpo.search.budget import lock_study, utc_now
+from hpo.search.budget import database_now, lock_study
+from hpo.search.claims import Hold, lock_held, token_of
 from hpo.search.conditions import is_baseline
 from hpo.search.measurement import Picture
 from hpo.search.storage import writing
@@ -31,22 +32,15 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 
-class TrialLost(BaseException):
-    """The trial is no longer this worker's: a reaper took it for dead and has given its slot out again.
-
-    Not an Exception: the worker's own affair, which no objective may take for a failure of its own.
-    """
-
-
 def record_params(
-    engine: sa.Engine, trial_id: int, params: Mapping[str, Any], distributions: "Mapping[str, BaseDistribution]"
+    engine: sa.Engine, hold: Hold, params: Mapping[str, Any], distributions: "Mapping[str, BaseDistribution]"
 ) -> None:
     """Stores what a trial tries. Raises TrialLost."""
     from optuna.distributions import distribution_to_json
 
     rows = [
         {
-            "trial_id": trial_id,
+            "trial_id": hold.trial_id,
             "param_name": name,
             "param_value": distributions[name].to_internal_repr(value),
             "distribution_json": distribution_to_json(distributions[name]),
@@ -54,26 +48,26 @@ def record_params(
         for name, value in params.items()
     ]
     with writing(engine) as connection:
-        lock_running(connection, trial_id)
+        lock_held(connection, hold)
         attributes.upsert(connection, trial_params, rows, ("trial_id", "param_name"))
 
 
 def record_epoch(
-    engine: sa.Engine, trial_id: int, step: int, score: float, epochs: list[Any], notes: Mapping[str, Any]
+    engine: sa.Engine, hold: Hold, step: int, score: float, epochs: list[Any], notes: Mapping[str, Any]
 ) -> None:
     """Stores an epoch's score, the accuracies of all epochs so far, and the pruner's notes. Raises TrialLost."""
     value = _value_and_type(score, "intermediate_value", "intermediate_value_type")
-    row = {"trial_id": trial_id, "step": step, **value}
+    row = {"trial_id": hold.trial_id, "step": step, **value}
     with writing(engine) as connection:
-        lock_running(connection, trial_id)
+        lock_held(connection, hold)
         attributes.upsert(connection, trial_intermediate_values, [row], ("trial_id", "step"))
-        attributes.write(connection, trial_user_attributes, trial_id, {"epochs": epochs})
-        attributes.write(connection, trial_system_attributes, trial_id, notes)
+        attributes.write(connection, trial_user_attributes, hold.trial_id, {"epochs": epochs})
+        attributes.write(connection, trial_system_attributes, hold.trial_id, notes)
 
 
 def finish(
     engine: sa.Engine,
-    trial_id: int,
+    hold: Hold,
     state: str,
     score: float,
     values: Mapping[str, Any],
@@ -81,15 +75,16 @@ def finish(
     pictures: Sequence[Picture] = (),
 ) -> None:
     """Ends a trial, COMPLETE or PRUNED, with its score, its user attributes and its pictures. Raises TrialLost."""
+    trial_id = hold.trial_id
     with writing(engine) as connection:
-        if _has_ended(connection, trial_id):  # said before; the answer was lost with the connection
+        if _has_ended(connection, hold):  # said before; the answer was lost with the connection
             return
-        study_id = lock_running(connection, trial_id)
+        study_id = lock_held(connection, hold).study_id
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
         attributes.write(connection, trial_user_attributes, trial_id, values)
         attributes.write(connection, trial_system_attributes, trial_id, dict(map(_as_optunas_artifact, pictures)))
-        ended = {"state": state, "datetime_complete": utc_now()}
+        ended = {"state": state, "datetime_complete": database_now(connection)}
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(ended))
         if max_clean_drop is not None:
             _record_constraints(connection, study_id, max_clean_drop)
@@ -100,18 +95,9 @@ def _as_optunas_artifact(picture: Picture) -> tuple[str, str]:
     return f"artifacts:{picture.artifact_id}", json.dumps(asdict(picture) | {"encoding": None})
 
 
-def _has_ended(connection: sa.Connection, trial_id: int) -> bool:
-    state = connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == trial_id))
-    return state in ("COMPLETE", "PRUNED")
-
-
-def lock_running(connection: sa.Connection, trial_id: int) -> int:
-    """The trial's study_id. On SQLite the whole transaction has the lock."""
-    query = sa.select(trials.c.study_id).where(trials.c.trial_id == trial_id, trials.c.state == "RUNNING")
-    study_id = connection.scalar(query.with_for_update())
-    if study_id is None:
-        raise TrialLost
-    return int(study_id)
+def _has_ended(connection: sa.Connection, hold: Hold) -> bool:
+    state = connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == hold.trial_id))
+    return state in ("COMPLETE", "PRUNED") and token_of(connection, hold.trial_id) == hold.token
 
 
 def _value_and_type(value: float, value_column: str, type_column: str) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from hpo.search import attributes
-from hpo.search.budget import Claim, lock_study, take, utc_now
-from hpo.search.conditions import is_baseline, is_paused, is_stopped
-from hpo.search.records import lock_running
+from hpo.search.budget import Claim, database_now, lock_study, take
+from hpo.search.claims import Hold, lock_held, token_of
+from hpo.search.conditions import StudyKey, is_baseline, is_paused, is_still_there, is_stopped
 from hpo.search.storage import writing
 from hpo.search.tables import PAUSED_KEY, trial_intermediate_values, trial_user_attributes, trial_values, trials
 from hpo.spec import Spec
@@ -63,10 +63,13 @@ def _compare(connection: sa.Connection, study_id: int, trial_id: int, step: int,
     return better, others
 
 
-def promote(engine: sa.Engine, study_id: int, worker: str, reduction_factor: int) -> Claim | None:
+def promote(
+    engine: sa.Engine, study: StudyKey, worker: str, reduction_factor: int, token: str | None = None
+) -> Claim | None:
     """Takes a paused trial that is now among the best at its rung, of the highest rung first; None if none is."""
+    study_id, _ = study
     with engine.connect() as connection:
-        stopped = connection.scalar(sa.select(is_stopped(study_id)))
+        stopped = connection.scalar(sa.select(is_stopped(study_id) | ~is_still_there(study)))
         found = [
             row.trial_id
             for row in ([] if stopped else _paused(connection, study_id))
@@ -74,7 +77,7 @@ def promote(engine: sa.Engine, study_id: int, worker: str, reduction_factor: int
         ]
     for trial_id in found:
         with writing(engine) as connection:
-            if claim := take(connection, sa.literal(trial_id), worker):
+            if claim := take(connection, sa.literal(trial_id), worker, token):
                 return claim
     return None
 
@@ -101,21 +104,40 @@ def _paused(connection: sa.Connection, study_id: int) -> list[Any]:
 
 
 def pause(
-    engine: sa.Engine, study_id: int, trial_id: int, step: int, score: float, values: Mapping[str, Any]
+    engine: sa.Engine, study_id: int, hold: Hold, step: int, score: float, values: Mapping[str, Any]
 ) -> list[int]:
     """Pauses a running trial after this epoch, with its score and user attributes so far. The numbers of the trials
     that are pruned for it, whose checkpoints are of no use any more. Raises TrialLost.
     """
+    trial_id = hold.trial_id
     with writing(engine) as connection:
-        if trial_id not in [row.trial_id for row in _paused(connection, study_id)]:  # else said before
-            lock_running(connection, trial_id)
+        said_before = _was_paused(connection, hold)  # the answer, and what was pruned, were lost with the connection
+        if not said_before:
+            lock_held(connection, hold)
             attributes.write(connection, trial_user_attributes, trial_id, {**values, PAUSED_KEY: step})
             row = {"trial_id": trial_id, "objective": 0, "value": score, "value_type": "FINITE"}
             attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
-            paused = {"state": "WAITING", "datetime_complete": utc_now()}
+            paused = {"state": "WAITING", "datetime_complete": database_now(connection)}
             connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(paused))
         lock_study(connection, study_id)
-        return _prune(connection, _paused(connection, study_id)[MOST_PAUSED:])
+        pruned = _prune(connection, _paused(connection, study_id)[MOST_PAUSED:])
+        return _all_pruned_while_paused(connection, study_id) if said_before else pruned
+
+
+def _was_paused(connection: sa.Connection, hold: Hold) -> bool:
+    """Whether it is paused, and nobody has resumed it since."""
+    found = connection.scalar(sa.select(trials.c.trial_id).where(trials.c.trial_id == hold.trial_id, is_paused()))
+    return found is not None and token_of(connection, hold.trial_id) == hold.token
+
+
+def _all_pruned_while_paused(connection: sa.Connection, study_id: int) -> list[int]:
+    key = trial_user_attributes.c
+    query = (
+        sa.select(trials.c.number)
+        .join(trial_user_attributes, (key.trial_id == trials.c.trial_id) & (key.key == PAUSED_KEY))
+        .where(trials.c.study_id == study_id, trials.c.state == "PRUNED")
+    )
+    return list(connection.execute(query).scalars())
 
 
 def prune_paused(engine: sa.Engine, study_id: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Which parameters a trial tries, and whether it goes on: Optuna's samplers and pruners as the spec names them."""
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from random import Random
 from typing import Any
 
@@ -15,7 +16,7 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial
 
 from hpo.parameters import Params
-from hpo.search.budget import Claim, utc_now
+from hpo.search.budget import Claim
 from hpo.search.history import History, starting_trial, with_estimates
 from hpo.search.ordered_choices import OrderedChoicesSampler
 from hpo.spec import Spec
@@ -47,12 +48,13 @@ class Search:
         sees the running trials of others. What it draws again (all trials train with the same seed, so it would give
         the same result) is drawn at random instead, as long as there is something new.
         """
-        self._current = trial = starting_trial(claim.trial_id, claim.number, utc_now())
+        self._current = trial = starting_trial(claim.hold.trial_id, claim.number, _now())
         given = given_params(self.spec, claim.slot.fixed_params)
         trial.distributions = distributions(self.spec, given)
         free = {name: trial.distributions[name] for name in self.spec.search.searched if name not in given}
         trial.params = given | self._sampled(free, given, f"{self.spec.seed}/{claim.number}") if free else given
-        return {name: trial.params[name] for name in trial.distributions}, trial.distributions
+        params = {name: _as_kept(trial.params[name], kind) for name, kind in trial.distributions.items()}
+        return params, trial.distributions
 
     def _sampled(self, free: Mapping[str, BaseDistribution], given: Params, seed: str) -> Params:
         study = self._history.study(self._current)
@@ -75,6 +77,16 @@ class Search:
         noted = set(self._current.system_attrs)
         pruned = bool(self._pruner.prune(self._history.study(self._current), self._current))
         return pruned, {key: value for key, value in self._current.system_attrs.items() if key not in noted}
+
+
+def _as_kept(value: Any, distribution: BaseDistribution) -> Any:
+    """As the database gives it back: 1.0 for a 1 among floats. Checkpoints are known by their parameters."""
+    return distribution.to_external_repr(distribution.to_internal_repr(value))
+
+
+def _now() -> datetime:
+    """As Optuna stores times: UTC that does not say so."""
+    return datetime.now(UTC).replace(tzinfo=None)
 
 
 def _draw(

@@ -22,8 +22,11 @@ from hpo.search.views import VIEWS_VERSION, view_statements
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
 IDLE_IN_TRANSACTION_SECS = 10
+READ_ONLY = "25006"
+"""PostgreSQL's code for a write where nothing may be written."""
 CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
 POSTGRESQL_CONNECT_ARGS = {
+    "prepare_threshold": None,  # a pooler gives each transaction another connection, which knows no such statement
     "connect_timeout": 10,
     "keepalives": 1,
     "keepalives_idle": 30,
@@ -134,8 +137,10 @@ def create_database(url: sa.URL) -> sa.Engine:
                 _create_tables(url)
         else:
             locking = sa.create_engine(url, poolclass=NullPool, connect_args=POSTGRESQL_CONNECT_ARGS)
-            with locking.connect() as connection:
-                connection.exec_driver_sql(f"SELECT pg_advisory_lock({CREATION_LOCK})")  # until the connection closes
+            with (
+                locking.begin() as connection
+            ):  # until the transaction ends: a pooler keeps connections, and their locks
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
                 _create_tables(url)
     except (SQLAlchemyError, ImportError, OSError) as error:
         raise unreachable(url, error) from None
@@ -178,14 +183,14 @@ def _engine(url: sa.URL) -> sa.Engine:
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _set_up_sqlite)
     else:
-        sa.event.listen(engine, "connect", _set_up_postgresql)
+        sa.event.listen(engine, "handle_error", _give_up_read_only_connections)
     return engine
 
 
-def _set_up_postgresql(connection: Any, _: Any) -> None:
-    """A worker that is frozen in the middle of a transaction loses it, and with it the locks that others wait for."""
-    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECS}s'")
-    connection.commit()
+def _give_up_read_only_connections(context: sa.engine.ExceptionContext) -> None:
+    """After a failover they lead to a server that only reads: others have to be made."""
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True  # which drops all connections of the pool
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
@@ -202,11 +207,14 @@ def engine_arguments(url: sa.URL) -> dict[str, Any]:
 @contextlib.contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction that writes. On SQLite it takes the lock at once: one that reads first and then finds that
-    another has written in between would fail without waiting.
+    another has written in between would fail without waiting. On PostgreSQL a worker that is frozen in the middle loses
+    it, and with it the locks that others wait for.
     """
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:  # for this transaction alone: behind a pooler the connection is others' too
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECS}s'")
         yield connection
 
 

@@ -1,19 +1,24 @@
 """A study in the database: submit a spec, load it back, extend, stop and resume it."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from hpo import PROTOCOL, __version__
 from hpo.errors import StudyError, nearest
 from hpo.parameters import Params
 from hpo.search import attributes
-from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY
-from hpo.search.budget import add_slots, count_missing, lock_study
+from hpo.search.attributes import BUDGET_KEY, STOPPED_KEY, UID_KEY
+from hpo.search.budget import Counts, add_slots, count_all, count_missing, lock_study
+from hpo.search.claims import new_token
+from hpo.search.conditions import StudyKey
 from hpo.search.explanation import note_attributes
 from hpo.search.slots import best_params, plan_slots
 from hpo.search.storage import writing
@@ -37,7 +42,8 @@ FAILURES_ALWAYS_BORNE = 2
 @dataclass(frozen=True)
 class Study:
     """A submitted study. budget: as submitted or as extended since; stopped: why no trials are given out, if so;
-    failing: because too many trials failed.
+    failing: because too many trials failed; uid: what tells it from a later one that got the id of one that was
+    deleted; refused: why this version of hpo may read it, but not work on it, if so.
     """
 
     study_id: int
@@ -45,10 +51,21 @@ class Study:
     budget: int
     stopped: str | None = None
     failing: bool = False
+    uid: str | None = None
+    refused: str | None = None
 
     @property
     def name(self) -> str:
         return self.spec.name
+
+    @property
+    def key(self) -> StudyKey:
+        return self.study_id, self.uid
+
+    def refuse(self) -> None:
+        """Raises StudyError if this version of hpo may not work on it."""
+        if self.refused:
+            raise StudyError(self.refused)
 
 
 def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
@@ -60,24 +77,27 @@ def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
         with writing(engine) as connection:
             existing = _find(connection, spec.name)
             if existing is None:
-                return Study(_insert(connection, spec), spec, spec.budget), True
+                uid = new_token()
+                return Study(_insert(connection, spec, uid), spec, spec.budget, uid=uid), True
     except IntegrityError:  # another process has just submitted a study of this name
         with engine.connect() as connection:
             existing = _find(connection, spec.name)
     if existing is None:
         raise StudyError(f"study '{spec.name}' exists, but was not made by hpo; choose another name")
+    existing.refuse()
     as_submitted = spec.model_copy(update={"budget": existing.spec.budget})
     if as_submitted != existing.spec or spec.budget not in (existing.spec.budget, existing.budget):
         raise StudyError(_difference(spec, existing))
     return existing, False
 
 
-def _insert(connection: sa.Connection, spec: Spec) -> int:
+def _insert(connection: sa.Connection, spec: Spec, uid: str) -> int:
     slots = plan_slots(spec, _earlier_best(connection, spec))
     row = connection.execute(studies.insert().values(study_name=spec.name).returning(studies.c.study_id))
     study_id = int(row.scalar_one())
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))
     kept = {SPEC_KEY: spec.model_dump(mode="json"), PROTOCOL_KEY: [PROTOCOL, __version__], BUDGET_KEY: spec.budget}
+    kept[UID_KEY] = uid
     attributes.write(connection, study_user_attributes, study_id, kept)
     shown = {"study:metric_names": ["score"], **note_attributes(spec)}
     attributes.write(connection, study_system_attributes, study_id, shown)
@@ -127,11 +147,15 @@ def _query_studies(*keys: str) -> sa.Select[Any]:
     )
 
 
-def _load(connection: sa.Connection, names: Sequence[str]) -> dict[str, Study | StudyError]:
+def _load(
+    connection: sa.Connection, names: Sequence[str] = (), ids: Sequence[int] | None = None
+) -> dict[str, Study | StudyError]:
     """Studies that hpo submitted, by name; instead of one that this version of hpo cannot read, what differs."""
-    query = _query_studies(SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY)
+    query = _query_studies(SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY)
     if names:
         query = query.where(studies.c.study_name.in_(names))
+    if ids is not None:
+        query = query.where(studies.c.study_id.in_(ids))
     kept: dict[tuple[int, str], dict[str, str]] = {}
     for study_id, name, key, text in connection.execute(query):
         kept.setdefault((study_id, name), {})[key] = text
@@ -139,19 +163,60 @@ def _load(connection: sa.Connection, names: Sequence[str]) -> dict[str, Study | 
     for (study_id, name), texts in kept.items():
         if SPEC_KEY not in texts:
             continue
-        protocol, version = json.loads(texts.get(PROTOCOL_KEY, '[0, "0.1.0"]'))
-        if protocol != PROTOCOL:
-            found[name] = StudyError(
-                f"study '{name}' was submitted by hpo {version} (protocol {protocol}), this is hpo {__version__} "
-                f"(protocol {PROTOCOL}); use the same version on every machine"
-            )
-        else:
-            spec = Spec.model_validate_json(texts[SPEC_KEY])
-            stopped = json.loads(texts.get(STOPPED_KEY, "{}"))
-            found[name] = Study(
-                study_id, spec, int(texts[BUDGET_KEY]), stopped.get("reason"), stopped.get("failing", False)
-            )
+        try:
+            found[name] = _as_study(study_id, name, texts)
+        except ValidationError as error:
+            reason = error.errors()[0]
+            key = ".".join(map(str, reason["loc"])) or "it"
+            found[name] = StudyError(f"study '{name}' cannot be read by hpo {__version__}: {key}: {reason['msg']}")
     return found
+
+
+def _as_study(study_id: int, name: str, texts: Mapping[str, str]) -> Study:
+    spec, unknown = _read_spec(texts[SPEC_KEY])
+    protocol, version = json.loads(texts.get(PROTOCOL_KEY, '[0, "0.1.0"]'))
+    stopped = json.loads(texts.get(STOPPED_KEY, "{}"))
+    differs = f"protocol {protocol}, not {PROTOCOL}" if protocol != PROTOCOL else None
+    differs = f"this version does not know {', '.join(unknown)}" if unknown else differs
+    return Study(
+        study_id,
+        spec.model_copy(update={"name": name}),  # other tools may have renamed it
+        int(texts.get(BUDGET_KEY, spec.budget)),
+        stopped.get("reason"),
+        stopped.get("failing", False),
+        json.loads(texts.get(UID_KEY, "null")),
+        _refusal(name, version, differs) if differs else None,
+    )
+
+
+def _refusal(name: str, version: str, differs: str) -> str:
+    return (
+        f"study '{name}' was submitted by hpo {version}, this is hpo {__version__} ({differs}): it can be read, but "
+        "the workers of a study need the same version"
+    )
+
+
+@lru_cache(maxsize=2000)
+def _read_spec(text: str) -> tuple[Spec, tuple[str, ...]]:
+    """A stored spec, and the keys in it that this version does not know. Raises ValidationError."""
+    try:
+        return Spec.model_validate_json(text), ()
+    except ValidationError as error:
+        unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
+        if len(unknown) < error.error_count():
+            raise
+    values = json.loads(text)
+    for location in unknown:
+        _remove(values, location)
+    return Spec.model_validate_json(json.dumps(values)), tuple(".".join(map(str, location)) for location in unknown)
+
+
+def _remove(values: Any, location: Sequence[str | int]) -> None:
+    *parents, last = location
+    for key in parents:
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # pydantic names the kinds of a union too
+            values = values[key]
+    values.pop(last, None)
 
 
 def _find(connection: sa.Connection, name: str) -> Study | None:
@@ -162,9 +227,29 @@ def _find(connection: sa.Connection, name: str) -> Study | None:
     return found
 
 
-def find_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[Study]:
-    """The named studies, or all that this version of hpo can work on. Raises StudyError for a name that is not there,
-    or was submitted by an incompatible version.
+def open_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[tuple[Study, Counts]]:
+    """Those of the named studies, or of all, whose budgets are not used and which are not stopped; finished ones cost
+    next to nothing. Raises StudyError for a name that is not there or cannot be read, or that this version may not work
+    on.
+    """
+    if names:
+        for study in find_studies(engine, names):
+            study.refuse()
+    with engine.connect() as connection:
+        counts = count_all(connection)
+        a = study_user_attributes.c
+        budgets = connection.execute(sa.select(a.study_id, a.value_json).where(a.key == BUDGET_KEY)).all()
+        ids = [study_id for study_id, text in budgets if counts.get(study_id, Counts()).finished < int(text)]
+        found = _load(connection, names, ids) if ids else {}
+    loaded = (study for study in found.values() if isinstance(study, Study))
+    return [(study, counts.get(study.study_id, Counts())) for study in loaded if not study.stopped]
+
+
+def find_studies(
+    engine: sa.Engine, names: Sequence[str] = (), say: Callable[[str], object] | None = None
+) -> list[Study]:
+    """The named studies, or all that this version of hpo can read; what it cannot, it says. Raises StudyError for a
+    name that is not there or cannot be read.
     """
     with engine.connect() as connection:
         found = _load(connection, names)
@@ -172,8 +257,11 @@ def find_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[Study]:
     for name in names:
         if name not in found:
             raise StudyError(f"no study '{name}' in this storage; {_those_there(name, there)}")
-        if isinstance(incompatible := found[name], StudyError):
-            raise incompatible
+        if isinstance(unreadable := found[name], StudyError):
+            raise unreadable
+    for unreadable in found.values():
+        if say and isinstance(unreadable, StudyError):
+            say(str(unreadable))
     return [study for name in names or found if isinstance(study := found[name], Study)]
 
 
@@ -187,6 +275,7 @@ def extend(engine: sa.Engine, study: Study, budget: int) -> int:
 
     Raises StudyError if the budget is smaller than it was, or more than a grid has points.
     """
+    study.refuse()
     if study.spec.sampler.name == "grid" and budget > (points := len(study.spec.search.grid()) + 1):
         raise StudyError(f"study '{study.name}': the grid and the baseline are {points} trials, not {budget}")
     with writing(engine) as connection:
@@ -269,13 +358,17 @@ def has_fingerprints(engine: sa.Engine, study: Study) -> bool:
         return attributes.read_study(connection, study.study_id, FINGERPRINTS_KEY) is not None
 
 
-def check_fingerprints(engine: sa.Engine, study: Study, fingerprints: Mapping[str, str]) -> None:
-    """The first worker's images and weights become the study's; raises StudyError for a worker with others."""
+def check_fingerprints(
+    engine: sa.Engine, study: Study, fingerprints: Mapping[str, str], about: Mapping[str, Any]
+) -> None:
+    """The first worker's images and weights become the study's, and what it says about them is kept with the study;
+    raises StudyError for a worker with others.
+    """
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
         expected = attributes.read_study(connection, study.study_id, FINGERPRINTS_KEY)
         if expected is None:
-            kept = {FINGERPRINTS_KEY: dict(fingerprints)}
+            kept = {FINGERPRINTS_KEY: dict(fingerprints), **about}
             attributes.write(connection, study_user_attributes, study.study_id, kept)
             return
     for name, known in expected.items():

@@ -1,9 +1,11 @@
 """The worker's loop: tidy up after the dead, claim a slot, run the trial, record; until the budgets are used.
 
-The objective is handed in by whoever starts the worker, so that the search knows nothing of what it searches.
+The objective is handed in by whoever starts the worker, so that the search knows nothing of what it searches. One
+study's trouble, its images missing here say, keeps the worker from no other study.
 """
 
 import contextlib
+import gc
 import itertools
 import math
 import time
@@ -15,18 +17,27 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import sqlalchemy as sa
 
-from hpo.errors import InputError, StorageError, WorkerError
+from hpo.errors import InputError, MachineError, StorageError, WorkerError
 from hpo.parameters import Params
 from hpo.search import budget, heartbeats, rungs
-from hpo.search.budget import Claim
+from hpo.search.budget import DEVICE_FAILED, Claim, Counts
+from hpo.search.claims import Hold, TrialLost, new_token
+from hpo.search.conditions import StudyKey
 from hpo.search.failures import decide
 from hpo.search.garbage import collecting_rarely
 from hpo.search.measurement import Measurement, Objective, Picture, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.queries import baseline_trial, best_trials
-from hpo.search.records import TrialLost, finish, record_epoch, record_params
+from hpo.search.records import finish, record_epoch, record_params
 from hpo.search.rungs import Verdict
-from hpo.search.study import Study, check_fingerprints, find_studies, has_fingerprints, stop_if_failing
+from hpo.search.study import (
+    Study,
+    check_fingerprints,
+    find_studies,
+    has_fingerprints,
+    open_studies,
+    stop_if_failing,
+)
 from hpo.spec import Spec
 from hpo.stopping import deferred
 
@@ -34,6 +45,12 @@ if TYPE_CHECKING:
     from hpo.search.sampling import Search
 
 IDLE_SECS = 1.0
+LOOK_SECS = 10.0
+"""A worker that has one study to work on looks so often for others."""
+SKIP_SECS = 600.0
+"""A study that cannot be worked on here is tried again so much later: its images may have come back."""
+MOST_READY = 2
+"""Studies of which a worker keeps images and weights in memory."""
 WORST_SCORE = 0.0
 PARTING_SECS = 3.0
 """How long a worker that was asked to stop tries to tell the database."""
@@ -46,14 +63,17 @@ T = TypeVar("T")
 
 @dataclass
 class Worker:
-    """What one worker process works with. ready: what it has set up, by study."""
+    """What one worker process works with. ready: what it has set up, by study, what was used last at the end; skipped:
+    studies that cannot be worked on here: when to try again, and why.
+    """
 
     engine: sa.Engine
     load_objective: LoadObjective
     name: str
     say: Say
-    ready: "dict[int, tuple[Objective, Search]]" = field(default_factory=dict)
-    tidied: dict[int, float] = field(default_factory=dict)
+    ready: "dict[StudyKey, tuple[Objective, Search]]" = field(default_factory=dict)
+    tidied: dict[StudyKey, float] = field(default_factory=dict)
+    skipped: dict[StudyKey, tuple[float, InputError]] = field(default_factory=dict)
 
     def outlast(self, operation: Callable[..., T], *arguments: Any) -> T:
         """What the operation gives, however long the database is away."""
@@ -70,30 +90,64 @@ def work(
 ) -> None:
     """Takes trials of the named studies (of all, if none is named) until their budgets are used.
 
-    forever: then waits for new ones. Raises WorkerError when a study has failed too often to go on.
+    forever: then waits for new ones. Raises WorkerError when a study has failed too often to go on, InputError when
+    nothing is left but studies that cannot be worked on here.
     """
-    worker = Worker(engine, load_objective, name, say)
+    worker = Worker(engine, load_objective, name, partial(_say_if_possible, say))
     while True:
-        studies = worker.outlast(find_studies, engine, names)
-        still_open = [study for study in studies if not study.stopped and worker.outlast(_is_open, worker, study)]
-        if not still_open and not forever:
-            _say_why_stopped(studies, say)
+        found = worker.outlast(open_studies, engine, names)
+        _forget(worker, [study.key for study, _ in found])
+        todo = [(study, counts) for study, counts in found if _may_work_on(worker, study)]
+        if not todo and not forever:
+            _say_what_is_left(worker, [study for study, _ in found], names)
             return
-        if not any(_take_trials(worker, study) for study in still_open):
+        until = time.monotonic() + LOOK_SECS if len(todo) == 1 else 0.0
+        if not any(_take_trials(worker, study, names, until) for study in _in_turn(worker, todo)):
             time.sleep(IDLE_SECS)
 
 
-def _is_open(worker: Worker, study: Study) -> bool:
-    _tidy(worker, study)
-    return budget.count(worker.engine, study.study_id).finished < study.budget
+def _say_if_possible(say: Say, text: str) -> None:
+    """A log on a full disk, or that nobody reads any more, keeps no worker from its work."""
+    with contextlib.suppress(OSError):
+        say(text)
+
+
+def _forget(worker: Worker, still_open: Sequence[StudyKey]) -> None:
+    """What was kept for studies that have ended or were deleted."""
+    for kept in (worker.ready, worker.tidied, worker.skipped):
+        for key in set(kept).difference(still_open):
+            del kept[key]
+
+
+def _may_work_on(worker: Worker, study: Study) -> bool:
+    """Not on what another version of hpo submitted; not for a while on what cannot be worked on here."""
+    if study.refused and study.key not in worker.skipped:
+        worker.say(study.refused)
+        worker.skipped[study.key] = math.inf, InputError(study.refused)
+    again_at, _ = worker.skipped.get(study.key, (0.0, None))
+    return time.monotonic() >= again_at
+
+
+def _in_turn(worker: Worker, todo: Sequence[tuple[Study, Counts]]) -> list[Study]:
+    """First the study that the fewest workers are at; of equals the one that this worker has ready."""
+    in_turn = sorted(todo, key=lambda each: (each[1].running, each[0].key not in worker.ready, each[0].study_id))
+    return [study for study, _ in in_turn]
 
 
 def _tidy(worker: Worker, study: Study) -> None:
     """Now and then: gives back what dead workers had, and stops a study that fails."""
-    if time.monotonic() - worker.tidied.get(study.study_id, -math.inf) > heartbeats.HEARTBEAT_INTERVAL_SECS:
-        worker.tidied[study.study_id] = time.monotonic()
+    if time.monotonic() - worker.tidied.get(study.key, -math.inf) > heartbeats.HEARTBEAT_INTERVAL_SECS:
+        worker.tidied[study.key] = time.monotonic()
         heartbeats.reap(worker.engine, study.study_id)
         stop_if_failing(worker.engine, study)
+
+
+def _say_what_is_left(worker: Worker, left: Sequence[Study], names: Sequence[str]) -> None:
+    """Why a worker ends though budgets are left. Raises InputError, WorkerError."""
+    _say_why_stopped(worker.outlast(find_studies, worker.engine, names), worker.say)
+    for study in left:
+        if not study.refused:
+            raise worker.skipped[study.key][1]
 
 
 def _say_why_stopped(studies: Sequence[Study], say: Say) -> None:
@@ -104,11 +158,23 @@ def _say_why_stopped(studies: Sequence[Study], say: Say) -> None:
             say(f"study {study.name} is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on")
 
 
-def _take_trials(worker: Worker, study: Study) -> int:
-    """Runs what waits in a study; how many trials that was."""
-    taken = 0
-    while _take_trial(worker, study):
-        taken += 1
+def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: float) -> bool:
+    """Runs a trial that waits in a study, and more of them until it is time to look for other studies; whether there
+    was one. If the study cannot be worked on here, and is not the only one that was asked for, that is said.
+    """
+    taken = False
+    try:
+        while _take_trial(worker, study):
+            taken = True
+            worker.skipped.pop(study.key, None)
+            if time.monotonic() >= until:
+                break
+    except InputError as error:
+        if len(names) == 1:
+            raise
+        if study.key not in worker.skipped:
+            worker.say(f"study {study.name} cannot be worked on here, others go on: {error}")
+        worker.skipped[study.key] = time.monotonic() + SKIP_SECS, error
     return taken
 
 
@@ -119,14 +185,17 @@ def _take_trial(worker: Worker, study: Study) -> bool:
     claim = None
     try:
         with deferred():
-            claim = worker.outlast(_claim, worker, study, objective)
+            claim = worker.outlast(_claim, worker, study, objective, new_token())
         if claim is not None:
             with heartbeats.beating(worker.engine, study.study_id, claim):
                 worker.say(_run(worker, study, claim, objective, search))
-    except TrialLost:
-        worker.say("trial dropped: another worker has taken it over")
+    except TrialLost as lost:
+        worker.say(f"trial dropped: {lost}")
     except heartbeats.StudyStopped:
         _give_back(worker, claim, "interruption", "the study was stopped")
+    except MachineError as error:
+        _give_back_in_haste(worker, claim, f"{DEVICE_FAILED}: {error}")
+        raise
     except (InputError, StorageError) as error:  # this machine's affair: the trial goes on elsewhere
         _give_back_in_haste(worker, claim, str(error))
         raise
@@ -140,27 +209,34 @@ def _take_trial(worker: Worker, study: Study) -> bool:
     return claim is not None
 
 
-def _claim(worker: Worker, study: Study, objective: Objective) -> Claim | None:
-    """A paused trial that has earned to go on, else the next slot; when there is neither, paused trials end."""
-    spec, where = study.spec, (worker.engine, study.study_id)
-    claim = rungs.promote(*where, worker.name, spec.pruner.reduction_factor)
-    claim = claim or budget.claim(*where, worker.name, spec.search.may_start_from_baseline)
+def _claim(worker: Worker, study: Study, objective: Objective, token: str) -> Claim | None:
+    """A paused trial that has earned to go on, else the next slot; when there is neither, paused trials end. May be
+    said twice with the same token.
+    """
+    spec, engine = study.spec, worker.engine
+    claim = budget.claimed_before(engine, study.study_id, token)
+    claim = claim or rungs.promote(engine, study.key, worker.name, spec.pruner.reduction_factor, token)
+    claim = claim or budget.claim(engine, study.key, worker.name, spec.search.may_start_from_baseline, token)
     if claim is None:
-        _discard(objective, *rungs.prune_paused(*where))
+        _discard(objective, *rungs.prune_paused(engine, study.study_id))
     return claim
 
 
 def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
-    if study.study_id not in worker.ready:
+    if study.key not in worker.ready:
+        while len(worker.ready) >= MOST_READY:
+            del worker.ready[next(iter(worker.ready))]
+        gc.collect()  # what goes may hold a GPU's memory in cycles
         with collecting_rarely():
             from hpo.search.sampling import Search
 
             objective = worker.load_objective(study.spec)
         if not worker.outlast(has_fingerprints, worker.engine, study):
             objective.check()
-        worker.outlast(check_fingerprints, worker.engine, study, objective.fingerprints)
-        worker.ready[study.study_id] = objective, Search(worker.engine, study.study_id, study.spec)
-    return worker.ready[study.study_id]
+        worker.outlast(check_fingerprints, worker.engine, study, objective.fingerprints, objective.about)
+        worker.ready[study.key] = objective, Search(worker.engine, study.study_id, study.spec)
+    worker.ready[study.key] = worker.ready.pop(study.key)  # the one used last
+    return worker.ready[study.key]
 
 
 def _give_back(
@@ -171,7 +247,7 @@ def _give_back(
     patience_secs: float = PATIENCE_SECS,
 ) -> None:
     if claim is not None:
-        outlast(partial(budget.give_back, worker.engine, claim.trial_id, why, text), worker.say, patience_secs)
+        outlast(partial(budget.give_back, worker.engine, claim.hold, why, text), worker.say, patience_secs)
 
 
 def _give_back_in_haste(worker: Worker, claim: Claim | None, text: str) -> None:
@@ -184,20 +260,20 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
     """Draws the parameters, measures, and records; again if something failed that passes. What happened, in a line."""
     with collecting_rarely():
         params, distributions = worker.outlast(search.draw, claim)
-    worker.outlast(record_params, worker.engine, claim.trial_id, params, distributions)
+    worker.outlast(record_params, worker.engine, claim.hold, params, distributions)
     trial = Trial(claim.number, params, claim.slot.baseline, claim.slot.continues)
     does = "goes on" if trial.number in trial.continues else "starts"
     worker.say(f"trial {trial.number} {does}: {_listed(params)}")
     for attempt in itertools.count():
         try:
-            return _measure(worker, study, claim.trial_id, trial, objective, search)
+            return _measure(worker, study, claim.hold, trial, objective, search)
         except Exception as error:
             decision = decide(error, attempt)
-            if decision.action == "score worst":
-                _finish_with_worst_score(worker, study, claim.trial_id, error)
+            if decision.action == "score worst" and not trial.baseline:  # which the others are compared with
+                _finish_with_worst_score(worker, study, claim.hold, error)
                 _discard(objective, trial.number, *trial.continues)
                 return f"trial {trial.number} complete with the worst score: out of memory ({error})"
-            if decision.action == "fail":
+            if decision.action in ("fail", "score worst"):
                 _discard(objective, trial.number, *trial.continues)  # another configuration is tried
             if decision.action != "retry":
                 raise
@@ -207,7 +283,7 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
     raise AssertionError("unreachable")
 
 
-def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objective: Objective, search: "Search") -> str:
+def _measure(worker: Worker, study: Study, hold: Hold, trial: Trial, objective: Objective, search: "Search") -> str:
     """Takes measurements until the objective ends, or the trial is paused or pruned."""
     verdict: Verdict = "goes on"
     measured = None
@@ -215,14 +291,14 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
     with contextlib.closing(objective.run(trial)) as measurements:  # before others are told that they may go on with it
         for measured in measurements:
             epochs.append({"epoch": measured.step, "score": measured.score, **measured.parts})
-            verdict, notes = worker.outlast(_judge, worker, study, trial_id, trial, measured, search)
-            worker.outlast(record_epoch, worker.engine, trial_id, measured.step, measured.score, epochs, notes)
+            verdict, notes = worker.outlast(_judge, worker, study, hold.trial_id, trial, measured, search)
+            worker.outlast(record_epoch, worker.engine, hold, measured.step, measured.score, epochs, notes)
             if verdict != "goes on":
                 break
     if measured is None:
         raise RuntimeError("the objective measured nothing")
     if verdict == "paused":
-        at = (study.study_id, trial_id, measured.step, measured.score, measured.attributes)
+        at = (study.study_id, hold, measured.step, measured.score, measured.attributes)
         _discard(objective, *worker.outlast(rungs.pause, worker.engine, *at))
         return f"trial {trial.number} paused at epoch {measured.step}: score {measured.score:.4f}"
     ended = "pruned" if verdict == "pruned" else "complete"
@@ -230,7 +306,7 @@ def _measure(worker: Worker, study: Study, trial_id: int, trial: Trial, objectiv
     worth_a_look = ended == "complete" and worker.outlast(_is_worth_a_look, worker.engine, study, trial, measured)
     pictures = _illustrate(worker, measured) if worth_a_look else ()
     end = (ended.upper(), score, measured.attributes, study.spec.objective.max_clean_drop, pictures)
-    worker.outlast(finish, worker.engine, trial_id, *end)
+    worker.outlast(finish, worker.engine, hold, *end)
     _discard(objective, trial.number, *trial.continues)
     return f"trial {trial.number} {ended} at epoch {measured.step}: score {score:.4f}"
 
@@ -285,10 +361,10 @@ def _discard(objective: Objective, *numbers: int) -> None:
         objective.discard(numbers)
 
 
-def _finish_with_worst_score(worker: Worker, study: Study, trial_id: int, error: Exception) -> None:
+def _finish_with_worst_score(worker: Worker, study: Study, hold: Hold, error: Exception) -> None:
     """So that the sampler learns where memory ends: failed trials it would not see."""
     end = ("COMPLETE", WORST_SCORE, {"out_of_memory": str(error)}, study.spec.objective.max_clean_drop)
-    worker.outlast(finish, worker.engine, trial_id, *end)
+    worker.outlast(finish, worker.engine, hold, *end)
 
 
 def _listed(params: Params) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from hpo.vision.device import SCORED_AT_ONCE_BY_A_CPU
 from hpo.vision.images import Split
 from hpo.vision.inference import Inference
+from hpo.vision.memory import Portions, fitting
 from hpo.vision.perturbations import perturb
 
 CLEAN = "clean"
@@ -82,11 +83,19 @@ def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | N
 
 
 def evaluate(classify: Callable[[Tensor], Tensor], images: EvaluationSet) -> dict[str, Accuracy]:
-    """By condition. classify: logits (n, classes) of a batch. The device is waited for once, at the end."""
-    labels = images.labels.split(images.at_once)
+    """By condition. classify: logits (n, classes) of a batch. The device is waited for once, at the end. Fewer images
+    at once if memory is short; raises MemoryError if hardly any fit.
+    """
+    portions = Portions(images.at_once, images.at_once)
+    counts = fitting(lambda: _count_correct(classify, images, portions.micro_batch), portions.split_batch)
+    return {name: Accuracy(count, len(images.labels)) for name, count in zip(images.conditions, counts, strict=True)}
+
+
+def _count_correct(classify: Callable[[Tensor], Tensor], images: EvaluationSet, at_once: int) -> list[int]:
+    labels = images.labels.split(at_once)
     correct = [
         torch.stack([(classify(batch).argmax(1) == right).sum() for batch, right in zip(batches, labels, strict=True)])
-        for batches in (pixels.split(images.at_once) for pixels in images.conditions.values())
+        for batches in (pixels.split(at_once) for pixels in images.conditions.values())
     ]
-    counts = torch.stack(correct).sum(1).tolist()
-    return {name: Accuracy(count, len(images.labels)) for name, count in zip(images.conditions, counts, strict=True)}
+    counts: list[int] = torch.stack(correct).sum(1).tolist()
+    return counts

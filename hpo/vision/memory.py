@@ -1,6 +1,6 @@
 """How many images fit into memory at once: found out by running out of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -51,12 +51,38 @@ def fitting(operation: Callable[[], T], take_fewer: Callable[[], None]) -> T:
             torch.cuda.empty_cache()
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDA out of memory")
+"""What the CPU's allocator says, cuBLAS and cuDNN, which take memory of their own, and CUDA itself."""
+DEVICE_FAILED = (
+    "CUDA error",
+    "CUBLAS_STATUS",
+    "CUDNN_STATUS",
+    "cuDNN error",
+    "CUDA driver error",
+    "NCCL error",
+    "HIP error",
+)
+
+
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether the error, or one that it came of, is that: PyTorch has a class of its own for devices, but none for the
     CPU, and a capture that runs out of memory ends with another error.
     """
+    return any(
+        isinstance(some, MemoryError | torch.OutOfMemoryError) or any(word in str(some) for word in OUT_OF_MEMORY)
+        for some in _with_causes(error)
+    )
+
+
+def is_device_failure(error: BaseException | None) -> bool:
+    """Whether the device failed otherwise: then this process can use it no more, whatever it computes."""
+    return not is_out_of_memory(error) and any(
+        isinstance(some, RuntimeError) and any(word in str(some) for word in DEVICE_FAILED)
+        for some in _with_causes(error)
+    )
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False

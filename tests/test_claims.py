@@ -1,0 +1,130 @@
+"""Whoever lost a trial changes nothing of it any more, however it was lost."""
+
+import threading
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from conftest import give_parameter, make_spec, optuna_storage
+from lost_answers import faults_after
+
+from hpo.search import budget, heartbeats, rungs
+from hpo.search.claims import TrialLost
+from hpo.search.records import finish, record_epoch
+from hpo.search.study import submit
+from hpo.search.tables import trials
+
+
+def state_of(engine: sa.Engine, trial_id: int) -> str:
+    with engine.connect() as connection:
+        return str(connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == trial_id)))
+
+
+def paused(engine: sa.Engine) -> tuple[int, budget.Claim]:
+    """A study's id, and the claim of a trial that is paused since."""
+    study, _ = submit(engine, make_spec(budget=4, pruner={"name": "asha"}))
+    budget.claim(engine, study.key, "another")
+    claim = budget.claim(engine, study.key, "first")
+    assert claim is not None
+    give_parameter(engine, claim.hold)
+    record_epoch(engine, claim.hold, 1, 0.5, [], {})
+    rungs.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
+    return study.study_id, claim
+
+
+def resumed(engine: sa.Engine, study_id: int, claim: budget.Claim) -> budget.Claim:
+    """The paused trial, promoted by another worker."""
+    with engine.begin() as connection:
+        found = budget.take(connection, sa.literal(claim.hold.trial_id), "second")
+    assert found is not None
+    assert found.number == claim.number
+    assert found.slot.continues == (claim.number,)
+    return found
+
+
+def test_a_pause_that_is_said_again_does_not_pause_who_has_resumed_the_trial_since(engine: sa.Engine) -> None:
+    study_id, first = paused(engine)
+    assert (
+        rungs.pause(engine, study_id, first.hold, 1, 0.5, {}) == []
+    )  # the answer was lost, and nothing happened since
+    second = resumed(engine, study_id, first)
+    with pytest.raises(TrialLost, match="another worker has taken it over"):
+        rungs.pause(engine, study_id, first.hold, 1, 0.5, {})
+    assert state_of(engine, second.hold.trial_id) == "RUNNING"
+    assert heartbeats.beat(engine, study_id, second.hold) == "running"
+
+
+def test_late_words_of_one_who_lost_a_resumed_trial_change_nothing(engine: sa.Engine) -> None:
+    study_id, first = paused(engine)
+    second = resumed(engine, study_id, first)
+    for late in (
+        lambda: record_epoch(engine, first.hold, 2, 0.9, [], {}),
+        lambda: finish(engine, first.hold, "COMPLETE", 0.9, {}, None),
+    ):
+        with pytest.raises(TrialLost):
+            late()
+    assert not budget.give_back(engine, first.hold, "interruption", budget.LOST)
+    assert heartbeats.beat(engine, study_id, first.hold) == "another worker has taken it over"
+    assert state_of(engine, second.hold.trial_id) == "RUNNING"
+    finish(engine, second.hold, "COMPLETE", 0.7, {}, None)
+    finish(engine, second.hold, "COMPLETE", 0.7, {}, None)  # said twice
+    with pytest.raises(TrialLost):
+        finish(engine, first.hold, "PRUNED", 0.1, {}, None)
+    assert state_of(engine, second.hold.trial_id) == "COMPLETE"
+
+
+def test_a_claim_that_is_said_again_is_the_same_claim(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=4))
+    claim = budget.claim(engine, study.key, "worker", token="a token")  # noqa: S106 (no password)
+    assert budget.claimed_before(engine, study.study_id, "a token") == claim
+    assert budget.claimed_before(engine, study.study_id, "another token") is None
+    study_id, first = study.study_id, claim
+    assert first is not None
+    give_parameter(engine, first.hold)
+    record_epoch(engine, first.hold, 1, 0.5, [], {})
+    rungs.pause(engine, study_id, first.hold, 1, 0.5, {})
+    assert budget.claimed_before(engine, study.study_id, "a token") is None
+    with engine.begin() as connection:
+        second = budget.take(connection, sa.literal(first.hold.trial_id), "second", "its own")
+    assert budget.claimed_before(engine, study.study_id, "its own") == second
+
+
+@pytest.mark.parametrize("end", ["COMPLETE", "PRUNED", "paused"])
+def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, end: str) -> None:
+    """Between its end and the removal of its checkpoints."""
+    if end == "paused":
+        study_id, claim = paused(engine)
+    else:
+        study, _ = submit(engine, make_spec(budget=4))
+        study_id = study.study_id
+        taken = budget.claim(engine, study.key, "worker")
+        assert taken is not None
+        claim = taken
+        finish(engine, claim.hold, end, 0.5, {}, None)
+    assert heartbeats.beat(engine, study_id, claim.hold) == "ended"
+
+
+def test_the_heartbeats_of_an_ended_trial_interrupt_nobody(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "HEARTBEAT_INTERVAL_SECS", 0.02)
+    study, _ = submit(engine, make_spec(budget=4))
+    claim = budget.claim(engine, study.key, "worker")
+    assert claim is not None
+    with heartbeats.beating(engine, study.study_id, claim):
+        finish(engine, claim.hold, "COMPLETE", 0.5, {}, None)
+        threading.Event().wait(0.5)  # while checkpoints are removed
+
+
+def test_a_trial_that_was_deleted_is_said_to_be(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=4))
+    claim = budget.claim(engine, study.key, "worker")
+    assert claim is not None
+    optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
+    assert heartbeats.beat(engine, study.study_id, claim.hold) == "it was deleted"
+    with pytest.raises(TrialLost, match="it was deleted"):
+        record_epoch(engine, claim.hold, 1, 0.5, [], {})
+
+
+@pytest.mark.parametrize("function", ["pause", "promote", "finish"])
+def test_a_study_stays_exact_when_answers_to_commits_are_lost(storage_url: str, function: str) -> None:
+    _, failures = faults_after(storage_url, function, seed=0, budget=12)
+    assert failures == []

@@ -1,0 +1,270 @@
+"""One worker and many studies: trouble with one is no trouble for the others, and none takes all workers or memory."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import sqlalchemy as sa
+from conftest import make_spec, optuna_storage, states
+from free_objective import FreeObjective
+
+from hpo.errors import DataError, MachineError, StudyError
+from hpo.search import attributes, budget, worker
+from hpo.search.budget import DEVICE_FAILED
+from hpo.search.measurement import Trial
+from hpo.search.queries import all_trials
+from hpo.search.status import status
+from hpo.search.study import extend, find_studies, submit
+from hpo.search.tables import study_user_attributes
+from hpo.search.worker import work
+from hpo.spec import Spec
+
+
+def without_images_for(*names: str) -> Any:
+    def load(spec: Spec) -> FreeObjective:
+        if spec.name in names:
+            raise DataError(f"data.archive: {spec.name}.zip does not exist")
+        return FreeObjective(spec)
+
+    return load
+
+
+def test_a_study_that_cannot_be_worked_on_here_is_skipped_and_said_once(engine: sa.Engine) -> None:
+    for name in ("broken", "fine", "fine-too"):
+        submit(engine, make_spec(name=name, budget=3))
+    said: list[str] = []
+    with pytest.raises(DataError, match=r"broken\.zip does not exist"):  # in the end, when nothing else is left
+        work(engine, [], without_images_for("broken"), "worker", said.append)
+    for study in find_studies(engine):
+        expected = 0 if study.name == "broken" else 3
+        assert budget.count(engine, study.study_id).finished == expected
+    assert [line for line in said if "broken" in line] == [
+        "study broken cannot be worked on here, others go on: data.archive: broken.zip does not exist"
+    ]
+
+
+def test_a_study_that_was_skipped_is_tried_again(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "SKIP_SECS", 0.2)
+    for name in ("broken", "fine"):
+        submit(engine, make_spec(name=name, budget=30))
+    missing = ["broken"]
+
+    class Mending(FreeObjective):
+        def run(self, trial: Trial) -> Any:
+            if trial.number == 20:
+                missing.clear()
+            time.sleep(0.02)
+            return super().run(trial)
+
+    def load(spec: Spec) -> FreeObjective:
+        if spec.name in missing:
+            raise DataError("no images")
+        return Mending(spec)
+
+    said: list[str] = []
+    work(engine, [], load, "worker", said.append)
+    assert all(budget.count(engine, study.study_id).finished == 30 for study in find_studies(engine))
+    assert sum("cannot be worked on" in line for line in said) == 1
+
+
+def test_the_only_study_that_was_asked_for_is_refused_at_once(engine: sa.Engine) -> None:
+    for name in ("broken", "fine"):
+        submit(engine, make_spec(name=name))
+    with pytest.raises(DataError):
+        work(engine, ["broken"], without_images_for("broken"), "worker", lambda text: None, forever=True)
+
+
+def test_a_new_study_that_got_the_id_of_a_deleted_one_is_worked_on_as_it_says(engine: sa.Engine) -> None:
+    """SQLite gives ids out again."""
+    seeds: list[int] = []
+
+    class Seeded(FreeObjective):
+        def __init__(self, spec: Spec) -> None:
+            super().__init__(spec)
+            self.seed = spec.seed
+
+        def run(self, trial: Trial) -> Any:
+            seeds.append(self.seed)
+            if trial.number == 2 and self.seed == 1:
+                optuna.delete_study(study_name="a", storage=optuna_storage(engine.url))
+                submit(engine, make_spec(name="a", seed=7, budget=3))
+            return super().run(trial)
+
+    submit(engine, make_spec(name="a", seed=1, budget=3))
+    said: list[str] = []
+    work(engine, [], Seeded, "worker", said.append)
+    assert seeds == [1, 1, 1, 7, 7, 7]
+    assert [trial.state for trial in all_trials(engine, "a")] == ["complete"] * 3
+    assert len([line for line in said if line.startswith("trial dropped")]) == 1
+
+
+def test_a_worker_keeps_few_studies_in_memory(engine: sa.Engine) -> None:
+    alive: list[Any] = []
+
+    class Large(FreeObjective):
+        def run(self, trial: Trial) -> Any:
+            gc.collect()
+            assert sum(objective() is not None for objective in alive) <= worker.MOST_READY
+            return super().run(trial)
+
+    def load(spec: Spec) -> FreeObjective:
+        objective = Large(spec)
+        alive.append(weakref.ref(objective))
+        return objective
+
+    for number in range(6):
+        submit(engine, make_spec(name=f"study-{number}", budget=2))
+    work(engine, [], load, "worker", lambda text: None)
+    assert len(alive) == 6
+    assert all(budget.count(engine, study.study_id).finished == 2 for study in find_studies(engine))
+
+
+def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
+    """A worker goes where the fewest are, and stays where it is as long as that is even."""
+    first, _ = submit(engine, make_spec(name="first", budget=3))
+    second, _ = submit(engine, make_spec(name="second", budget=3))
+    for _ in range(2):
+        budget.claim(engine, first.key, "others")
+    taken: list[str] = []
+
+    class Telling(FreeObjective):
+        def __init__(self, spec: Spec) -> None:
+            super().__init__(spec)
+            self.name = spec.name
+
+        def run(self, trial: Trial) -> Any:
+            taken.append(self.name)
+            if len(taken) == 4:
+                raise KeyboardInterrupt
+            return super().run(trial)
+
+    with pytest.raises(KeyboardInterrupt):
+        work(engine, [], Telling, "worker", lambda text: None)
+    assert taken == ["second", "second", "second", "first"]
+    assert budget.count(engine, second.study_id).finished == 3
+
+
+def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine) -> None:
+    """With a key that this version does not know, though the protocol is the same."""
+    newer, _ = submit(engine, make_spec(name="newer", budget=3))
+    submit(engine, make_spec(name="fine", budget=3))
+    spec = newer.spec.model_dump(mode="json")
+    spec["training"]["new_key"] = 1
+    spec["objective"]["perturbations"][0]["another"] = [1]
+    with engine.begin() as connection:
+        attributes.write(connection, study_user_attributes, newer.study_id, {"spec": spec})
+    said: list[str] = []
+    work(engine, [], FreeObjective, "worker", said.append)
+    found, fine = find_studies(engine)
+    assert (found.spec, found.budget) == (newer.spec, 3)
+    assert "does not know" in (found.refused or "")
+    assert "training.new_key" in (found.refused or "")
+    assert status(engine, found).counts.waiting == 3
+    assert budget.count(engine, fine.study_id).finished == 3
+    assert sum("newer" in line for line in said) == 1
+    for operation in (lambda: extend(engine, found, 5), lambda: submit(engine, newer.spec)):
+        with pytest.raises(StudyError, match="this version does not know"):
+            operation()
+
+
+def test_a_study_that_cannot_be_read_hides_no_other(engine: sa.Engine) -> None:
+    damaged, _ = submit(engine, make_spec(name="damaged", budget=3))
+    submit(engine, make_spec(name="fine", budget=3))
+    with engine.begin() as connection:
+        spec = damaged.spec.model_dump(mode="json") | {"budget": "many"}
+        attributes.write(connection, study_user_attributes, damaged.study_id, {"spec": spec})
+    said: list[str] = []
+    assert [study.name for study in find_studies(engine, say=said.append)] == ["fine"]
+    assert len(said) == 1
+    assert "'damaged' cannot be read by hpo" in said[0]
+    assert "budget" in said[0]
+    with pytest.raises(StudyError, match="'damaged' cannot be read"):
+        find_studies(engine, ["damaged"])
+
+
+def test_a_device_that_fails_is_the_machines_affair(engine: sa.Engine) -> None:
+    """The trial goes on elsewhere, the worker ends to be started again, and nothing is held against the study."""
+    failed: list[int] = []
+
+    def load(spec: Spec) -> FreeObjective:
+        def fail(params: Any) -> None:
+            if not failed:
+                failed.append(1)
+                raise MachineError("this machine's device failed: CUDA error: an illegal memory access")
+
+        return FreeObjective(spec, fail)
+
+    study, _ = submit(engine, make_spec(budget=3))
+    with pytest.raises(MachineError):
+        work(engine, [], load, "worker", lambda text: None)
+    work(engine, [], load, "worker", lambda text: None)
+    found = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    assert sorted(states(found)) == ["COMPLETE"] * 3 + ["FAIL"]
+    assert status(engine, study).failures == []
+    given_back = next(trial for trial in found.trials if trial.state.name == "FAIL")
+    assert given_back.user_attrs["interruption"].startswith(DEVICE_FAILED)
+
+
+def test_a_configuration_that_breaks_device_after_device_counts_as_failed(engine: sa.Engine) -> None:
+    def load(spec: Spec) -> FreeObjective:
+        def fail(params: Any) -> None:
+            if params["batch_size"] == 64 and params["augmentation_strength"]:
+                raise MachineError("CUDA error: an illegal memory access")
+
+        return FreeObjective(spec, fail)
+
+    submit(engine, make_spec(budget=5, max_failed_share=1.0, search=dict(make_spec().search) | {"batch_size": 64}))
+    for _ in range(budget.DEATHS_BORNE):
+        with pytest.raises(MachineError):
+            work(engine, [], load, "worker", lambda text: None)
+    failures = [trial for trial in all_trials(engine, "study") if trial.failure]
+    assert len(failures) == 1
+    assert "workers in a row died in the same epoch of this configuration" in (failures[0].failure or "")
+    assert "illegal memory access" in (failures[0].failure or "")
+
+
+def test_a_baseline_out_of_memory_fails_and_keeps_the_constraint(engine: sa.Engine) -> None:
+    """Complete with the worst score it would switch `max_clean_drop` off for all others."""
+    lacking: list[int] = []
+
+    def need_memory(params: Any) -> None:
+        if params["augmentation_strength"] == 0 and len(lacking) < 2:
+            lacking.append(1)
+            raise MemoryError("64 images do not fit")
+
+    spec = make_spec(budget=5)
+    objective = spec.objective.model_copy(update={"max_clean_drop": 0.001})
+    submit(engine, spec.model_copy(update={"objective": objective}))
+    work(engine, [], lambda given: FreeObjective(given, need_memory), "worker", lambda text: None)
+    trials = all_trials(engine, "study")
+    assert sum(trial.failure is not None for trial in trials) == 2
+    baseline = [trial for trial in trials if trial.baseline and trial.state == "complete"]
+    assert len(baseline) == 1
+    assert baseline[0].clean_accuracy is not None
+    assert {trial.feasible for trial in trials if trial.state == "complete"} == {True, False}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full disk")
+def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo: Any, tmp_path: Path, data_root: Path) -> None:
+    tiny = ("--set", "budget=2", "--set", "training.epochs=1", "--set", "data.images_per_class=4")
+    quickstart = Path(__file__).parent.parent / "studies" / "quickstart.toml"
+    assert hpo("submit", str(quickstart), *tiny).returncode == 0
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "hpo", "worker"],
+            cwd=tmp_path,
+            env=os.environ | {"HPO_DATA_ROOT": str(data_root)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert "Traceback" not in ran.stderr
+    assert json.loads(hpo("status", "--json").stdout)[0]["finished"] == 2
