@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import re
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,14 @@ from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
 from hpo.search.outages import first_line
-from hpo.search.tables import OPTUNA_SCHEMA, alembic_version
+from hpo.search.tables import OPTUNA_SCHEMA, alembic_version, metadata
 from hpo.search.views import VIEWS_VERSION, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
 IDLE_IN_TRANSACTION_SECS = 10
+SQLITE_NEEDED = (3, 38)
+"""RETURNING came with 3.35, the operator -> with 3.38."""
 READ_ONLY = "25006"
 """PostgreSQL's code for a write where nothing may be written."""
 CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
@@ -49,8 +52,22 @@ def parse_url(text: str) -> sa.URL:
     if url.drivername not in ("sqlite", "postgresql+psycopg"):
         raise InputError(f"--storage: '{url.drivername}' is not supported; give sqlite:///… or postgresql://…")
     if url.get_backend_name() == "sqlite":
+        _check_sqlite_version()
         _check_sqlite_file(url.database)
+    elif "@" in (url.database or "") + (url.host or ""):  # what is before it may be a password: nothing is shown
+        raise InputError(
+            "--storage: the user name or password holds a character that ends it in a URL; write @ as %40, / as %2F, "
+            ": as %3A, # as %23, ? as %3F, % as %25"
+        )
     return url
+
+
+def _check_sqlite_version() -> None:
+    if sqlite3.sqlite_version_info < SQLITE_NEEDED:
+        raise InputError(
+            f"--storage: hpo needs SQLite {'.'.join(map(str, SQLITE_NEEDED))} or later, this Python has "
+            f"{sqlite3.sqlite_version}; use another Python, or PostgreSQL"
+        )
 
 
 def _check_sqlite_file(file: str | None) -> None:
@@ -150,15 +167,13 @@ def create_database(url: sa.URL) -> sa.Engine:
 def _create_tables(url: sa.URL) -> None:
     """Optuna's tables by Optuna; WAL; and the views as this version of hpo defines them, in one transaction."""
     engine = _engine(url)
-    with engine.connect() as connection:
-        exists = sa.inspect(connection).has_table("trials")
-    if not exists:
+    if not _has_optunas_tables(url, engine):
         from optuna.exceptions import StorageInternalError
         from optuna.storages import RDBStorage
 
         try:
             made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
-        except StorageInternalError as error:
+        except (StorageInternalError, RuntimeError) as error:  # the latter of tables in another version
             raise unreachable(url, error) from None
         made.remove_session()
         made.engine.dispose()
@@ -170,6 +185,24 @@ def _create_tables(url: sa.URL) -> None:
     if views is None or views < VIEWS_VERSION:
         _make_views(engine)
     engine.dispose()
+
+
+def _has_optunas_tables(url: sa.URL, engine: sa.Engine) -> bool:
+    """Whether all of them are there: Optuna makes them, and then its version's rows, in several transactions, which may
+    have been interrupted. Raises InputError for tables of another program.
+    """
+    with engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        there = set(inspector.get_table_names())
+        for table in metadata.sorted_tables:
+            columns = {column["name"] for column in inspector.get_columns(table.name)} if table.name in there else None
+            if columns is not None and not columns.issuperset(table.columns.keys()):
+                raise InputError(
+                    f"--storage: {masked(url)} has a table '{table.name}' of another program; give hpo a database, or "
+                    "a PostgreSQL schema, of its own"
+                )
+        complete = there.issuperset({*(table.name for table in metadata.sorted_tables), alembic_version.name})
+        return complete and connection.scalar(sa.select(alembic_version)) is not None
 
 
 def _lock_file(file: str) -> Path:
@@ -231,5 +264,6 @@ def unreachable(url: sa.URL, error: Exception) -> HpoError:
     """One line for a database that cannot be opened, without its password."""
     reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
     for secret in (url.password, *_secrets(url).values()):
-        reason = reason.replace(str(secret), "***") if secret else reason
+        if secret:  # as a word: a password `p` is no part of "option"
+            reason = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", reason)
     return StorageError(f"--storage: {masked(url)} cannot be opened: {reason}")
