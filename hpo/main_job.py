@@ -29,7 +29,6 @@ from hpo.stopping import Stopped, stop_on_signals
 from hpo.vision.images import load_images
 from hpo.vision.weights_file import weights_file
 
-LOGS = Path("hpo-logs")
 SHOWN = 5
 TEND_SECS = 0.5
 
@@ -44,7 +43,7 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
-    logs = LOGS / spec.folder_name
+    logs = _logs() / spec.folder_name
     with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:
         _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
         open_artifacts().check()
@@ -67,8 +66,10 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
     """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
     workers = how_many_workers(workers)
     engine = open_engine(parse_url(storage))
-    studies = find_studies(engine, names)
-    logs = LOGS / studies[0].spec.folder_name if len(names) == 1 else LOGS
+    studies = find_studies(engine, names, partial(click.echo, err=True))
+    for study in studies if names else ():
+        study.refuse()
+    logs = _logs() / studies[0].spec.folder_name if len(names) == 1 else _logs()
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
     stop_on_signals()
     with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
@@ -76,6 +77,10 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
             time.sleep(TEND_SECS)
     for study in find_studies(engine, names):
         _say_how_far(engine, study)
+
+
+def _logs() -> Path:
+    return Path(os.environ.get("HPO_LOGS") or "hpo-logs")
 
 
 @contextmanager

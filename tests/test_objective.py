@@ -10,10 +10,15 @@ import pytest
 import torch
 from conftest import make_spec
 
+import hpo.objective
+from hpo import provenance
 from hpo.artifacts import Artifacts
+from hpo.errors import MachineError
 from hpo.objective import RobustAccuracy
 from hpo.search.measurement import Measurement, Trial
+from hpo.vision import evaluation, training
 from hpo.vision.checkpoints import checkpoint_as_bytes, weights_as_bytes
+from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.network import build_network
 from hpo.vision.probe import fitted_head
 
@@ -122,3 +127,94 @@ def test_a_checkpoint_of_a_study_of_the_same_name_on_other_images_is_not_taken(
     assert not start(15).resumed
     assert start(15).resumed
     assert not start(10).resumed
+
+
+CUDA_ERRORS = {
+    "CUDA error: out of memory": "memory",
+    "CUBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": "memory",
+    "cuDNN error: CUDNN_STATUS_ALLOC_FAILED": "memory",
+    "CUDA error: an illegal memory access was encountered": "device",
+    "CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported": "device",
+    "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED": "device",
+    "mat1 and mat2 shapes cannot be multiplied": "bug",
+}
+
+
+@pytest.mark.parametrize(("words", "kind"), CUDA_ERRORS.items())
+def test_what_a_device_says_is_told_apart(words: str, kind: str) -> None:
+    wrapped = ValueError("in the step")
+    wrapped.__cause__ = RuntimeError(words)
+    for error in (RuntimeError(words), wrapped):
+        found = {"memory": is_out_of_memory(error), "device": is_device_failure(error)}
+        assert found == {"memory": kind == "memory", "device": kind == "device"}
+
+
+@pytest.mark.parametrize(
+    ("where", "words", "expected"),
+    [
+        ("step", "CUDA error: an illegal memory access was encountered", MachineError),
+        ("scoring", "CUDA error: an illegal memory access was encountered", MachineError),
+        ("building", "CUDA out of memory", MachineError),
+        ("building", "CUDA error: an illegal memory access was encountered", MachineError),
+        ("head", "CUBLAS_STATUS_ALLOC_FAILED", MachineError),
+        ("scoring", "CUBLAS_STATUS_ALLOC_FAILED", MemoryError),
+    ],
+)
+def test_a_device_that_fails_is_no_fault_of_the_configuration(
+    tmp_path: Path,
+    data_root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pretrained: str,
+    where: str,
+    words: str,
+    expected: type[Exception],
+) -> None:
+    """What a configuration needs too much memory for is its own fault, what any would need too much for is not."""
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    model = {"weights": pretrained, "input_size": 32}
+    objective = RobustAccuracy(make_spec(data=DATA, model=model), threads=1, artifacts=Artifacts(str(tmp_path)))
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(words)
+
+    place = {
+        "step": (training.Step, "run"),
+        "scoring": (evaluation, "_count_correct"),
+        "building": (hpo.objective, "Training"),
+        "head": (hpo.objective, "fitted_head"),
+    }[where]
+    monkeypatch.setattr(*place, fail)
+    with pytest.raises(expected, match=words):
+        first_epoch(objective)
+
+
+def test_scoring_takes_fewer_images_at_once_when_memory_is_short() -> None:
+    images = torch.rand(100, 3, 8, 8)
+    tuning = evaluation.EvaluationSet({"clean": images, "noise": images}, torch.arange(100) % 10, at_once=64)
+    sizes: list[int] = []
+
+    def classify(batch: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(batch))
+        if len(batch) > 20:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.nn.functional.one_hot(torch.arange(len(batch)) % 10, 10)
+
+    assert evaluation.evaluate(classify, tuning)["clean"].total == 100
+    assert max(sizes) == 64
+    assert sizes[-1] <= 16
+
+
+@pytest.mark.parametrize("git", ["missing", "failing", "silent"])
+def test_a_checkout_without_a_git_that_works_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, git: str
+) -> None:
+    if git != "missing":
+        program = tmp_path / "git"
+        program.write_text("#!/bin/sh\n" + ("exit 128\n" if git == "failing" else "exec sleep 60\n"))
+        program.chmod(0o755)
+    monkeypatch.setattr(provenance, "GIT_SECS", 0.3)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if git == "silent" else str(tmp_path))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "hpo" / "provenance.py"))
+    (tmp_path / "hpo").mkdir()
+    (tmp_path / ".git").mkdir()
+    assert provenance.made_by(0, "cpu", {})["commit"] is None

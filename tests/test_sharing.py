@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from hpo.cli import cli
 from hpo.errors import InputError
 from hpo.launch import machine, sharing
-from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
+from hpo.launch.local import FLEET, Fleet, start_fleet, stop_fleet, tend, worker_name
 from hpo.launch.machine import how_many_workers, workers_that_fit
 
 GIB = 1024
@@ -235,3 +236,66 @@ def test_the_daemon_does_not_outlive_a_launcher_that_is_killed(hangs: bool, nvid
     while daemons(tmp_path) or folder.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_two_launches_from_one_folder_write_into_logs_of_their_own(start: Callable[[int], Fleet]) -> None:
+    first, second = start(2), start(2)
+    given_to(first)
+    given_to(second)
+    logs = [worker.log.name for fleet in (first, second) for worker in fleet.workers]
+    assert logs == [f"{socket.gethostname()}-{number}.log" for number in (1, 2, 3, 4)]
+    stop_fleet(first)
+    assert [worker.log.name for worker in start(2).workers] == logs[:2]
+
+
+def test_workers_of_two_containers_that_share_host_name_and_pids_have_names_of_their_own(
+    start: Callable[[int], Fleet],
+) -> None:
+    first, second = start(1).workers[0], start(1).workers[0]
+    second.process = first.process  # as in two containers with the host's network
+    assert first.name != second.name
+    assert first.environment[FLEET] in first.name
+    assert worker_name(7, first.environment[FLEET]) != worker_name(7, second.environment[FLEET])
+
+
+def test_a_folder_for_logs_that_cannot_be_made_is_one_line_and_another_can_be_given(
+    hpo: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "hpo-logs").write_text("in the way")
+    tiny = ("--set", "budget=1", "--set", "training.epochs=1", "--set", "data.images_per_class=4", "--workers", "1")
+    quickstart = str(Path(__file__).parent.parent / "studies" / "quickstart.toml")
+    refused = hpo("run", quickstart, *tiny)
+    assert refused.returncode == 2
+    assert "the logs' folder hpo-logs/quickstart cannot be written" in refused.stderr
+    assert "set HPO_LOGS" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert hpo("run", quickstart, *tiny, HPO_LOGS="elsewhere").returncode == 0
+    assert list((tmp_path / "elsewhere" / "quickstart").glob("*.log"))
+
+
+@pytest.mark.parametrize(
+    ("version_2", "version_1", "expected"),
+    [
+        ("200000 100000\n", None, 2),
+        ("150000 100000\n", None, 2),
+        ("max 100000\n", None, 16),
+        (None, ("50000", "100000"), 1),
+        (None, ("-1", "100000"), 16),
+        (None, None, 16),
+    ],
+)
+def test_a_containers_share_of_the_cores_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version_2: str | None,
+    version_1: tuple[str, str] | None,
+    expected: int,
+) -> None:
+    files = [tmp_path / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    for file, content in zip(files, (version_2, *(version_1 or (None, None))), strict=True):
+        if content is not None:
+            file.write_text(content)
+    monkeypatch.setattr(machine, "CPU_QUOTA", files[0])
+    monkeypatch.setattr(machine, "CPU_QUOTA_V1", tuple(files[1:]))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
+    assert machine.cores() == expected

@@ -6,7 +6,9 @@ word that a worker may begin.
 """
 
 import contextlib
+import itertools
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -14,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from hpo.errors import InputError, StorageError, WorkerError
 from hpo.launch.machine import cores, visible_gpus
@@ -24,6 +27,8 @@ RESTART_SECS = (1, 2, 5, 10)
 """Waits before a worker is started again, by how often in a row it died without having taken a trial; then it is
 given up.
 """
+FLEET = "HPO_FLEET"
+"""The variable with which workers are told what their names end with."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
@@ -37,12 +42,12 @@ Say = Callable[[str], None]
 
 @dataclass
 class LocalWorker:
-    """A worker's place: its number from 1, its log, its process, and how often in a row that died before it had taken
-    a trial.
+    """A worker's place: its number from 1, its log, open and locked against others, its process, and how often in a row
+    that died before it had taken a trial.
     """
 
     number: int
-    log: Path
+    stream: IO[bytes]
     environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
     restart_at: float = 0.0
@@ -51,7 +56,11 @@ class LocalWorker:
     @property
     def name(self) -> str:
         """As the worker calls itself in the database."""
-        return worker_name(self.process.pid if self.process else 0)
+        return worker_name(self.process.pid if self.process else 0, self.environment[FLEET])
+
+    @property
+    def log(self) -> Path:
+        return Path(self.stream.name)
 
     def last_line(self) -> str:
         """What it said last: the reason, when it ended with an error."""
@@ -75,9 +84,11 @@ class Fleet:
     mps: Mps | None = None
 
 
-def worker_name(pid: int) -> str:
-    """Unique among the workers that live."""
-    return f"{socket.gethostname()}:{pid}"
+def worker_name(pid: int, fleet: str = "") -> str:
+    """Unique among the workers that live; host and pid alone are not among those of a fleet, whose containers may share
+    both with others.
+    """
+    return f"{socket.gethostname()}:{pid}{f'-{fleet}' if fleet else ''}"
 
 
 def start_fleet(
@@ -90,34 +101,69 @@ def start_fleet(
     held: bool = False,
 ) -> Fleet:
     """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
-    logs.mkdir(parents=True, exist_ok=True)
+    streams = _open_logs(logs, count)
     gpus = visible_gpus()
     mps = start_mps(gpus, say) if 0 < len(gpus) < count else None
     threads = max(1, cores() // count)
+    fleet_id = secrets.token_hex(3)
     workers = []
-    for number in range(1, count + 1):
+    for number, stream in enumerate(streams, 1):
         share = (
             dict.fromkeys(THREAD_VARIABLES, str(threads))
-            | {"HPO_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
+            | {"HPO_THREADS": str(threads), "PYTHONUNBUFFERED": "1", FLEET: fleet_id}
             | ALLOCATOR
         )
-        workers.append(LocalWorker(number, logs / f"worker-{number}.log", os.environ | environment | share))
+        workers.append(LocalWorker(number, stream, os.environ | environment | share))
     fleet = Fleet(command, workers, on_death, say, gpus, held, mps)
     for worker in workers:
         _start(fleet, worker)
     return fleet
 
 
+def _open_logs(folder: Path, count: int) -> list[IO[bytes]]:
+    """A log a worker, which names the host, since the folder may be shared; the numbers that other launches here write
+    are left out. Raises InputError if there is no writing.
+    """
+    opened: list[IO[bytes]] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            stream = (folder / f"{socket.gethostname()}-{number}.log").open("ab")
+            if _is_taken(stream):
+                stream.close()
+            else:
+                opened.append(stream)
+            if len(opened) == count:
+                return opened
+    except OSError as error:
+        raise InputError(
+            f"the logs' folder {folder} cannot be written: {error.strerror}; start in another folder, or set HPO_LOGS"
+        ) from None
+    raise AssertionError("unreachable")
+
+
+def _is_taken(stream: IO[bytes]) -> bool:
+    """Whether another launch has locked it; where files cannot be locked, nobody has."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
+
+
 def _start(fleet: Fleet, worker: LocalWorker) -> None:
-    with worker.log.open("ab") as stream:
-        worker.process = subprocess.Popen(
-            fleet.command,
-            env={**worker.environment, **_share_of_gpus(fleet, worker)},
-            stdin=subprocess.PIPE,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    worker.process = subprocess.Popen(
+        fleet.command,
+        env={**worker.environment, **_share_of_gpus(fleet, worker)},
+        stdin=subprocess.PIPE,
+        stdout=worker.stream,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
     if not fleet.held:
         _give_the_word(worker)
 
@@ -207,6 +253,8 @@ def stop_fleet(fleet: Fleet) -> None:
     _stop_workers(fleet.workers)
     if fleet.mps is not None:
         stop_mps(fleet.mps)
+    for worker in fleet.workers:
+        worker.stream.close()
     if fleet.held:
         _remove_empty([worker.log for worker in fleet.workers])
 
