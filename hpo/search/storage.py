@@ -17,12 +17,15 @@ from sqlalchemy.pool import NullPool
 from hpo.errors import HpoError, InputError, StorageError
 from hpo.search.outages import first_line
 from hpo.search.tables import OPTUNA_SCHEMA, alembic_version
+from hpo.search.view_rights import existing_views, read_kept, restore
 from hpo.search.views import VIEWS_VERSION, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
 IDLE_IN_TRANSACTION_SECS = 10
 CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
+VIEWS_LOCK = CREATION_LOCK + 1  # while views are made anew, also by who does not hold the other
+DEPENDENT_OBJECTS = "2BP01"
 POSTGRESQL_CONNECT_ARGS = {
     "connect_timeout": 10,
     "keepalives": 1,
@@ -97,11 +100,23 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
     if views < VIEWS_VERSION:
         try:
             _make_views(engine)
-        except SQLAlchemyError:
-            raise StorageError(
-                f"--storage: {masked(url)} has the views of an older hpo, and this user may not replace them; "
-                "any command of one who may, such as `hpo status`, brings them up to date"
-            ) from None
+        except SQLAlchemyError as error:
+            raise _views_cannot_be_made(url, error) from None
+
+
+def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> StorageError:
+    where = f"--storage: {masked(url)} has the views of an older hpo"
+    cause = getattr(error, "orig", None)
+    if getattr(cause, "sqlstate", None) == DEPENDENT_OBJECTS:
+        others = " ".join(str(cause.diag.message_detail).split("\n"))  # type: ignore[union-attr]
+        return StorageError(
+            f"{where}, which cannot be replaced while others depend on them: {others}; drop those, say `hpo init`, and "
+            "make them again"
+        )
+    return StorageError(
+        f"{where}, and this user may not replace them ({first_line(error)}); any command of one who may, such as "
+        "`hpo status`, brings them up to date"
+    )
 
 
 def _views_version(connection: sa.Connection) -> int | None:
@@ -118,9 +133,18 @@ def _views_version(connection: sa.Connection) -> int | None:
 
 
 def _make_views(engine: sa.Engine) -> None:
+    """In one transaction: readers wait for it, and keep their rights. Nothing if another process has just done so."""
     with writing(engine) as connection:
+        server = engine.dialect.name == "postgresql"
+        if server:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({VIEWS_LOCK})")
+        if (_views_version(connection) or 0) >= VIEWS_VERSION:
+            return
+        existed, kept = (existing_views(connection), read_kept(connection)) if server else ([], [])
         for statement in view_statements(engine.dialect.name):
             connection.execute(sa.text(statement))
+        if server:
+            restore(connection, existed, kept)
 
 
 def create_database(url: sa.URL) -> sa.Engine:
@@ -163,7 +187,11 @@ def _create_tables(url: sa.URL) -> None:
     with engine.connect() as connection:
         views = _views_version(connection)
     if views is None or views < VIEWS_VERSION:
-        _make_views(engine)
+        try:
+            _make_views(engine)
+        except SQLAlchemyError as error:
+            engine.dispose()
+            raise error if views is None else _views_cannot_be_made(url, error) from None
     engine.dispose()
 
 
