@@ -20,7 +20,7 @@ from large_study import fill
 from rich.console import Console, RenderableType
 
 import hpo as package
-from hpo import display
+from hpo import display, errors
 from hpo.errors import HpoError, InputError
 from hpo.search import attributes, budget, rungs
 from hpo.search.attributes import SPLIT_KEY
@@ -232,7 +232,42 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
         package.top("study", -1, storage=storage)
 
 
+def in_python(code: str, folder: Path) -> str:
+    """What a Python of its own prints."""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=os.environ)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_every_public_name_is_there_and_no_other(tmp_path: Path) -> None:
+    code = "from hpo import *; print(sorted(name for name in globals() if not name.startswith('_')))"
+    assert in_python(code, tmp_path).strip() == str(sorted(package.__all__))
+    ours = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HpoError)]
+    assert set(ours) < set(package.__all__)
+    assert package.StudyError is errors.StudyError
+    assert set(package.__all__) < set(dir(package))
+
+
+def test_help_tells_what_there_is(tmp_path: Path) -> None:
+    said = in_python("import hpo; help(hpo)", tmp_path)
+    for text in ("hpo.run(", "load_results(study: str", "class HpoError", "perturb(name: str", "class TrialResult"):
+        assert text in said
+
+
+def test_frames_without_pandas_name_the_extra(folder: Path) -> None:
+    code = """
+import sys, hpo
+sys.modules["pandas"] = None
+try:
+    hpo.load_results("large").to_pandas()
+except hpo.HpoError as error:
+    print(error)
+"""
+    assert in_python(code, folder) == "to_pandas() needs another package: pip install 'hpo[pandas]'\n"
+
+
 def test_importing_hpo_loads_neither_torch_nor_optuna(folder: Path) -> None:
     code = "import hpo, sys; hpo.best('large'); print(sorted({'torch', 'optuna', 'pandas'} & set(sys.modules)))"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=os.environ)
-    assert printed.stdout == "[]\n", printed.stderr
+    assert in_python(code, folder) == "[]\n"
+    light = "import hpo, sys; print(sorted({'sqlalchemy', 'pydantic', 'hpo.api'} & set(sys.modules)))"
+    assert in_python(light, folder) == "[]\n"
