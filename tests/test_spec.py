@@ -10,7 +10,7 @@ from conftest import STUDIES, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.errors import SpecError
+from hpo.errors import SpecError, nearest
 from hpo.parameters import Choices, Range
 from hpo.spec import Spec, load_spec
 
@@ -88,6 +88,32 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
 )
 def test_a_wrong_value_is_refused_in_one_line_that_names_it(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in refused(tmp_path, GOOD, override)
+
+
+@pytest.mark.parametrize(
+    ("word", "allowed", "meant"),
+    [
+        ("gaussian-nose", ["gaussian-noise", "pixel-recolor"], "gaussian-noise"),
+        ("gaussian-blur", ["gaussian-noise", "pixel-recolor"], None),
+        ("pixel-noise", ["gaussian-noise", "pixel-recolor"], None),
+        ("mean", ["asha", "hyperband", "median", "none"], None),
+        ("imagenet", ["tiny-imagenet", "image-folder", "digits"], None),
+        ("hihg", ["low", "high", "log", "default"], "high"),
+        ("hgih", ["low", "high", "log", "default"], "high"),
+        ("epohcs", ["epochs", "weight_decay"], "epochs"),
+        ("batch_sz", ["batch_size", "score"], "batch_size"),
+        ("learning-rate", ["learning_rate"], "learning_rate"),
+        ("tpee", ["auto", "tpe", "gp"], "tpe"),
+        ("", ["a"], None),
+    ],
+)
+def test_only_a_near_miss_is_suggested(word: str, allowed: list[str], meant: str | None) -> None:
+    assert nearest(word, allowed) == (f" Did you mean '{meant}'?" if meant else "")
+
+
+def test_another_perturbation_is_not_suggested_for_one_that_does_not_exist(tmp_path: Path) -> None:
+    message = refused(tmp_path, GOOD, "objective.perturbations.gaussian-noise.name=gaussian-blur")
+    assert message.endswith("name must be one of 'gaussian-noise', 'pixel-recolor', not 'gaussian-blur'.")
 
 
 def test_a_perturbation_given_twice_is_refused(tmp_path: Path) -> None:
