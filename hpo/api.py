@@ -96,7 +96,7 @@ def _open(study: str, storage: str | None) -> "sa.Engine":
 
 
 def _url(storage: str | None) -> str:
-    return storage or os.environ.get("HPO_STORAGE", DEFAULT_STORAGE)
+    return storage or (os.environ.get("HPO_STORAGE") or DEFAULT_STORAGE)
 
 
 def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:
