@@ -126,6 +126,28 @@ def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) 
     engine.dispose()
 
 
+def test_a_run_says_how_many_images_there_are_as_soon_as_that_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    study, _ = submit(engine, make_spec(objective=tight_objective(0.015)))
+    looks = iter([True, True, False])
+
+    def working() -> bool:
+        look = next(looks)
+        if not look:
+            with engine.begin() as connection:
+                split = {"train": 1026, "tuning": 114, "test": 285, "classes": 3}
+                attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
+        return look
+
+    display.follow(engine, study, working)
+    said = capsys.readouterr().err
+    assert said.count("images: 1,026 training, 114 tuning and 285 test images of 3 classes") == 1
+    assert said.count("Warning: max_clean_drop = 0.015 is 1.7 of 114 tuning images: one more or less decides") == 1
+    engine.dispose()
+
+
 def tight_objective(max_clean_drop: float) -> dict[str, object]:
     noise = {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.5}
     return {"clean": 0.5, "max_clean_drop": max_clean_drop, "perturbations": [noise]}

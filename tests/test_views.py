@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -18,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import InputError, StorageError
 from hpo.search import tables
-from hpo.search.storage import _views_version, open_engine
+from hpo.search.storage import _views_version, create_database, open_engine
 from hpo.search.views import VIEWS_VERSION, view_statements
 
 
@@ -259,6 +260,20 @@ def rights(engine: sa.Engine) -> list[dict[str, Any]]:
         UNION ALL SELECT relname, 'comment', objsubid::text, '', description
             FROM pg_description d JOIN pg_class c ON c.oid = d.objoid WHERE c.relname = 'best_configs'"""
     return read(engine, query)
+
+
+def test_many_that_find_older_views_at_once_make_them_once(postgresql_url: str) -> None:
+    engine = open_fresh(postgresql_url)
+    role = f"{engine.url.database}_reader"
+    execute(engine, *OLD_VIEWS, f"CREATE ROLE {role}", f"GRANT SELECT ON best_configs TO {role}")
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for opened in pool.map(lambda i: (open_engine, create_database)[i % 2](engine.url), range(8)):
+                assert read(opened, "SELECT pixel_recolor FROM best_configs") == []
+                opened.dispose()
+        assert {"relname": "best_configs", "col": "", "what": "SELECT", "who": role, "more": "NO"} in rights(engine)
+    finally:
+        execute(engine, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 def test_views_that_others_depend_on_are_left_as_they_are(postgresql_url: str) -> None:
