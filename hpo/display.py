@@ -86,13 +86,11 @@ def results_table(
         short = heading.replace("augmentation", "augment.").replace("_", "\n").replace("-", "\n")
         table.add_column(short, justify="right", overflow="fold")
     for row in results:
-        marks = [_mark(row)] if constrained else []
-        cells = _cells(row, accuracies, params)
-        table.add_row(str(row.number), *marks, *cells, style="" if row.feasible else "dim")
+        cells = _cells(row, accuracies, params, constrained)
+        table.add_row(str(row.number), *cells, style="" if row.feasible else "dim")
     if baseline:
         table.add_section()
-        marks = [_mark(baseline)] if constrained else []
-        table.add_row("baseline", *marks, *_cells(baseline, accuracies, params))
+        table.add_row("baseline", *_cells(baseline, accuracies, params, constrained))
     return table
 
 
@@ -103,8 +101,9 @@ def _mark(row: TrialResult) -> str:
     return "✓" if row.feasible else "✗"
 
 
-def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str]) -> list[str]:
+def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str], constrained: bool = False) -> list[str]:
     return [
+        *([_mark(row)] if constrained else []),
         shown_score(row.score),
         percent(row.clean_accuracy),
         *(percent(row.perturbed_accuracy.get(name)) for name in accuracies),
@@ -121,9 +120,9 @@ def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[
     best = results[0]
     title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
     out.print(results_table(results, baseline, title, study.spec.objective.max_clean_drop is not None))
-    if best.images:
-        accuracies = [accuracy for accuracy in (best.clean_accuracy, *best.perturbed_accuracy.values()) if accuracy]
-        width = max((half_width(accuracy, best.images) for accuracy in accuracies), default=0)
+    measured = [a for a in (best.clean_accuracy, *best.perturbed_accuracy.values()) if a is not None]
+    if best.images and measured:
+        width = max(half_width(accuracy, best.images) for accuracy in measured)
         out.print(
             f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials; "
             f"each trial was trained once (seed {study.spec.seed}). "

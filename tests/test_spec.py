@@ -87,7 +87,8 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ('data.root="a\\u0000b"', "data.root: must be a path"),
         ('name="a\\u2028b"', "name: must not begin with"),
         ("budget.of.what=3", "--set budget.of.what=3: budget is a value, not a table"),
-        ("objective.perturbations.7.sigma=1", "'7' is not among gaussian-noise, pixel-recolor"),
+        ("objective.perturbations.7.sigma=1", "'7' is not among gaussian-noise, pixel-recolor."),
+        ("objective.perturbations.gausian-noise.sigma=1", "pixel-recolor. Did you mean 'gaussian-noise'?"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_that_names_it(tmp_path: Path, override: str, expected: str) -> None:

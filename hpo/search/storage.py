@@ -15,7 +15,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
-from hpo.search.outages import first_line
+from hpo.search.outages import first_line, is_outage
 from hpo.search.tables import OPTUNA_SCHEMA, alembic_version
 from hpo.search.view_rights import existing_views, read_kept, restore
 from hpo.search.views import VIEWS_VERSION, view_statements
@@ -104,7 +104,9 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
             raise _views_cannot_be_made(url, error) from None
 
 
-def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> StorageError:
+def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
+    if is_outage(error):
+        return unreachable(url, error)
     where = f"--storage: {masked(url)} has the views of an older hpo"
     cause = getattr(error, "orig", None)
     if getattr(cause, "sqlstate", None) == DEPENDENT_OBJECTS:
