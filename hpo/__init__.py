@@ -1,6 +1,17 @@
 """hpo: finds image classifiers that stay right when their input is perturbed.
 
-From Python: `hpo.submit`, `hpo.run`, `hpo.best`, `hpo.top`, `hpo.load_results` and the others of `hpo.api`.
+    import hpo
+    hpo.run("studies/quickstart.toml", workers=2)
+    hpo.best("quickstart").params
+    hpo.load_results("quickstart", where="clean_accuracy > 0.95").to_pandas()
+
+submit, run: put a study into the database; and work on it here until its budget is used.
+best, top, load_results, pareto, history: what was found, as TrialResult records; Results has to_pandas().
+load_spec, Spec: a study file, checked.
+perturb: the perturbations that studies score on.
+HpoError and the classes below it: what can go wrong that you can mend, each in one line.
+
+`storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Only `run` and `perturb` load torch.
 """
 
 from importlib import import_module
@@ -12,15 +23,33 @@ PROTOCOL = 5
 
 if TYPE_CHECKING:
     from hpo.api import Results, best, history, load_results, pareto, perturb, run, submit, top
-    from hpo.errors import HpoError
+    from hpo.errors import (
+        DataError,
+        HpoError,
+        InputError,
+        NothingCompleteError,
+        SpecError,
+        StorageError,
+        StudyError,
+        WeightsError,
+        WorkerError,
+    )
     from hpo.search.queries import TrialResult
     from hpo.spec import Spec, load_spec
 
 __all__ = [
+    "DataError",
     "HpoError",
+    "InputError",
+    "NothingCompleteError",
     "Results",
     "Spec",
+    "SpecError",
+    "StorageError",
+    "StudyError",
     "TrialResult",
+    "WeightsError",
+    "WorkerError",
     "best",
     "history",
     "load_results",
@@ -37,4 +66,9 @@ def __getattr__(name: str) -> Any:
     """Loads what is asked for when it is asked for, so that `hpo --help` need not wait for it."""
     if name not in __all__:
         raise AttributeError(f"module 'hpo' has no attribute '{name}'")
-    return getattr(import_module("hpo.api"), name)
+    return getattr(import_module("hpo.errors" if name.endswith("Error") else "hpo.api"), name)
+
+
+def __dir__() -> list[str]:
+    """With what is not loaded yet, for `help` and completion."""
+    return sorted({*globals(), *__all__})

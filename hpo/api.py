@@ -1,11 +1,6 @@
-"""hpo from Python: `import hpo` gives all of this.
+"""hpo from Python: `import hpo` gives all of this, and says how.
 
-    import hpo
-    hpo.run("studies/quickstart.toml", workers=2)
-    hpo.best("quickstart").params
-    hpo.load_results("quickstart", where="clean_accuracy > 0.95").to_pandas()
-
-`storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Everything raises hpo.HpoError (or a
+Everything raises hpo.HpoError (or a
 class below it), with one line that says what is wrong; queries are SQL and load neither Optuna nor torch.
 """
 
@@ -31,9 +26,11 @@ class Results(list[TrialResult]):
     """Trials, as typed records."""
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row a trial: the accuracies, the parameters, and where and when. Needs pandas."""
-        import pandas as pd
-
+        """A row a trial: the accuracies, the parameters, and where and when. Raises InputError without pandas."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise InputError("to_pandas() needs another package: pip install 'hpo[pandas]'") from None
         return pd.DataFrame([result.as_row() for result in self])
 
 
@@ -99,7 +96,7 @@ def _open(study: str, storage: str | None) -> "sa.Engine":
 
 
 def _url(storage: str | None) -> str:
-    return storage or os.environ.get("HPO_STORAGE", DEFAULT_STORAGE)
+    return storage or (os.environ.get("HPO_STORAGE") or DEFAULT_STORAGE)
 
 
 def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:

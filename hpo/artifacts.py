@@ -19,11 +19,12 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from hpo.errors import InputError
 
 DEFAULT_LOCATION = "hpo-artifacts"
+ALLOWED = "give a folder, s3://bucket/… or gs://bucket/…"
 
 
 def open_artifacts() -> "Artifacts":
     """This machine's store: HPO_ARTIFACTS, else the default folder. Raises InputError."""
-    return Artifacts(os.environ.get("HPO_ARTIFACTS", DEFAULT_LOCATION))
+    return Artifacts(os.environ.get("HPO_ARTIFACTS") or DEFAULT_LOCATION)
 
 
 class Artifacts:
@@ -32,9 +33,10 @@ class Artifacts:
     def __init__(self, location: str) -> None:
         """location: a folder, s3://bucket/prefix or gs://bucket/prefix. Raises InputError."""
         self.location = location
-        scheme, _, rest = location.partition("://")
-        if not rest:
-            self._store: ArtifactStore = _FolderStore(Path(location).expanduser())
+        scheme, is_url, rest = location.partition("://")
+        self._folder = None if is_url else Path(location).expanduser()
+        if self._folder is not None:
+            self._store: ArtifactStore = _FolderStore(self._folder)
             self._prefix = ""
             return
         bucket, _, prefix = rest.partition("/")
@@ -45,6 +47,9 @@ class Artifacts:
         """Raises InputError if this machine cannot write here."""
         probe = f"probe-{uuid.uuid4().hex}"
         try:
+            for path in (self._folder, *self._folder.parents) if self._folder is not None else ():
+                if path.exists() and not path.is_dir():
+                    raise InputError(f"HPO_ARTIFACTS: {path} is a file, not a folder; {ALLOWED}")
             self.write(probe, b"hpo")
             self.remove(probe)
         except OSError as error:
@@ -105,16 +110,17 @@ class _FolderStore(FileSystemArtifactStore):
 
 
 def _open_bucket(scheme: str, bucket: str) -> ArtifactStore:
+    if scheme not in ("s3", "gs"):
+        raise InputError(f"HPO_ARTIFACTS: '{scheme}://' is not supported; {ALLOWED}")
+    if not bucket:
+        raise InputError(f"HPO_ARTIFACTS: '{scheme}://' names no bucket; {ALLOWED}")
     try:
-        match scheme:
-            case "s3":
-                from optuna.artifacts import Boto3ArtifactStore
+        if scheme == "s3":
+            from optuna.artifacts import Boto3ArtifactStore
 
-                return Boto3ArtifactStore(bucket)
-            case "gs":
-                from optuna.artifacts import GCSArtifactStore
+            return Boto3ArtifactStore(bucket)
+        from optuna.artifacts import GCSArtifactStore
 
-                return GCSArtifactStore(bucket)
+        return GCSArtifactStore(bucket)
     except ImportError:
         raise InputError(f"HPO_ARTIFACTS: {scheme}:// needs another package: pip install 'hpo[{scheme}]'") from None
-    raise InputError(f"HPO_ARTIFACTS: '{scheme}://' is not supported; give a folder, s3://bucket/… or gs://bucket/…")

@@ -85,6 +85,26 @@ def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int |
 
 
 @cli.command()
+@click.argument("study_file", type=click.Path(path_type=Path))
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A folder (or zip) with a folder a class, or in TinyImageNet's layout. Default: scikit-learn's digits.",
+)
+def new(study_file: Path, images: Path | None) -> None:
+    """Write a study file to begin with, for images of yours.
+
+    Looks at how many classes and images there are, and how large, and writes a file that `hpo run` takes as it is, with
+    the keys that matter and what they mean. A file that is there is left as it is.
+    """
+    from hpo.new_study import write_study_file
+
+    found = write_study_file(study_file, images)
+    click.echo(f"{study_file} written for {found}. Next: hpo run {shlex.quote(str(study_file))}", err=True)
+
+
+@cli.command()
 @spec_arguments
 @storage_option
 def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:

@@ -78,6 +78,8 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
     if not results:
         raise NothingCompleteError(study)
     if as_toml:
+        if results[0].baseline:
+            click.echo(f"# {display.nothing_beats_baseline(found)}: this is the baseline itself.")
         click.echo(trial_as_toml(found.spec, results[0].number, results[0].params), nl=False)
     elif as_json:
         click.echo(json.dumps(results[0].as_json(), indent=2))
@@ -130,7 +132,11 @@ def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     engine, found = open_study(study, storage)
     results = pareto_front(engine, study)
     if not _print_data(results, as_json, as_csv):
-        _print_table(found, results, display.results_table(results, None, f"Clean against perturbed: {study}"))
+        constrained = found.spec.objective.max_clean_drop is not None
+        title = f"Clean against perturbed: {study}"
+        _print_table(found, results, display.results_table(results, None, title, constrained))
+        for line in display.explain_feasibility(found, results[0].images):
+            display.console().print(line)
 
 
 @click.command()

@@ -1,5 +1,6 @@
 """What people see in a terminal: tables, a live progress display, plain lines where there is no terminal."""
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,14 @@ from rich.text import Text
 from hpo.search import queries
 from hpo.search.outages import outlast
 from hpo.search.queries import TrialResult
-from hpo.search.status import RunningTrial, StudyStatus, progress
+from hpo.search.status import RunningTrial, Split, StudyStatus, progress, read_split
 from hpo.search.study import Study
 
 POLL_SECS = 0.5
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 WIDTH_WITHOUT_TERMINAL = 120
 RUNNING_SHOWN = 20
+FEW_IMAGES = 5
 
 
 def console(stderr: bool = False) -> Console:
@@ -49,6 +51,12 @@ def shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 trial`, `1,200 trials`, `2 classes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
 def _table(title: str | None = None) -> Table:
     return Table(
         title=title,
@@ -61,26 +69,41 @@ def _table(title: str | None = None) -> Table:
     )
 
 
-def results_table(results: Sequence[TrialResult], baseline: TrialResult | None, title: str) -> Table:
-    """The results, best first, and below them the baseline; narrow enough for 80 columns."""
+def results_table(
+    results: Sequence[TrialResult], baseline: TrialResult | None, title: str, constrained: bool = False
+) -> Table:
+    """The results, best first, and below them the baseline; narrow enough for 80 columns.
+
+    constrained: with a column that says which are feasible, of one character: there is no room for a word.
+    """
     rows = [*results, *([baseline] if baseline else [])]
     accuracies = list(dict.fromkeys(name for row in rows for name in row.perturbed_accuracy))
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
     table = _table(title)
-    for heading in ("trial", "score", "clean", *accuracies, *params):
+    mark = [""] if constrained else []
+    for heading in ("trial", *mark, "score", "clean", *accuracies, *params):
         short = heading.replace("augmentation", "augment.").replace("_", "\n").replace("-", "\n")
         table.add_column(short, justify="right", overflow="fold")
     for row in results:
-        table.add_row(str(row.number), *_cells(row, accuracies, params), style="" if row.feasible else "dim")
+        cells = _cells(row, accuracies, params, constrained)
+        table.add_row(str(row.number), *cells, style="" if row.feasible else "dim")
     if baseline:
         table.add_section()
-        table.add_row("baseline", *_cells(baseline, accuracies, params))
+        table.add_row("baseline", *_cells(baseline, accuracies, params, constrained))
     return table
 
 
-def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str]) -> list[str]:
+def _mark(row: TrialResult) -> str:
+    """Whether it is feasible; a dash where that is not known, before its end or the baseline's."""
+    if row.clean_drop is None and not row.baseline:
+        return "–"  # noqa: RUF001
+    return "✓" if row.feasible else "✗"
+
+
+def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str], constrained: bool = False) -> list[str]:
     return [
+        *([_mark(row)] if constrained else []),
         shown_score(row.score),
         percent(row.clean_accuracy),
         *(percent(row.perturbed_accuracy.get(name)) for name in accuracies),
@@ -96,19 +119,54 @@ def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[
         return
     best = results[0]
     title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
-    out.print(results_table(results, baseline, title))
-    if best.images:
+    out.print(results_table(results, baseline, title, study.spec.objective.max_clean_drop is not None))
+    measured = [a for a in (best.clean_accuracy, *best.perturbed_accuracy.values()) if a is not None]
+    if best.images and measured:
+        width = max(half_width(accuracy, best.images) for accuracy in measured)
         out.print(
-            f"Accuracies on {best.images:,} tuning images, the same for all trials; "
-            f"each trial was trained once (seed {study.spec.seed})."
+            f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials; "
+            f"each trial was trained once (seed {study.spec.seed}). "
+            f"So many images tell an accuracy to ± {100 * width:.1f} points (95 %)."
         )
-    if not best.feasible:
-        out.print(
-            f"No trial is feasible: each loses more than max_clean_drop = {study.spec.objective.max_clean_drop} of "
-            "clean accuracy against the baseline; shown first are those that lose least."
-        )
+    for line in explain_feasibility(study, best.images):
+        out.print(line)
+    if best.baseline and not chosen:
+        out.print(f"{nothing_beats_baseline(study)}.")
     if baseline and baseline.number != best.number:
         out.print(_comparison(best, baseline))
+
+
+def half_width(accuracy: float, images: int) -> float:
+    """Of the 95 % interval of an accuracy that was measured on so many images: Wilson's, which is not 0 where all were
+    right.
+    """
+    z = 1.96
+    return z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
+
+
+def explain_feasibility(study: Study, images: int | None) -> list[str]:
+    """What max_clean_drop allows, if the study has one."""
+    most = study.spec.objective.max_clean_drop
+    if most is None:
+        return []
+    points = "1 point" if most == 0.01 else f"{100 * most:g} points"
+    legend = f"✓ feasible: at most {points} of clean accuracy below the baseline (max_clean_drop); ✗ infeasible."
+    return [legend, *warn_of_few_images(study, images)]
+
+
+def warn_of_few_images(study: Study, images: int | None) -> list[str]:
+    """A warning if what max_clean_drop allows is but a few of so many tuning images."""
+    most = study.spec.objective.max_clean_drop
+    if most is None or not images or most * images >= FEW_IMAGES:
+        return []
+    allowed = f"max_clean_drop = {most:g} is {most * images:.2g} of {counted(images, 'tuning image')}"
+    advice = "allow more, or have more tuning images (data.validation_fraction)"
+    return [f"Warning: {allowed}: one more or less decides what is feasible; {advice}."]
+
+
+def nothing_beats_baseline(study: Study) -> str:
+    """What to say when the best trial is the baseline."""
+    return f"No {'feasible ' if study.spec.objective.max_clean_drop is not None else ''}trial beats the baseline"
 
 
 def _comparison(best: TrialResult, baseline: TrialResult) -> str:
@@ -169,16 +227,24 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
         for number, traceback in record.failures:
             reason = traceback.strip() if tracebacks else traceback.strip().splitlines()[-1]
             parts.append(Text(f"{name}: trial {number} failed: {reason}"))
-        if record.interrupted:
-            which = f"{record.interrupted} of the {record.counts.failed} failed trials"
-            parts.append(Text(f"{name}: {which} were interrupted; their slots were given out again"))
-        if record.counts.paused:
-            parts.append(
-                Text(f"{name}: {record.counts.paused} trials are paused, and go on if they come to be the best")
-            )
+        if record.split:
+            parts.append(Text(f"{name}: {split_line(record.split)}"))
+            parts += [Text(f"{name}: {line}") for line in warn_of_few_images(record.study, record.split.tuning)]
+        if number := record.interrupted:
+            slots = "was interrupted; its slot was" if number == 1 else "were interrupted; their slots were"
+            parts.append(Text(f"{name}: {counted(number, 'trial')} {slots} given out again"))
+        if number := record.counts.paused:
+            go_on = "is paused, and goes on if it comes" if number == 1 else "are paused, and go on if they come"
+            parts.append(Text(f"{name}: {counted(number, 'trial')} {go_on} to be the best"))
         if record.study.stopped:
             parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` lets it go on"))
     return Group(*parts)
+
+
+def split_line(split: Split) -> str:
+    """How many images there are, for what."""
+    images = f"{split.train:,} training, {split.tuning:,} tuning and {counted(split.test, 'test image')}"
+    return f"{images} of {counted(split.classes, 'class')}"
 
 
 def _studies_table(records: Sequence[StudyStatus]) -> Table:
@@ -189,7 +255,7 @@ def _studies_table(records: Sequence[StudyStatus]) -> Table:
         table.add_column(heading, justify="right")
     for record in records:
         counts = record.counts
-        numbers = (counts.complete, counts.pruned, counts.failed, counts.running)
+        numbers = (counts.complete, counts.pruned, record.failed, counts.running)
         speed = record.trials_per_hour
         table.add_row(
             Text(record.study.name),
@@ -234,10 +300,15 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
         disable=not out.is_terminal,
         transient=True,
     )
+    split = None
     with bar:
         task = bar.add_task("trials", total=study.budget)
         while True:
             still_working = working()  # before the look at the database, so that the last trials are not missed
+            if split is None and (split := outlast(partial(read_split, engine, study), say)) is not None:
+                say(f"images: {split_line(split)}")
+                for line in warn_of_few_images(study, split.tuning):
+                    say(line)
             for trial in outlast(partial(queries.trials_in, engine, study.name, ENDED, but=seen), say):
                 seen.add(trial.number)
                 say(_trial_line(trial, study))
@@ -254,7 +325,8 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
 def _trial_line(trial: TrialResult, study: Study) -> str:
     name = "baseline" if trial.baseline else f"trial {trial.number}"
     if trial.interruption:
-        return f"{name} interrupted after epoch {len(trial.epochs)}: {trial.interruption}; its slot is given out again"
+        when = f" after epoch {len(trial.epochs)}" if trial.epochs else ""
+        return f"{name} interrupted{when}: {trial.interruption}; its slot is given out again"
     if trial.state == "fail":
         reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
         return f"{name} failed: {reason}; its slot is given out again"

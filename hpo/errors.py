@@ -72,6 +72,23 @@ class NothingCompleteError(HpoError):
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:
-    """` Did you mean 'x'?` when an allowed word is close to `word`, else nothing."""
-    close = difflib.get_close_matches(word, list(allowed), n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
+    """` Did you mean 'x'?` when an allowed word is `word` but for a slip of the finger or two, else nothing."""
+    similar = difflib.get_close_matches(word, list(allowed), n=5, cutoff=0.6)
+    meant = min(similar, key=lambda other: _slips(word, other), default=None)
+    is_near = meant is not None and _slips(word, meant) <= max(1, len(word) // 4)
+    return f" Did you mean '{meant}'?" if is_near else ""
+
+
+def _slips(word: str, other: str) -> int:
+    """Letters that are missing, too many, wrong or exchanged with the next (optimal string alignment). difflib's ratio
+    does not tell: by that, gaussian-blur is nearer to gaussian-noise than hihg is to high.
+    """
+    rows = [list(range(len(other) + 1))]
+    for i, letter in enumerate(word, start=1):
+        row = [i]
+        for j, expected in enumerate(other, start=1):
+            row.append(min(row[-1] + 1, rows[-1][j] + 1, rows[-1][j - 1] + (letter != expected)))
+            if i > 1 and j > 1 and (letter, word[i - 2]) == (other[j - 2], expected):
+                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
+        rows.append(row)
+    return rows[-1][-1]

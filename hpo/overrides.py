@@ -3,7 +3,7 @@
 import tomllib
 from typing import Any
 
-from hpo.errors import SpecError
+from hpo.errors import SpecError, nearest
 
 
 def apply_override(document: dict[str, Any], override: str) -> None:
@@ -42,4 +42,5 @@ def _index(entries: list[Any], key: str, override: str) -> int:
         return names.index(key)
     if key.isdecimal() and int(key) < len(entries):
         return int(key)
-    raise SpecError(f"--set {override}: '{key}' is not among {', '.join(str(name) for name in names)}")
+    known = [str(name) for name in names]
+    raise SpecError(f"--set {override}: '{key}' is not among {', '.join(known)}.{nearest(key, known)}")

@@ -55,6 +55,8 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
             return "name is required: gaussian-noise or pixel-recolor"
         case "value_error":
             return str(details.get("ctx", {}).get("error", details["msg"]))
+        case "bool_type" | "bool_parsing":
+            return f"must be true or false, not {_short(given)}"
         case "too_short":
             return "must not be empty"
         case "model_type" | "dict_type" | "model_attributes_type":

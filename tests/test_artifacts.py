@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hpo.artifacts import Artifacts
+from hpo.artifacts import Artifacts, open_artifacts
 from hpo.errors import InputError
 
 
@@ -59,11 +59,20 @@ def test_a_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "outside").exists()
 
 
-def test_a_place_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match=r"HPO_ARTIFACTS: .*/file cannot be written: (Not a directory|File exists)"):
-        Artifacts(str(tmp_path / "file")).check()
-    with pytest.raises(InputError, match="HPO_ARTIFACTS: 'ftp://' is not supported"):
-        Artifacts("ftp://host/folder")
+    for location in ("file", "file/below", "file/far/below"):
+        with pytest.raises(InputError, match=r"HPO_ARTIFACTS: .*/file is a file, not a folder; give a folder, s3:"):
+            Artifacts(str(tmp_path / location)).check()
+    with pytest.raises(InputError, match="HPO_ARTIFACTS: /proc/x cannot be written: No such file or directory"):
+        Artifacts("/proc/x").check()
+    for location in ("ftp://host/folder", "ftp://", "://", "S3://bucket"):
+        with pytest.raises(InputError, match=r"HPO_ARTIFACTS: '.*://' is not supported; give a folder, s3:"):
+            Artifacts(location)
+    for location in ("s3://", "gs://", "s3:///prefix"):
+        with pytest.raises(InputError, match=r"HPO_ARTIFACTS: '..://' names no bucket; give a folder, s3://bucket/…"):
+            Artifacts(location)
+    monkeypatch.setenv("HPO_ARTIFACTS", "")
+    assert open_artifacts().location == "hpo-artifacts", "as if it were not set"
     Artifacts(str(tmp_path / "new")).check()
     assert os.listdir(tmp_path / "new") == []

@@ -37,6 +37,22 @@ def test_the_dockerfile_passes_hadolint() -> None:
     assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.parametrize("index", ["", "https://host/whl/cpu"])
+def test_the_image_takes_packages_from_pips_own_index_and_one_more_if_it_is_given(tmp_path: Path, index: str) -> None:
+    dockerfile = (PROJECT / "Dockerfile").read_text(encoding="utf-8")
+    assert "://" not in dockerfile
+    assert 'ARG TORCH_INDEX=""\n' in dockerfile
+    (command,) = re.findall(r"^RUN (pip install (?:.*\\\n)*.*\btorch torchvision)$", dockerfile, re.MULTILINE)
+    (tmp_path / "pip").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    (tmp_path / "pip").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "TORCH_INDEX": index}
+    ran = subprocess.run(["bash", "-o", "pipefail", "-c", command], env=environment, capture_output=True, text=True)
+    given = ["--extra-index-url", index] if index else []
+    assert ran.stdout.split("\n")[:-1] == [
+        *("install", "--no-cache-dir", *given, "--constraint", "constraints.txt", "torch", "torchvision")
+    ]
+
+
 def test_no_port_is_published_beyond_loopback() -> None:
     published = [port for service in SERVICES.values() for port in interpolated(service.get("ports", []), {})]
     assert len(published) == 2

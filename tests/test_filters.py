@@ -74,9 +74,19 @@ def conditions(draw: st.DrawFn) -> tuple[str, Any]:
         chosen = draw(st.lists(st.sampled_from([16, 32, 64]), min_size=1))
         return f"batch_size in {json.dumps(chosen)}", lambda row: row.get("batch_size") in chosen
     if kind == "flag":
-        return draw(st.sampled_from(["baseline", "baseline = true", "not baseline = 0"])), lambda row: row["baseline"]
+        texts = [
+            "baseline",
+            "baseline = true",
+            "not baseline = 0",
+            "1 = baseline",
+            "baseline > false",
+            "baseline in (1,)",
+        ]
+        return draw(st.sampled_from([*texts, "baseline != 0"])), lambda row: row["baseline"]
     state = draw(st.sampled_from(["complete", "pruned"]))
-    return f"state = '{state}'", lambda row: row["state"] == state
+    word = draw(st.sampled_from([state, state.upper(), f"'{state}'", f"'{state.upper()}'"]))
+    text = draw(st.sampled_from([f"state = {word}", f"state in ({word}, waiting)", f"{word} = state"]))
+    return text, lambda row: row["state"] == state
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -121,6 +131,9 @@ def test_every_field_sorts_both_ways_with_what_is_missing_last(searched: sa.Engi
         ("batch_sz > 1", "'batch_sz' is not a field; fields: number, .*Did you mean 'batch_size'"),
         ("score > 'high'", "score is compared with a number, not with"),
         ("state = 'done'", "'done' is not a state; allowed: running, complete, pruned, fail, waiting"),
+        ("state = compleet", "'compleet' is not a state; .*Did you mean 'complete'"),
+        ("feasible = 2", "feasible is compared with true or false"),
+        ("worker = me", "worker is compared with text in quotes, not with 'me'"),
         ("score", "score must be compared with something"),
         ("score > 1; DROP TABLE trials", "cannot be read; write for example"),
         ("started_at > 'yesterday'", "'yesterday' is not a time"),

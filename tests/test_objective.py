@@ -157,7 +157,7 @@ def test_what_a_device_says_is_told_apart(words: str, kind: str) -> None:
         ("building", "CUDA out of memory", MachineError),
         ("building", "CUDA error: an illegal memory access was encountered", MachineError),
         ("head", "CUBLAS_STATUS_ALLOC_FAILED", MachineError),
-        ("scoring", "CUBLAS_STATUS_ALLOC_FAILED", MemoryError),
+        ("step", "CUBLAS_STATUS_NOT_INITIALIZED", MachineError),
     ],
 )
 def test_a_device_that_fails_is_no_fault_of_the_configuration(
@@ -169,7 +169,7 @@ def test_a_device_that_fails_is_no_fault_of_the_configuration(
     words: str,
     expected: type[Exception],
 ) -> None:
-    """What a configuration needs too much memory for is its own fault, what any would need too much for is not."""
+    """Nor is what any configuration would need too much memory for."""
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
     model = {"weights": pretrained, "input_size": 32}
     objective = RobustAccuracy(make_spec(data=DATA, model=model), threads=1, artifacts=Artifacts(str(tmp_path)))

@@ -7,14 +7,16 @@ import pytest
 import sqlalchemy as sa
 from conftest import make_spec, optuna_storage, run
 from large_study import fill
+from optuna.distributions import IntDistribution
 
 from hpo.errors import HpoError
-from hpo.search import budget, queries
+from hpo.search import attributes, budget, queries
+from hpo.search.attributes import SPLIT_KEY
 from hpo.search.importances import parameter_importances
 from hpo.search.records import record_epoch, record_params
 from hpo.search.status import status
 from hpo.search.study import find_studies, submit
-from hpo.search.tables import trial_heartbeats, trials
+from hpo.search.tables import study_user_attributes, trial_heartbeats, trials
 
 
 @pytest.fixture
@@ -106,10 +108,42 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
     assert 24 < (status(engine, study).running[0].secs_since_heartbeat or 0) < 35
     assert budget.give_back(engine, claim.hold, "interruption", "its worker was asked to stop")
     again = status(engine, study)
-    assert (again.counts.failed, again.interrupted, again.failures) == (1, 1, [])
+    assert (again.failed, again.interrupted, again.failures) == (0, 1, [])
+    assert (again.as_json()["failed"], again.as_json()["interrupted"]) == (0, 1)
     shown = found.as_json()
     assert (shown["running"], shown["waiting"], shown["finished"]) == (2, 4, 4)
     assert len(shown["running_trials"]) == 2
+
+
+def test_a_trial_that_goes_on_shows_the_epochs_that_it_goes_on_from(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(training={"epochs": 6}))
+    for _ in range(2):  # interrupted twice, the second time before it had measured anything
+        claim = budget.claim(engine, study.study_id, "host:1")
+        assert claim is not None
+        record_params(engine, claim.trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
+        if not claim.slot.continues:
+            for epoch in range(1, 6):
+                record_epoch(engine, claim.trial_id, epoch, 0.5, [], {})
+        assert budget.give_back(engine, claim.trial_id, "interruption", "its worker was asked to stop")
+    claim = budget.claim(engine, study.study_id, "host:1")
+    other = budget.claim(engine, study.study_id, "host:2")
+    assert claim is not None
+    assert other is not None
+    assert len(claim.slot.continues) == 2
+    epochs = {trial.number: trial.epoch for trial in status(engine, study).running}
+    assert epochs == {claim.number: 5, other.number: 0}
+    record_params(engine, claim.trial_id, {}, {})
+    record_epoch(engine, claim.trial_id, 1, 0.5, [], {})  # its checkpoint was lost
+    assert {trial.number: trial.epoch for trial in status(engine, study).running}[claim.number] == 1
+
+
+def test_status_knows_the_images_when_a_worker_has_loaded_them(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec())
+    assert status(engine, study).as_json()["split"] is None
+    split = {"train": 900, "tuning": 100, "test": 1, "classes": 10}
+    with engine.begin() as connection:
+        attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
+    assert status(engine, study).as_json()["split"] == split
 
 
 def finish_after(engine: sa.Engine, trial_id: int, secs: float) -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,13 +15,20 @@ import pytest
 import sqlalchemy as sa
 import torch
 from conftest import Hpo, Start, make_spec, write_study
+from free_objective import FreeObjective
 from large_study import fill
+from rich.console import Console, RenderableType
 
 import hpo as package
+from hpo import display, errors
 from hpo.errors import HpoError, InputError
-from hpo.search import budget
+from hpo.search import attributes, budget, rungs
+from hpo.search.attributes import SPLIT_KEY
 from hpo.search.storage import create_database, parse_url
 from hpo.search.study import submit
+from hpo.search.tables import study_user_attributes
+from hpo.search.worker import work
+from hpo.watching import look
 
 
 @pytest.fixture
@@ -91,6 +99,104 @@ def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start
     engine.dispose()
 
 
+def said_to_people(view: RenderableType) -> str:
+    out = Console(width=80, file=io.StringIO(), highlight=False, markup=False)
+    out.print(view)
+    return " ".join(out.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) -> None:
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    study, _ = submit(engine, make_spec(budget=3, objective=tight_objective(0.015)))
+    paused = budget.claim(engine, study.study_id, "host:1")
+    interrupted = budget.claim(engine, study.study_id, "host:2")
+    assert paused is not None
+    assert interrupted is not None
+    rungs.pause(engine, study.study_id, paused.trial_id, 1, 0.5, {})
+    budget.give_back(engine, interrupted.trial_id, "interruption", "its worker was asked to stop")
+    with engine.begin() as connection:
+        split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}
+        attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
+    said = said_to_people(display.status_view(look(engine, [], tidy=False), tracebacks=False))
+    assert " study 0/3 0 0 0 0 – – –" in said, "nothing failed"  # noqa: RUF001
+    assert "study: 1 trial was interrupted; its slot was given out again" in said
+    assert "study: 1 trial is paused, and goes on if it comes to be the best" in said
+    assert "study: 1,026 training, 114 tuning and 1 test image of 3 classes" in said
+    assert "max_clean_drop = 0.015 is 1.7 of 114 tuning images: one more or less decides" in said
+    engine.dispose()
+
+
+def test_a_run_says_how_many_images_there_are_as_soon_as_that_is_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    study, _ = submit(engine, make_spec(objective=tight_objective(0.015)))
+    looks = iter([True, True, False])
+
+    def working() -> bool:
+        look = next(looks)
+        if not look:
+            with engine.begin() as connection:
+                split = {"train": 1026, "tuning": 114, "test": 285, "classes": 3}
+                attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
+        return look
+
+    display.follow(engine, study, working)
+    said = capsys.readouterr().err
+    assert said.count("images: 1,026 training, 114 tuning and 285 test images of 3 classes") == 1
+    assert said.count("Warning: max_clean_drop = 0.015 is 1.7 of 114 tuning images: one more or less decides") == 1
+    engine.dispose()
+
+
+def tight_objective(max_clean_drop: float) -> dict[str, object]:
+    noise = {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.5}
+    return {"clean": 0.5, "max_clean_drop": max_clean_drop, "perturbations": [noise]}
+
+
+@pytest.fixture
+def constrained(tmp_path: Path) -> Path:
+    """A folder with two studies of six trials: `loose` has feasible and infeasible ones, `tight` only its baseline."""
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    strong = {"learning_rate": {"low": 0.02, "high": 0.1}, "augmentation_strength": {"choices": [0.0, 0.9, 1.0]}}
+    for name, changes in {"loose": {}, "tight": {"search": strong}}.items():
+        spec = make_spec(name=name, budget=6, objective=tight_objective(0.02), **changes)
+        submit(engine, spec)
+        work(engine, [name], FreeObjective, "worker", lambda text: None)
+    engine.dispose()
+    return tmp_path
+
+
+def test_where_there_is_a_constraint_every_table_shows_what_is_feasible(hpo: Hpo, constrained: Path) -> None:
+    for command in ("top", "pareto"):
+        shown = hpo(command, "loose").stdout
+        trials = {int(row["number"]): row for row in json.loads(hpo(command, "loose", "--json").stdout)}
+        marks = dict(re.findall(r"^ +(\d+)  ([✓✗])", shown, re.MULTILINE))
+        assert {int(number): mark == "✓" for number, mark in marks.items()} == {
+            number: row["feasible"] for number, row in trials.items()
+        }
+        assert set(marks.values()) == {"✓", "✗"}
+        assert "✓ feasible: at most 2 points of clean accuracy below the baseline" in shown
+    infeasible = hpo("top", "loose", "--where", "feasible = 0").stdout
+    assert "✗" in infeasible
+    assert "o trial is feasible" not in infeasible
+    assert "✓" not in hpo("top", "large").stdout
+
+
+def test_a_best_that_is_the_baseline_is_said_to_be(hpo: Hpo, constrained: Path) -> None:
+    assert json.loads(hpo("best", "tight", "--json").stdout)["baseline"]
+    for command in ("best", "top"):
+        assert "No feasible trial beats the baseline." in hpo(command, "tight").stdout
+        assert "beats the baseline" not in hpo(command, "loose").stdout
+    assert hpo("best", "tight", "--toml").stdout.startswith("# No feasible trial beats the baseline: this is the")
+    assert "beats the baseline" not in hpo("best", "loose", "--toml").stdout
+
+
+def test_tables_say_how_much_so_many_images_tell(hpo: Hpo, folder: Path) -> None:
+    assert "So many images tell an accuracy to ± 2.0 points (95 %)" in " ".join(hpo("best", "large").stdout.split())
+    assert display.half_width(0.5, 2500) == pytest.approx(1.96 * math.sqrt(0.25 / 2500), rel=1e-3)
+    assert 0 < display.half_width(1.0, 114) < 0.03, "all right is not quite certain"
+
+
 def test_ctrl_c_is_the_way_out_of_watch(hpo: Hpo, start: Start, tmp_path: Path) -> None:
     hpo("submit", write_study(tmp_path))
     watching = start("watch")
@@ -148,7 +254,42 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
         package.top("study", -1, storage=storage)
 
 
+def in_python(code: str, folder: Path) -> str:
+    """What a Python of its own prints."""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=os.environ)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
+def test_every_public_name_is_there_and_no_other(tmp_path: Path) -> None:
+    code = "from hpo import *; print(sorted(name for name in globals() if not name.startswith('_')))"
+    assert in_python(code, tmp_path).strip() == str(sorted(package.__all__))
+    ours = [name for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HpoError)]
+    assert set(ours) < set(package.__all__)
+    assert package.StudyError is errors.StudyError
+    assert set(package.__all__) < set(dir(package))
+
+
+def test_help_tells_what_there_is(tmp_path: Path) -> None:
+    said = in_python("import hpo; help(hpo)", tmp_path)
+    for text in ("hpo.run(", "load_results(study: str", "class HpoError", "perturb(name: str", "class TrialResult"):
+        assert text in said
+
+
+def test_frames_without_pandas_name_the_extra(folder: Path) -> None:
+    code = """
+import sys, hpo
+sys.modules["pandas"] = None
+try:
+    hpo.load_results("large").to_pandas()
+except hpo.HpoError as error:
+    print(error)
+"""
+    assert in_python(code, folder) == "to_pandas() needs another package: pip install 'hpo[pandas]'\n"
+
+
 def test_importing_hpo_loads_neither_torch_nor_optuna(folder: Path) -> None:
     code = "import hpo, sys; hpo.best('large'); print(sorted({'torch', 'optuna', 'pandas'} & set(sys.modules)))"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, env=os.environ)
-    assert printed.stdout == "[]\n", printed.stderr
+    assert in_python(code, folder) == "[]\n"
+    light = "import hpo, sys; print(sorted({'sqlalchemy', 'pydantic', 'hpo.api'} & set(sys.modules)))"
+    assert in_python(light, folder) == "[]\n"

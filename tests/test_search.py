@@ -3,6 +3,7 @@
 import collections
 import threading
 import time
+from typing import Any
 
 import optuna
 import pytest
@@ -18,7 +19,7 @@ from hpo.search.claims import Hold
 from hpo.search.records import record_params
 from hpo.search.status import status
 from hpo.search.storage import masked, parse_url
-from hpo.search.study import Study, check_fingerprints, find_studies, submit
+from hpo.search.study import Study, check_fingerprints, extend, find_studies, submit
 from hpo.search.worker import work
 
 
@@ -207,6 +208,41 @@ def test_submitting_twice_changes_nothing_and_a_change_is_refused(engine: sa.Eng
     optuna.create_study(study_name="foreign", storage=optuna_storage(engine.url))
     with pytest.raises(StudyError, match="was not made by hpo"):
         submit(engine, make_spec(name="foreign"))
+
+
+def test_all_that_differs_is_said_and_an_extended_budget_is_no_difference(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=4))
+    extend(engine, study, 5)
+
+    def refused(**changes: object) -> str:
+        with pytest.raises(StudyError) as caught:
+            submit(engine, make_spec(**changes))
+        return str(caught.value).removeprefix("study 'study' was submitted with ")
+
+    epochs = {"epochs": 5, "horizontal_flip": False}
+    assert refused(budget=4, training=epochs).startswith("training.epochs = 3, not 5; choose another name")
+    assert refused(budget=5, training=epochs).startswith("training.epochs = 3, not 5; choose another name")
+    said = refused(budget=9, seed=1, training=epochs)
+    assert said.startswith("seed = 0, not 1; training.epochs = 3, not 5; budget = 5, not 9; choose another name")
+    assert refused(budget=9).endswith("; to add to it: hpo extend study --budget 9")
+    objective: dict[str, Any] = make_spec().objective.model_dump()
+    stronger = objective | {
+        "perturbations": [objective["perturbations"][0] | {"sigma": 0.4}, objective["perturbations"][1]]
+    }
+    assert "objective.perturbations.gaussian-noise.sigma = 0.3, not 0.4; choose" in refused(
+        budget=4, objective=stronger
+    )
+    turned = objective | {"perturbations": objective["perturbations"][::-1]}
+    assert "objective.perturbations in another order; choose" in refused(budget=4, objective=turned)
+    many = {
+        "batch_size": 16,
+        "learning_rate": {"choices": [0.1, 0.2]},
+        "frozen_layers": 1,
+        "augmentation_strength": 0.5,
+    }
+    said = refused(budget=4, seed=1, training=epochs, search=many)
+    assert said.count(", not ") == 8
+    assert "; and " in said
 
 
 def test_processes_that_submit_at_once_make_one_study(storage_url: str) -> None:

@@ -10,7 +10,7 @@ from conftest import STUDIES, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.errors import SpecError
+from hpo.errors import SpecError, nearest
 from hpo.parameters import Choices, Range
 from hpo.spec import Spec, load_spec
 
@@ -41,6 +41,10 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ("budget='many'", "budget: must be a valid integer, not 'many'"),
         ("budget=-5", "budget: must be greater than or equal to 1, not -5"),
         ("budget=true", "budget: must be a valid integer, not True"),
+        ("training.compile=yes", "training.compile: must be true or false, not 'yes'"),
+        ("training.horizontal_flip=1", "training.horizontal_flip: must be true or false, not 1"),
+        ("search.learning_rate={low = 0.1, high = 1, log = True}", "search.learning_rate"),
+        ('search.learning_rate={low = 0.1, high = 1, log = "yes"}', "log: must be true or false, not 'yes'"),
         ("search.learning_rate={low = 1, high = 0.1}", "search.learning_rate: low = 1 is above high = 0.1"),
         ("search.learning_rate={low = 0, high = 0.1, log = true}", "log = true needs low above 0"),
         ("search.batch_size=1.5", "search.batch_size: 1.5 is not a whole number from 1 to 65536"),
@@ -83,11 +87,38 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ('data.root="a\\u0000b"', "data.root: must be a path"),
         ('name="a\\u2028b"', "name: must not begin with"),
         ("budget.of.what=3", "--set budget.of.what=3: budget is a value, not a table"),
-        ("objective.perturbations.7.sigma=1", "'7' is not among gaussian-noise, pixel-recolor"),
+        ("objective.perturbations.7.sigma=1", "'7' is not among gaussian-noise, pixel-recolor."),
+        ("objective.perturbations.gausian-noise.sigma=1", "pixel-recolor. Did you mean 'gaussian-noise'?"),
     ],
 )
 def test_a_wrong_value_is_refused_in_one_line_that_names_it(tmp_path: Path, override: str, expected: str) -> None:
     assert expected in refused(tmp_path, GOOD, override)
+
+
+@pytest.mark.parametrize(
+    ("word", "allowed", "meant"),
+    [
+        ("gaussian-nose", ["gaussian-noise", "pixel-recolor"], "gaussian-noise"),
+        ("gaussian-blur", ["gaussian-noise", "pixel-recolor"], None),
+        ("pixel-noise", ["gaussian-noise", "pixel-recolor"], None),
+        ("mean", ["asha", "hyperband", "median", "none"], None),
+        ("imagenet", ["tiny-imagenet", "image-folder", "digits"], None),
+        ("hihg", ["low", "high", "log", "default"], "high"),
+        ("hgih", ["low", "high", "log", "default"], "high"),
+        ("epohcs", ["epochs", "weight_decay"], "epochs"),
+        ("batch_sz", ["batch_size", "score"], "batch_size"),
+        ("learning-rate", ["learning_rate"], "learning_rate"),
+        ("tpee", ["auto", "tpe", "gp"], "tpe"),
+        ("", ["a"], None),
+    ],
+)
+def test_only_a_near_miss_is_suggested(word: str, allowed: list[str], meant: str | None) -> None:
+    assert nearest(word, allowed) == (f" Did you mean '{meant}'?" if meant else "")
+
+
+def test_another_perturbation_is_not_suggested_for_one_that_does_not_exist(tmp_path: Path) -> None:
+    message = refused(tmp_path, GOOD, "objective.perturbations.gaussian-noise.name=gaussian-blur")
+    assert message.endswith("name must be one of 'gaussian-noise', 'pixel-recolor', not 'gaussian-blur'.")
 
 
 def test_a_perturbation_given_twice_is_refused(tmp_path: Path) -> None:

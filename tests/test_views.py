@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from typing import Any
 
@@ -16,9 +17,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from hpo.errors import InputError
+from hpo.errors import InputError, StorageError
 from hpo.search import tables
-from hpo.search.storage import _views_version, open_engine
+from hpo.search.storage import _views_version, create_database, open_engine
 from hpo.search.views import VIEWS_VERSION, view_statements
 
 
@@ -85,7 +86,7 @@ def read(engine: sa.Engine, query: str) -> list[dict[str, Any]]:
 def check_row(row: dict[str, Any], trial: FrozenTrial) -> None:
     """Column by column. What is no number is no accuracy, and JSON has no NaN and no infinity."""
     assert row["number"] == trial.number
-    assert row["state"] == trial.state.name
+    assert row["state"] == trial.state.name.lower()
     assert row["score"] == trial.value
     for column, key in ACCURACIES.items():
         value = trial.user_attrs.get(key)
@@ -186,7 +187,118 @@ def test_the_views_of_a_newer_hpo_are_left_alone(engine: sa.Engine) -> None:
 
 def test_the_version_is_raised_with_every_change_of_the_views() -> None:
     views = repr([view_statements(dialect) for dialect in ("sqlite", "postgresql")])
-    assert (VIEWS_VERSION, hashlib.sha256(views.encode()).hexdigest()[:8]) == (2, "3fd947c5")
+    assert (VIEWS_VERSION, hashlib.sha256(views.encode()).hexdigest()[:8]) == (3, "6cfd7296")
+
+
+OLD_VIEWS = (
+    "DROP VIEW best_configs",
+    "DROP VIEW trial_results",
+    "CREATE VIEW trial_results AS SELECT study_name AS study, 'COMPLETE' AS state, 1 AS feasible FROM studies",
+    "CREATE VIEW best_configs AS SELECT 1 AS rank, * FROM trial_results",
+)
+
+
+def test_flags_and_states_are_spelled_as_everywhere_else(engine: sa.Engine) -> None:
+    study = optuna.create_study(study_name="s", storage=optuna_storage(engine.url))
+    study.add_trial(create_trial(value=1.0))
+    (row,) = read(engine, "SELECT state, baseline, feasible FROM trial_results WHERE feasible AND NOT baseline")
+    is_server = engine.dialect.name == "postgresql"
+    assert row["state"] == "complete"
+    assert [repr(row["baseline"]), repr(row["feasible"])] == (["False", "True"] if is_server else ["0", "1"])
+    assert len(read(engine, "SELECT * FROM best_configs WHERE state = 'complete'")) == 1
+
+
+def test_readers_of_postgresql_keep_what_they_were_given(postgresql_url: str) -> None:
+    """A view whose columns change must be dropped, and a new one would be the reader's no more."""
+    engine = open_fresh(postgresql_url)
+    execute(engine, *OLD_VIEWS, "COMMENT ON VIEW trial_results IS 'ask Ann''s team: 100 %s; hpo views 2'")
+    roles = [f'"{engine.url.database} {name}"' for name in ("owner", "reader", "passes on", "one column", "refused")]
+    owner, reader, passes_on, one_column, refused = roles
+    given = (
+        *(f"CREATE ROLE {role}" for role in roles),
+        f"GRANT ALL ON SCHEMA public TO {owner}",
+        f"ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {refused}",
+        f"GRANT SELECT ON trial_results, best_configs TO {reader}",
+        f"GRANT SELECT ON best_configs TO {passes_on} WITH GRANT OPTION",
+        f"GRANT SELECT (study, state), UPDATE (feasible) ON trial_results TO {one_column}",
+        "GRANT SELECT (study) ON best_configs TO PUBLIC",
+        "COMMENT ON VIEW best_configs IS 'those worth having'",
+        "COMMENT ON COLUMN best_configs.rank IS 'from 1'",
+        "ALTER VIEW best_configs SET (security_barrier = true)",
+        f"ALTER VIEW best_configs OWNER TO {owner}",
+    )
+    execute(engine, *given)
+    before = rights(engine)
+    assert len(before) > 12
+    try:
+        open_engine(engine.url).dispose()
+        assert [row for row in rights(engine) if row not in before] == []
+        assert [row for row in before if row not in rights(engine)] == []
+        (comment,) = read(engine, "SELECT obj_description('trial_results'::regclass) AS text")
+        assert comment["text"] == f"ask Ann's team: 100 %s;  hpo views {VIEWS_VERSION}".replace(";  ", "; ")
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"SET ROLE {reader}")
+            assert connection.execute(sa.text("SELECT pixel_recolor, feasible FROM trial_results")).all() == []
+            connection.rollback()
+            connection.exec_driver_sql(f"SET ROLE {refused}")
+            with pytest.raises(sa.exc.ProgrammingError, match="permission denied"):
+                connection.execute(sa.text("SELECT * FROM trial_results"))
+    finally:  # roles are the server's, not the database's
+        execute(engine, *(f"DROP OWNED BY {role} CASCADE" for role in roles), *(f"DROP ROLE {role}" for role in roles))
+
+
+def rights(engine: sa.Engine) -> list[dict[str, Any]]:
+    """Owners, options, rights and comments of both views, but for the comment that holds their version."""
+    query = """
+        SELECT c.relname, '' AS col, 'owner' AS what, pg_get_userbyid(c.relowner)::text AS who,
+            c.reloptions::text AS more FROM pg_class c WHERE c.relname IN ('trial_results', 'best_configs')
+        UNION ALL SELECT table_name, '', privilege_type, grantee, is_grantable FROM information_schema.table_privileges
+            WHERE table_name IN ('trial_results', 'best_configs')
+        UNION ALL SELECT table_name, column_name, privilege_type, grantee, is_grantable
+            FROM information_schema.column_privileges
+            WHERE table_name IN ('trial_results', 'best_configs') AND column_name IN ('study', 'state', 'feasible')
+        UNION ALL SELECT relname, 'comment', objsubid::text, '', description
+            FROM pg_description d JOIN pg_class c ON c.oid = d.objoid WHERE c.relname = 'best_configs'"""
+    return read(engine, query)
+
+
+def test_many_that_find_older_views_at_once_make_them_once(postgresql_url: str) -> None:
+    engine = open_fresh(postgresql_url)
+    role = f"{engine.url.database}_reader"
+    execute(engine, *OLD_VIEWS, f"CREATE ROLE {role}", f"GRANT SELECT ON best_configs TO {role}")
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            for opened in pool.map(lambda i: (open_engine, create_database)[i % 2](engine.url), range(8)):
+                assert read(opened, "SELECT pixel_recolor FROM best_configs") == []
+                opened.dispose()
+        assert {"relname": "best_configs", "col": "", "what": "SELECT", "who": role, "more": "NO"} in rights(engine)
+    finally:
+        execute(engine, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
+
+
+def test_views_that_others_depend_on_are_left_as_they_are(postgresql_url: str) -> None:
+    engine = open_fresh(postgresql_url)
+    execute(engine, *OLD_VIEWS, "CREATE VIEW ours AS SELECT study FROM best_configs")
+    for opened in (open_engine, open_fresh):
+        with pytest.raises(StorageError, match="view ours depends on view best_configs; drop those, say `hpo init`"):
+            opened(engine.url)
+    assert len(read(engine, "SELECT * FROM ours")) == 0
+    execute(engine, "DROP VIEW ours")
+    open_engine(engine.url).dispose()
+
+
+def test_one_who_may_only_read_is_told_who_can_replace_older_views(postgresql_url: str) -> None:
+    engine = open_fresh(postgresql_url)
+    role = f"{engine.url.database}_reader"
+    rights = f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"
+    execute(engine, *OLD_VIEWS, f"CREATE ROLE {role} LOGIN", rights)
+    try:
+        with pytest.raises(StorageError, match="this user may not replace them"):
+            open_engine(engine.url.set(username=role))
+        open_engine(engine.url).dispose()
+        open_engine(engine.url.set(username=role)).dispose()
+    finally:
+        execute(engine, f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
 def execute(engine: sa.Engine, *statements: str) -> None:

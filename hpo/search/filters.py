@@ -11,7 +11,7 @@ import tokenize
 import warnings
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeGuard
 
 import sqlalchemy as sa
 
@@ -93,14 +93,14 @@ def _condition(node: ast.expr) -> sa.ColumnElement[bool]:
             pairs = zip(operands, node.ops, operands[1:], strict=False)
             return sa.and_(*(_comparison(left, op, right) for left, op, right in pairs))
         case ast.Name() if KINDS.get(node.id) == "flag":
-            return _field(node.id) == 1
+            return _field(node.id).is_(sa.true())
         case ast.Name():
             raise _FilterError(f"{_field(node.id).name} must be compared with something, as in: {EXAMPLE}")
     raise _FilterError(f"{_quoted(ast.unparse(node))} is not a comparison; write for example: {EXAMPLE}")
 
 
 def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> sa.ColumnElement[bool]:
-    if not isinstance(left, ast.Name) and isinstance(right, ast.Name) and type(op) in _COMPARISONS:
+    if not _is_field(left) and _is_field(right) and type(op) in _COMPARISONS:
         compared: sa.ColumnElement[bool] = _COMPARISONS[type(op)](_value(left, right.id), _field(right.id))
         return compared
     if not isinstance(left, ast.Name):
@@ -119,11 +119,15 @@ def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> sa.ColumnElem
             f"{left.id} can be compared with =, !=, <, <=, >, >=, in (…), is null; not "
             f"as in {_quoted(ast.unparse(right))}"
         )
-    if isinstance(right, ast.Name):
+    if isinstance(right, ast.Name) and (_is_field(right) or KINDS[left.id] != "text"):
         if KINDS.get(right.id, KINDS[left.id]) != KINDS[left.id]:
             raise _FilterError(f"{left.id} and {right.id} cannot be compared")
         return _COMPARISONS[type(op)](field, _field(right.id))  # type: ignore[no-any-return]
     return _COMPARISONS[type(op)](field, _value(right, left.id))  # type: ignore[no-any-return]
+
+
+def _is_field(node: ast.expr) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and node.id in FIELDS
 
 
 def _field(name: str) -> sa.ColumnClause[Any]:
@@ -135,16 +139,18 @@ def _field(name: str) -> sa.ColumnClause[Any]:
 def _value(node: ast.expr, field: str) -> Any:
     """What stands for a value, as the field's column keeps it."""
     _field(field)
+    if field == "state" and isinstance(node, ast.Name):  # a word that cannot be mistaken, also without quotes
+        return _state(node.id)
     try:
         value = ast.literal_eval(node)
     except (ValueError, TypeError):
-        raise _FilterError(f"{_quoted(ast.unparse(node))} is not a value that {field} can be compared with") from None
+        value = None
     is_number = isinstance(value, int | float)
     match KINDS[field]:
         case "number" if is_number and not isinstance(value, bool):
             return _as_float(value)
         case "flag" if is_number and value in (0, 1):
-            return int(value)
+            return sa.literal(bool(value), sa.Boolean())
         case "text" if isinstance(value, str) and _can_be_stored(value):
             return _state(value) if field == "state" else value
         case "time" if isinstance(value, str):
@@ -171,11 +177,12 @@ def _as_float(value: float) -> float:
 
 
 def _state(text: str) -> str:
-    states = {"FAILED": "FAIL", **dict(zip(TRIAL_STATES, TRIAL_STATES, strict=True))}
-    if text.upper() not in states:
-        allowed = ", ".join(state.lower() for state in TRIAL_STATES)
-        raise _FilterError(f"{_quoted(text)} is not a state; allowed: {allowed}.{nearest(text, states)}")
-    return states[text.upper()]
+    """As the views spell it."""
+    states = [state.lower() for state in TRIAL_STATES]
+    state = text.lower().replace("failed", "fail")
+    if state not in states:
+        raise _FilterError(f"{_quoted(text)} is not a state; allowed: {', '.join(states)}.{nearest(state, states)}")
+    return state
 
 
 def _as_utc(text: str) -> datetime:

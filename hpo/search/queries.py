@@ -101,7 +101,7 @@ def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort:
     t = trial_results
     condition, fields = parse_where(where) if where else (sa.true(), set[str]())
     name, ascending = parse_sort(sort)
-    infeasible_by = sa.case((t.c.feasible == 1, 0), else_=-t.c.clean_accuracy)
+    infeasible_by = sa.case((t.c.feasible, 0), else_=-t.c.clean_accuracy)
     query = (
         sa.select(t.c.number)
         .where(t.c.study == study, condition)
@@ -109,7 +109,7 @@ def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort:
         .limit(most)
     )
     if "state" not in fields:
-        query = query.where(t.c.state == "COMPLETE", t.c.score.is_not(None))
+        query = query.where(t.c.state == "complete", t.c.score.is_not(None))
     return _read(engine, study, query)
 
 
@@ -128,7 +128,7 @@ def _nulls_last(column: sa.ColumnElement[Any], ascending: bool) -> sa.ColumnElem
 def baseline_trial(engine: sa.Engine, study: str) -> TrialResult | None:
     """The study's baseline if it is complete."""
     t = trial_results
-    query = sa.select(t.c.number).where(t.c.study == study, t.c.baseline == 1, t.c.state == "COMPLETE")
+    query = sa.select(t.c.number).where(t.c.study == study, t.c.baseline, t.c.state == "complete")
     found = _read(engine, study, query)
     return found[0] if found else None
 
@@ -160,7 +160,7 @@ def pareto_front(engine: sa.Engine, study: str) -> list[TrialResult]:
     t = trial_results
     query = (
         sa.select(t.c.number, t.c.clean_accuracy, t.c.perturbed_accuracy)
-        .where(t.c.study == study, t.c.state == "COMPLETE")
+        .where(t.c.study == study, t.c.state == "complete")
         .where(t.c.clean_accuracy.is_not(None), t.c.perturbed_accuracy.is_not(None))
         .order_by(t.c.number)
     )
@@ -186,7 +186,7 @@ def improvements(engine: sa.Engine, study: str) -> list[TrialResult]:
     t = trial_results
     feasible = (
         sa.select(t.c.number, t.c.score, t.c.finished_at)
-        .where(t.c.study == study, t.c.state == "COMPLETE", t.c.feasible == 1, t.c.score.is_not(None))
+        .where(t.c.study == study, t.c.state == "complete", t.c.feasible, t.c.score.is_not(None))
         .subquery()
     )
     order = (feasible.c.finished_at, feasible.c.number)
@@ -251,9 +251,9 @@ def _result(row: dict[str, Any], details: dict[str, Any]) -> TrialResult:
     return TrialResult(
         study=row["study"],
         number=row["number"],
-        state=row["state"].lower(),
-        baseline=bool(row["baseline"]),
-        feasible=bool(row["feasible"]),
+        state=row["state"],
+        baseline=row["baseline"],
+        feasible=row["feasible"],
         score=row["score"],
         clean_accuracy=row["clean_accuracy"],
         perturbed_accuracy=details.get("perturbed_accuracy", {}),

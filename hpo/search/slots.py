@@ -37,7 +37,7 @@ def best_params(connection: sa.Connection, study: str) -> list[Params]:
     t = trial_results.c
     query = (
         sa.select(t.params)
-        .where(t.study == study, t.state == "COMPLETE", t.score.is_not(None), t.baseline == 0)
+        .where(t.study == study, t.state == "complete", t.score.is_not(None), ~t.baseline)
         .order_by(t.feasible.desc(), t.score.desc(), t.number)
         .limit(WARM_STARTS)
     )

@@ -1,12 +1,15 @@
 """How far a study is: what `hpo status` and `hpo watch` show, with a few queries whatever the number of trials."""
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
 
+from hpo.search import attributes
+from hpo.search.attributes import SPLIT_KEY
 from hpo.search.budget import Counts, count_in, database_now
 from hpo.search.queries import TrialResult, best_trials, in_iso_8601
 from hpo.search.study import Study, latest_failures
@@ -18,7 +21,7 @@ RECENT_TRIALS = 20
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that runs now. epoch: the last one that it finished."""
+    """A trial that runs now. epoch: the last one that it finished, or that the trial finished that it goes on from."""
 
     number: int
     worker: str | None
@@ -29,9 +32,20 @@ class RunningTrial:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How many images of how many classes trials train on (train), are scored on (tuning), and never see (test)."""
+
+    train: int
+    tuning: int
+    test: int
+    classes: int
+
+
+@dataclass(frozen=True)
 class StudyStatus:
-    """One study. best: None before a trial is complete; interrupted: how many of the failed trials did not fail of
-    themselves, but were stopped or lost with their worker.
+    """One study. best: None before a trial is complete; interrupted: how many of the trials that are failed in Optuna's
+    words did not fail of themselves, but were stopped or lost with their worker; split: how many images it has, None
+    before a worker has loaded them.
     """
 
     study: Study
@@ -41,6 +55,12 @@ class StudyStatus:
     failures: list[tuple[int, str]]
     interrupted: int
     secs_per_trial: float | None
+    split: Split | None
+
+    @property
+    def failed(self) -> int:
+        """Trials that failed of themselves."""
+        return self.counts.failed - self.interrupted
 
     @property
     def is_done(self) -> bool:
@@ -68,8 +88,10 @@ class StudyStatus:
             "budget": self.study.budget,
             "finished": self.counts.finished,
             **asdict(self.counts),
+            "failed": self.failed,
             "interrupted": self.interrupted,
             "stopped": self.study.stopped,
+            "split": self.split and asdict(self.split),
             "trials_per_hour": self.trials_per_hour,
             "secs_left": self.secs_left,
             "best": self.best.as_json() if self.best else None,
@@ -93,7 +115,23 @@ def status(engine: sa.Engine, study: Study) -> StudyStatus:
         interrupted = _count_interrupted(connection, study.study_id) if counts.failed else 0
         secs_per_trial = _secs_per_trial(connection, study.study_id) if counts.running else None
     best = best_trials(engine, study.name, 1) if counts.complete else []
-    return StudyStatus(study, counts, running, best[0] if best else None, failures[::-1], interrupted, secs_per_trial)
+    return StudyStatus(
+        study=study,
+        counts=counts,
+        running=running,
+        best=best[0] if best else None,
+        failures=failures[::-1],
+        interrupted=interrupted,
+        secs_per_trial=secs_per_trial,
+        split=read_split(engine, study),
+    )
+
+
+def read_split(engine: sa.Engine, study: Study) -> Split | None:
+    """None before a worker has loaded the images."""
+    with engine.connect() as connection:
+        kept = attributes.read_study(connection, study.study_id, SPLIT_KEY)
+    return None if kept is None else Split(**{key: kept[key] for key in ("train", "tuning", "test", "classes")})
 
 
 def _count_interrupted(connection: sa.Connection, study_id: int) -> int:
@@ -107,7 +145,7 @@ def _count_interrupted(connection: sa.Connection, study_id: int) -> int:
 
 
 def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
-    worker = trial_user_attributes
+    worker, continues = trial_user_attributes.alias(), trial_user_attributes.alias()
     epoch = (
         sa.select(sa.func.max(trial_intermediate_values.c.step))
         .where(trial_intermediate_values.c.trial_id == trials.c.trial_id)
@@ -117,27 +155,44 @@ def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
         sa.select(
             trials.c.number,
             trials.c.datetime_start,
-            sa.func.coalesce(epoch, 0).label("epoch"),
+            epoch.label("epoch"),
             worker.c.value_json.label("worker"),
+            continues.c.value_json.label("continues"),
             trial_heartbeats.c.heartbeat,
             sa.type_coerce(database_now(connection), sa.DateTime).label("now"),
         )
         .outerjoin(worker, (worker.c.trial_id == trials.c.trial_id) & (worker.c.key == "worker"))
+        .outerjoin(continues, (continues.c.trial_id == trials.c.trial_id) & (continues.c.key == "continues"))
         .outerjoin(trial_heartbeats, trial_heartbeats.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "RUNNING")
         .order_by(trials.c.number)
     )
+    rows = connection.execute(query).all()
+    earlier = {row.number: json.loads(row.continues) for row in rows if row.epoch is None and row.continues}
+    done = _last_epochs(connection, study_id, {number for numbers in earlier.values() for number in numbers})
     return [
         RunningTrial(
             number=row.number,
             worker=json.loads(row.worker) if row.worker else None,
-            epoch=row.epoch,
+            epoch=row.epoch or max((done.get(number, 0) for number in earlier.get(row.number, ())), default=0),
             started_at=row.datetime_start,
             secs_since_start=_secs_between(row.datetime_start, row.now) or 0.0,
             secs_since_heartbeat=_secs_between(row.heartbeat, row.now),
         )
-        for row in connection.execute(query)
+        for row in rows
     ]
+
+
+def _last_epochs(connection: sa.Connection, study_id: int, numbers: Collection[int]) -> dict[int, int]:
+    """The last epoch of each of these trials, by number; without those that have none."""
+    value = trial_intermediate_values.c
+    query = (
+        sa.select(trials.c.number, sa.func.max(value.step).label("last"))
+        .join(trial_intermediate_values, value.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trials.c.number.in_(numbers))
+        .group_by(trials.c.number)
+    )
+    return {row.number: row.last for row in connection.execute(query)} if numbers else {}
 
 
 def _secs_between(earlier: datetime | None, later: datetime) -> float | None:

@@ -16,8 +16,9 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
-from hpo.search.outages import first_line
+from hpo.search.outages import first_line, is_outage
 from hpo.search.tables import OPTUNA_SCHEMA, alembic_version, metadata
+from hpo.search.view_rights import existing_views, read_kept, restore
 from hpo.search.views import VIEWS_VERSION, view_statements
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
@@ -28,6 +29,8 @@ SQLITE_NEEDED = (3, 38)
 READ_ONLY = "25006"
 """PostgreSQL's code for a write where nothing may be written."""
 CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
+VIEWS_LOCK = CREATION_LOCK + 1  # while views are made anew, also by who does not hold the other
+DEPENDENT_OBJECTS = "2BP01"
 POSTGRESQL_CONNECT_ARGS = {
     "prepare_threshold": None,  # a pooler gives each transaction another connection, which knows no such statement
     "connect_timeout": 10,
@@ -117,11 +120,25 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
     if views < VIEWS_VERSION:
         try:
             _make_views(engine)
-        except SQLAlchemyError:
-            raise StorageError(
-                f"--storage: {masked(url)} has the views of an older hpo, and this user may not replace them; "
-                "any command of one who may, such as `hpo status`, brings them up to date"
-            ) from None
+        except SQLAlchemyError as error:
+            raise _views_cannot_be_made(url, error) from None
+
+
+def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
+    if is_outage(error):
+        return unreachable(url, error)
+    where = f"--storage: {masked(url)} has the views of an older hpo"
+    cause = getattr(error, "orig", None)
+    if getattr(cause, "sqlstate", None) == DEPENDENT_OBJECTS:
+        others = " ".join(str(cause.diag.message_detail).split("\n"))  # type: ignore[union-attr]
+        return StorageError(
+            f"{where}, which cannot be replaced while others depend on them: {others}; drop those, say `hpo init`, and "
+            "make them again"
+        )
+    return StorageError(
+        f"{where}, and this user may not replace them ({first_line(error)}); any command of one who may, such as "
+        "`hpo status`, brings them up to date"
+    )
 
 
 def _views_version(connection: sa.Connection) -> int | None:
@@ -138,9 +155,18 @@ def _views_version(connection: sa.Connection) -> int | None:
 
 
 def _make_views(engine: sa.Engine) -> None:
+    """In one transaction: readers wait for it, and keep their rights. Nothing if another process has just done so."""
     with writing(engine) as connection:
+        server = engine.dialect.name == "postgresql"
+        if server:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({VIEWS_LOCK})")
+        if (_views_version(connection) or 0) >= VIEWS_VERSION:
+            return
+        existed, kept = (existing_views(connection), read_kept(connection)) if server else ([], [])
         for statement in view_statements(engine.dialect.name):
             connection.execute(sa.text(statement))
+        if server:
+            restore(connection, existed, kept)
 
 
 def create_database(url: sa.URL) -> sa.Engine:
@@ -154,9 +180,7 @@ def create_database(url: sa.URL) -> sa.Engine:
                 _create_tables(url)
         else:
             locking = sa.create_engine(url, poolclass=NullPool, connect_args=POSTGRESQL_CONNECT_ARGS)
-            with (
-                locking.begin() as connection
-            ):  # until the transaction ends: a pooler keeps connections, and their locks
+            with locking.begin() as connection:  # not a session's lock, which a pooler would keep
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
                 _create_tables(url)
     except (SQLAlchemyError, ImportError, OSError) as error:
@@ -183,7 +207,11 @@ def _create_tables(url: sa.URL) -> None:
     with engine.connect() as connection:
         views = _views_version(connection)
     if views is None or views < VIEWS_VERSION:
-        _make_views(engine)
+        try:
+            _make_views(engine)
+        except SQLAlchemyError as error:
+            engine.dispose()
+            raise error if views is None else _views_cannot_be_made(url, error) from None
     engine.dispose()
 
 

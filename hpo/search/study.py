@@ -37,6 +37,7 @@ PROTOCOL_KEY = "protocol"
 FINGERPRINTS_KEY = "fingerprints"
 FORGIVEN_KEY = "failures_forgiven"
 FAILURES_ALWAYS_BORNE = 2
+DIFFERENCES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,28 @@ def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
 
 
 def _difference(spec: Spec, existing: Study) -> str:
-    old = flatten(existing.spec.model_dump()) | {"budget": existing.budget}
-    new = flatten(spec.model_dump())
-    changed = [key for key in new | old if new.get(key) != old.get(key)]
-    key = changed[0]
-    advice = "choose another name (--set name=…) or take the change back"
-    if changed == ["budget"] and spec.budget > existing.budget:
+    """What the study was submitted with and what is given now; the budget last, and not at all if it is as submitted,
+    whatever `hpo extend` has made of it since.
+    """
+    old, new = _by_key(existing.spec), _by_key(spec)
+    changed = [key for key in new | old if new.get(key) != old.get(key) and key != "budget"]
+    differences = [f"{key} = {_shown(old.get(key))}, not {_shown(new.get(key))}" for key in changed]
+    if spec.budget not in (existing.spec.budget, existing.budget):
+        differences.append(f"budget = {existing.budget}, not {spec.budget}")
+    differences = differences or ["objective.perturbations in another order"]
+    advice = f"choose another name (--set name=…) or take the {'changes' if len(differences) > 1 else 'change'} back"
+    if not changed and spec.budget > existing.budget:
         advice = f"to add to it: hpo extend {spec.name} --budget {spec.budget}"
-    return (
-        f"study '{spec.name}' was submitted with {key} = {_shown(old.get(key))}, not {_shown(new.get(key))}"
-        f"{f' (and {len(changed) - 1} more)' if len(changed) > 1 else ''}; {advice}"
-    )
+    if len(differences) > DIFFERENCES_SHOWN:
+        differences[DIFFERENCES_SHOWN:] = [f"and {len(differences) - DIFFERENCES_SHOWN} more"]
+    return f"study '{spec.name}' was submitted with {'; '.join(differences)}; {advice}"
+
+
+def _by_key(spec: Spec) -> dict[str, Any]:
+    """As `--set` names them."""
+    document = spec.model_dump()
+    perturbations = {entry["name"]: entry for entry in document["objective"]["perturbations"]}
+    return flatten(document | {"objective": document["objective"] | {"perturbations": perturbations}})
 
 
 def _shown(value: Any) -> str:

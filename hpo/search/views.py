@@ -6,14 +6,14 @@ whatever such a study holds, a row must not fail.
 
 # ruff: noqa: S608 (the SQL here is put together from names of this file only)
 
-from typing import Literal
+from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from hpo.search.tables import CONSTRAINT_KEY
 from hpo.spec import PERTURBATION_NAMES
 
-VIEWS_VERSION = 2
+VIEWS_VERSION = 3
 """Raised when a view changes: older views are made anew by the first command that may, newer ones are left alone."""
 
 Kind = Literal["number", "text", "time", "flag"]
@@ -41,11 +41,12 @@ KINDS: dict[str, Kind] = {
     "initial_weights": "text",
     **dict.fromkeys(ACCURACY_COLUMNS.values(), "number"),
 }
-"""The columns of `trial_results`, in their order; new ones come last, as PostgreSQL replaces a view only so."""
+"""The columns of `trial_results`, in their order."""
 
-trial_results = sa.table(
-    "trial_results", *(sa.column(name, sa.DateTime() if kind == "time" else None) for name, kind in KINDS.items())
-)
+_TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {"time": sa.DateTime(), "flag": sa.Boolean()}
+trial_results = sa.table("trial_results", *(sa.column(name, _TYPES.get(kind)) for name, kind in KINDS.items()))
+
+VIEWS = ("trial_results", "best_configs")
 
 # What differs between the two dialects: how JSON text becomes a value, and how an object is put together. PostgreSQL's
 # `json` is kept as it was written, where `jsonb` refuses some strings; a cast of too large or small a number fails
@@ -60,7 +61,7 @@ _SQLITE = {
     "-> ('$.attributes.choices[' || CAST({1} AS INTEGER) || ']'))",
     "object": "json_group_object({0}, json({1}))",
     "infinity": "9e999",
-    "state": "{0}",
+    "enum": "{0}",
 }
 _POSTGRESQL = {
     "number": "CASE WHEN {0} ~ '^-?([0-9]{{1,20}}([.][0-9]+)?"
@@ -73,26 +74,22 @@ _POSTGRESQL = {
     "-> 'attributes' -> 'choices' -> CAST({1} AS integer) AS text)",
     "object": "CAST(json_object_agg({0}, CAST({1} AS json)) AS text)",
     "infinity": "CAST('Infinity' AS double precision)",
-    "state": "CAST({0} AS text)",
+    "enum": "CAST({0} AS text)",
 }
 
 
 def view_statements(dialect: str) -> list[str]:
-    """The SQL that makes the views anew, for "sqlite" or "postgresql", where readers keep their rights to them."""
+    """The SQL that makes the views anew, for "sqlite" or "postgresql"."""
     selected = _trial_results_sql(_SQLITE if dialect == "sqlite" else _POSTGRESQL)
     best = """SELECT row_number() OVER (PARTITION BY study ORDER BY score DESC, number) AS rank, trial_results.*
-        FROM trial_results WHERE state = 'COMPLETE' AND feasible = 1 AND score IS NOT NULL"""
-    if dialect == "sqlite":
-        return [
-            "DROP VIEW IF EXISTS best_configs",
-            "DROP VIEW IF EXISTS trial_results",
-            f"CREATE VIEW trial_results AS {selected} -- hpo views {VIEWS_VERSION}",
-            f"CREATE VIEW best_configs AS {best}",
-        ]
+        FROM trial_results WHERE state = 'complete' AND feasible AND score IS NOT NULL"""
+    version = f"hpo views {VIEWS_VERSION}"
     return [
-        f"CREATE OR REPLACE VIEW trial_results AS {selected}",
-        f"CREATE OR REPLACE VIEW best_configs AS {best}",
-        f"COMMENT ON VIEW trial_results IS 'hpo views {VIEWS_VERSION}'",
+        "DROP VIEW IF EXISTS best_configs",
+        "DROP VIEW IF EXISTS trial_results",
+        f"CREATE VIEW trial_results AS {selected}{f' -- {version}' if dialect == 'sqlite' else ''}",
+        f"CREATE VIEW best_configs AS {best}",
+        *([f"COMMENT ON VIEW trial_results IS '{version}'"] if dialect == "postgresql" else []),
     ]
 
 
@@ -117,8 +114,8 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
     columns = {
         "study": "s.study_name",
         "number": "t.number",
-        "state": sql["state"].format("t.state"),
-        "score": f"""(SELECT CASE {sql["state"].format("v.value_type")} WHEN 'INF_POS' THEN {sql["infinity"]}
+        "state": f"lower({sql['enum'].format('t.state')})",
+        "score": f"""(SELECT CASE {sql["enum"].format("v.value_type")} WHEN 'INF_POS' THEN {sql["infinity"]}
                 WHEN 'INF_NEG' THEN -{sql["infinity"]} ELSE v.value END
                 FROM trial_values v WHERE v.trial_id = t.trial_id AND v.objective = 0)""",
         "clean_accuracy": attribute("number", "clean_accuracy"),
@@ -132,10 +129,10 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
         "worker": attribute("text", "worker"),
         "started_at": "t.datetime_start",
         "finished_at": "t.datetime_complete",
-        "baseline": """CASE WHEN EXISTS (SELECT 1 FROM trial_user_attributes b WHERE b.trial_id = t.trial_id
-                AND b.key = 'baseline') THEN 1 ELSE 0 END""",
-        "feasible": f"""CASE WHEN EXISTS (SELECT 1 FROM trial_system_attributes c WHERE c.trial_id = t.trial_id
-                AND c.key = '{CONSTRAINT_KEY}' AND {violation} > 0) THEN 0 ELSE 1 END""",
+        "baseline": """EXISTS (SELECT 1 FROM trial_user_attributes b WHERE b.trial_id = t.trial_id
+                AND b.key = 'baseline')""",
+        "feasible": f"""NOT EXISTS (SELECT 1 FROM trial_system_attributes c WHERE c.trial_id = t.trial_id
+                AND c.key = '{CONSTRAINT_KEY}' AND {violation} > 0)""",
         "initial_weights": parameter("initial_weights", f"CASE WHEN {is_choice} THEN {word} END"),
         **{column: attribute("number", name) for name, column in ACCURACY_COLUMNS.items()},
     }
