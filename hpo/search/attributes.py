@@ -11,6 +11,8 @@ from hpo.search.tables import study_user_attributes, trial_params
 
 BUDGET_KEY = "budget"
 STOPPED_KEY = "stopped"
+ARTIFACTS_KEY = "artifacts"
+"""Where the study's workers keep pictures, checkpoints and weights: HPO_ARTIFACTS in full, without secrets."""
 ROWS_AT_ONCE = 500
 """In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
 server takes it for active, not for idle in a transaction.
