@@ -1,6 +1,5 @@
 """Serves the dashboard: cheroot, a production WSGI server in this process; TLS if there is a certificate."""
 
-import json
 import os
 import re
 import ssl
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import sqlalchemy as sa
 from cheroot.ssl.builtin import BuiltinSSLAdapter
 from cheroot.wsgi import Server
 from optuna.storages import RDBStorage
@@ -18,9 +16,8 @@ from hpo.artifacts import Artifacts, open_artifacts
 from hpo.dashboard import build_app
 from hpo.errors import InputError
 from hpo.guard import Guard, is_loopback
-from hpo.search.attributes import ARTIFACTS_KEY
 from hpo.search.storage import engine_arguments, open_engine, parse_url
-from hpo.search.tables import studies, study_user_attributes
+from hpo.search.whole_study import locations
 from hpo.stopping import Stopped, stop_on_signals
 
 PASSWORD_VARIABLE = "HPO_DASHBOARD_PASSWORD"  # noqa: S105 (the variable's name)
@@ -123,17 +120,7 @@ def _say(server: Server, address: Address, password: str | None, read_only: bool
 
 def _say_where_pictures_are(storage: RDBStorage, artifacts: Artifacts) -> None:
     """Of studies whose workers keep them elsewhere."""
-    with storage.engine.connect() as connection:
-        query = sa.select(studies.c.study_name, study_user_attributes.c.value_json).join(
-            study_user_attributes, study_user_attributes.c.study_id == studies.c.study_id
-        )
-        rows = connection.execute(
-            query.where(study_user_attributes.c.key == ARTIFACTS_KEY).order_by(studies.c.study_id)
-        )
-        kept: dict[str, list[str]] = {}
-        for name, text in rows:
-            kept.setdefault(json.loads(text), []).append(name)
-    for location, names in kept.items():
+    for location, names in locations(storage.engine).items():
         if is_elsewhere(location, artifacts):
             more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
             click.echo(

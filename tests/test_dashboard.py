@@ -244,6 +244,7 @@ def optuna_study(storage: RDBStorage, name: str, directions: list[str]) -> int:
     """A study of Optuna's own making, with names of attributes that hpo uses too, and trials in every state."""
     study = optuna.create_study(study_name=name, storage=storage, directions=directions)
     study.set_user_attr("budget", 3)
+    study.set_user_attr("artifacts", {"of": "another kind"})
     for number in range(24):
         trial = study.ask()
         x, kind = trial.suggest_float("x", -1, 1), trial.suggest_categorical("kind", ["a", "b"])
@@ -488,6 +489,26 @@ def test_where_the_workers_keep_their_pictures_is_said_if_it_is_elsewhere(engine
     here.write("study/baseline.safetensors", b"of another database's study")
     assert ask(apps[0], "DELETE", at, {})[0] == 200
     assert here.read("study/baseline.safetensors")
+
+
+def test_the_dashboard_says_at_its_start_where_pictures_are(hpo: Hpo, start: Start, tmp_path: Path) -> None:
+    for number in range(7):
+        hpo("submit", write_study(tmp_path), "--set", f"name=study-{number}")
+    storage = optuna_storage(f"sqlite:///{tmp_path}/hpo.db")
+    optuna_study(storage, "plain", ["minimize"])
+    for study in storage.get_all_studies()[:7]:
+        storage.set_study_user_attr(study._study_id, ARTIFACTS_KEY, "s3://bucket/prefix")
+    storage.set_study_user_attr(1, ARTIFACTS_KEY, str(tmp_path / "hpo-artifacts"))
+    server = start("dashboard", "--port", "0")
+    address = address_of(server)
+    assert server.stdout is not None
+    said = server.stdout.readline()
+    assert said.startswith(
+        "warning: pictures of study-1, study-2, study-3, study-4, study-5 and 1 more are in s3://bucke"
+    )
+    assert f"looks in {tmp_path}/hpo-artifacts: start it with HPO_ARTIFACTS=s3://bucket/prefix" in said
+    with urllib.request.urlopen(f"{address}/api/studies/2") as page:  # noqa: S310
+        assert "HPO_ARTIFACTS=s3://bucket/prefix" in json.load(page)["note"]["body"]
 
 
 def test_locations_are_compared_as_they_are_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

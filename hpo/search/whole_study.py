@@ -146,7 +146,7 @@ def _kept(connection: sa.Connection, study_id: int) -> Kept | None:
     numbers = connection.execute(sa.select(trials.c.number).where(trials.c.study_id == study_id, left_open)).scalars()
     return Kept(
         study=name,
-        location=attributes.read_study(connection, study_id, ARTIFACTS_KEY),
+        location=None if spec is None else attributes.read_study(connection, study_id, ARTIFACTS_KEY),
         folder=None if spec is None else folder_of(spec["name"]),
         numbers=list(numbers),
         pictures=_pictures(connection, study_id),
@@ -167,3 +167,19 @@ def _pictures(connection: sa.Connection, study_id: int) -> list[str]:
     )
     texts = [json.loads(text) for query in queries for text in connection.execute(query).scalars()]
     return [json.loads(text)["artifact_id"] for text in texts if text and json.loads(text)]
+
+
+def locations(engine: sa.Engine) -> dict[str, list[str]]:
+    """Where workers keep their files, and the names of the studies that they keep there, the first submitted first."""
+    spec, location = study_user_attributes.alias(), study_user_attributes.alias()
+    query = (
+        sa.select(studies.c.study_name, location.c.value_json)
+        .join(location, (location.c.study_id == studies.c.study_id) & (location.c.key == ARTIFACTS_KEY))
+        .join(spec, (spec.c.study_id == studies.c.study_id) & (spec.c.key == SPEC_KEY))
+        .order_by(studies.c.study_id)
+    )
+    found: dict[str, list[str]] = {}
+    with engine.connect() as connection:
+        for name, text in connection.execute(query):
+            found.setdefault(json.loads(text), []).append(name)
+    return found
