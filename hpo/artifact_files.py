@@ -18,7 +18,7 @@ def location_in_full(location: str) -> str:
 
 def is_elsewhere(kept: str | None, artifacts: Artifacts) -> bool:
     """Whether a study's workers say that they keep their files in another place than this one."""
-    return kept is not None and kept not in (artifacts.location, location_in_full(artifacts.location))
+    return kept is not None and location_in_full(kept) != location_in_full(artifacts.location)
 
 
 def remove_left(artifacts: Artifacts, kept: Kept) -> None:

@@ -175,10 +175,12 @@ class _DashboardStorage(_CachedStorage):
             drawn |= _in_chunks("dashboard:plot_data:clean-against-perturbed:", json.dumps(figure))
         missing = elsewhere_note(study.user_attrs.get(ARTIFACTS_KEY), self._artifacts)
         for trial in seen:
+            version, text = f"dashboard:{trial._trial_id}:note_ver", f"dashboard:{trial._trial_id}:note_str:"
+            if version in study.system_attrs:  # a note that somebody wrote wins
+                continue
             if note := illustrated_note(study._study_id, trial):
-                prefix = f"dashboard:{trial._trial_id}:"
-                drawn |= {f"{prefix}note_ver": 1} | _in_chunks(f"{prefix}note_str:", missing + note)
-        kept = drawn | study.system_attrs  # a note that somebody wrote wins
+                drawn |= {version: 0} | _in_chunks(text, missing + note)  # 0: as if none were there, for what is saved
+        kept = drawn | study.system_attrs
         if missing:
             pieces = [kept.get(f"{STUDY_NOTE}{i}", "") for i in range(sum(key.startswith(STUDY_NOTE) for key in kept))]
             kept = {"dashboard:note_ver": 0} | kept | _in_chunks(STUDY_NOTE, missing + "".join(pieces))
@@ -186,7 +188,7 @@ class _DashboardStorage(_CachedStorage):
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
         """Keeps a note that was written in the page without what was shown above it."""
-        if key == f"{STUDY_NOTE}0":
+        if key.endswith("note_str:0"):
             location = self.get_study_user_attrs(study_id).get(ARTIFACTS_KEY)
             value = value.removeprefix(elsewhere_note(location, self._artifacts))
         super().set_study_system_attr(study_id, key, value)

@@ -39,7 +39,7 @@ from hpo.search.queries import best_trials
 from hpo.search.records import TrialLost, record_epoch
 from hpo.search.storage import writing
 from hpo.search.study import extend, find_studies, submit
-from hpo.search.tables import metadata, study_system_attributes, study_user_attributes
+from hpo.search.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
 from hpo.search.worker import work
 
 PASSWORD = "a-long-password"  # noqa: S105
@@ -240,12 +240,12 @@ def artifacts(tmp_path: Path) -> Artifacts:
     return Artifacts(str(tmp_path / "artifacts"))
 
 
-def optuna_study(storage: RDBStorage, name: str, directions: list[str]) -> int:
+def optuna_study(storage: RDBStorage, name: str, directions: list[str], trials: int = 6) -> int:
     """A study of Optuna's own making, with names of attributes that hpo uses too, and trials in every state."""
     study = optuna.create_study(study_name=name, storage=storage, directions=directions)
     study.set_user_attr("budget", 3)
     study.set_user_attr("artifacts", {"of": "another kind"})
-    for number in range(24):
+    for number in range(trials):
         trial = study.ask()
         x, kind = trial.suggest_float("x", -1, 1), trial.suggest_categorical("kind", ["a", "b"])
         save_note(trial, f"on trial {number}")
@@ -265,7 +265,7 @@ def optuna_study(storage: RDBStorage, name: str, directions: list[str]) -> int:
         ends = {3: TrialState.FAIL, 5: TrialState.PRUNED}
         if number in ends and len(directions) == 1:
             study.tell(trial, state=ends[number])
-        elif number < 22:
+        elif number < trials - 2:
             study.tell(trial, [x + (kind == "a"), -x, float("inf")][: len(directions)])
     study.enqueue_trial({"x": 0.5})
     save_note(study, "a note\n" * 500)
@@ -278,7 +278,7 @@ def test_what_hpo_did_not_make_is_shown_as_optuna_dashboard_alone_shows_it(
 ) -> None:
     fill(engine, "large", 20)
     storage = optuna_storage(engine.url)
-    study_id = optuna_study(storage, "plain", directions)
+    study_id = optuna_study(storage, "plain", directions, trials=24)
     ours, theirs = build_app(storage, artifacts), optuna_dashboard.wsgi(optuna_storage(engine.url), artifacts._store)
     study = f"/api/studies/{study_id}"
     for _ in range(2):  # read anew, and from memory
@@ -486,6 +486,18 @@ def test_where_the_workers_keep_their_pictures_is_said_if_it_is_elsewhere(engine
     assert detail(apps[1], study.study_id)["note"]["body"] == plain["body"] + " and more"
     assert detail(apps[0], study.study_id)["note"]["body"] == shown["body"] + " and more"
 
+    trial_id = detail(apps[0], study.study_id)["trials"][0]["trial_id"]
+    picture = {"artifact_id": "abc", "filename": "predictions.png", "mimetype": "image/png", "encoding": None}
+    with writing(engine) as connection:
+        attributes.write(connection, trial_system_attributes, trial_id, {"artifacts:abc": json.dumps(picture)})
+    note = detail(apps[0], study.study_id)["trials"][0]["note"]
+    assert note["body"].startswith("**The workers of this study keep its pictures in")
+    written = {"version": note["version"] + 1, "body": note["body"] + " and more"}
+    assert ask(apps[0], "PUT", f"{at}/{trial_id}/note", written)[0] == 200
+    note = detail(apps[0], study.study_id)["trials"][0]["note"]
+    assert note["body"].startswith("| condition |")
+    assert note["body"].endswith(" and more")
+
     here.write("study/baseline.safetensors", b"of another database's study")
     assert ask(apps[0], "DELETE", at, {})[0] == 200
     assert here.read("study/baseline.safetensors")
@@ -515,8 +527,9 @@ def test_locations_are_compared_as_they_are_meant(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     relative = Artifacts("hpo-artifacts")
     (tmp_path / "link").symlink_to("hpo-artifacts")
-    for same in (None, "hpo-artifacts", str(tmp_path / "hpo-artifacts"), location_in_full("link")):
+    for same in (None, "hpo-artifacts", f"{tmp_path}/hpo-artifacts/", f"{tmp_path}/link"):
         assert not is_elsewhere(same, relative)
     assert is_elsewhere(str(tmp_path), relative)
     assert is_elsewhere("s3://bucket/prefix", relative)
     assert location_in_full("s3://key:secret@bucket/prefix/") == "s3://bucket/prefix"
+    assert location_in_full("~/artifacts") == str(Path.home() / "artifacts")
