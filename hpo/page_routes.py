@@ -33,11 +33,12 @@ def add_routes(
     """In place of optuna-dashboard's own. forget: is told of which study nothing that is remembered holds any more."""
 
     def delete_study(study_id: int) -> dict[str, Any]:
+        files_too = _sent().get("remove_associated_artifacts", True)
         kept = outlast(partial(delete, engine, study_id), _say, PATIENCE_SECS)
         forget(study_id)
         if kept is None:
             return _refused(404, NOT_FOUND.format(study_id))
-        if (request.json or {}).get("remove_associated_artifacts", True):
+        if files_too:
             _tidy(f"study {kept.study} is deleted", remove_left, artifacts, kept)
         return {}
 
@@ -45,7 +46,7 @@ def add_routes(
         from optuna_dashboard._serializer import serialize_frozen_study
         from optuna_dashboard._storage import get_study
 
-        name = (request.json or {}).get("study_name")
+        name = _sent().get("study_name")
         if not isinstance(name, str) or not name:
             raise StudyError("study_name: a study needs a name")
         kept = outlast(partial(rename, engine, study_id, name, partial(_copy, artifacts)), _say, PATIENCE_SECS)
@@ -60,6 +61,11 @@ def add_routes(
     app.route("/api/studies/<study_id:int>", "DELETE", _explained(delete_study))
     app.route("/api/studies/<study_id:int>/rename", "POST", _explained(rename_study))
     app.add_hook("after_request", _answer_with_a_body)
+
+
+def _sent() -> dict[str, Any]:
+    """The request's JSON; nothing if it has none. Bottle refuses what is none with 400."""
+    return document if isinstance(document := request.json, dict) else {}
 
 
 def _copy(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:

@@ -21,7 +21,7 @@ import optuna
 import optuna_dashboard
 import pytest
 import sqlalchemy as sa
-from conftest import Hpo, Start, give_parameter, make_spec, optuna_storage, run, write_study
+from conftest import Hpo, Start, give_parameter, make_spec, open_fresh, optuna_storage, run, write_study
 from free_objective import FreeObjective
 from large_study import fill
 from optuna.storages import RDBStorage
@@ -217,10 +217,10 @@ def test_the_plot_shows_every_complete_trial_once_with_front_and_baseline(engine
     assert clean_against_perturbed([]) is None
 
 
-def ask(app: Any, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, bytes]:
-    """(status, body) of a request to a WSGI application."""
+def ask(app: Any, method: str, path: str, body: dict[str, Any] | bytes | None = None) -> tuple[int, bytes]:
+    """(status, body) of a request to a WSGI application; body: JSON, or what is to be sent."""
     path, _, query = path.partition("?")
-    sent = json.dumps(body).encode() if body is not None else b""
+    sent = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
     environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query}
     environ |= {"wsgi.input": io.BytesIO(sent), "CONTENT_LENGTH": str(len(sent)), "CONTENT_TYPE": "application/json"}
     setup_testing_defaults(environ)
@@ -278,7 +278,7 @@ def test_what_hpo_did_not_make_is_shown_as_optuna_dashboard_alone_shows_it(
 ) -> None:
     fill(engine, "large", 20)
     storage = optuna_storage(engine.url)
-    study_id = optuna_study(storage, "plain", directions, trials=24)
+    study_id = optuna_study(storage, "plain", directions, trials=14)
     ours, theirs = build_app(storage, artifacts), optuna_dashboard.wsgi(optuna_storage(engine.url), artifacts._store)
     study = f"/api/studies/{study_id}"
     for _ in range(2):  # read anew, and from memory
@@ -289,7 +289,7 @@ def test_what_hpo_did_not_make_is_shown_as_optuna_dashboard_alone_shows_it(
             other = ask(theirs, "GET", path)
             assert mine[0] == other[0] == 200
             assert in_any_order(mine[1]) == in_any_order(other[1])
-    assert len(detail(ours, study_id)["trials"]) == 25
+    assert len(detail(ours, study_id)["trials"]) == 15
 
 
 def in_any_order(content: bytes) -> Any:
@@ -327,7 +327,7 @@ def test_a_browser_that_knows_a_deleted_study_is_told_to_load_the_page_again(
 ) -> None:
     storage = optuna_storage(engine.url)
     app = build_app(storage, artifacts)
-    run(engine, make_spec())
+    run(engine, make_spec(sampler={"name": "random"}))
     assert len(json.loads(ask(app, "GET", "/api/studies/1?after=4")[1])["trials"]) == 2
     assert ask(app, "GET", "/api/studies/1?after=6")[0] == 200
     assert ask(app, "DELETE", "/api/studies/1", {})[0] == 200
@@ -370,6 +370,8 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     record_epoch(engine, claim.trial_id, 1, 0.5, [], {})
     for name in ("study/trial-1.checkpoint.safetensors", "study/baseline.safetensors", "other/trial-1", "5", "abc"):
         artifacts.write(name, b"kept")
+    assert ask(app, "DELETE", f"/api/studies/{study.study_id}", b"{no JSON")[0] == 400
+    assert rows_of(engine) != before
     assert json.loads(ask(app, "DELETE", f"/api/studies/{study.study_id}", {})[1]) == {}
     assert rows_of(engine) == before
     with pytest.raises(TrialLost):
@@ -379,6 +381,11 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     root = Path(artifacts.location)
     assert sorted(str(file.relative_to(root)) for file in root.rglob("*")) == ["5", "abc", "other", "other/trial-1"]
 
+    spared, _ = submit(engine, make_spec())
+    artifacts.write("study/baseline.safetensors", b"kept")
+    keep_files = {"remove_associated_artifacts": False}
+    assert ask(app, "DELETE", f"/api/studies/{spared.study_id}", keep_files)[0] == 200
+    assert artifacts.read("study/baseline.safetensors") == b"kept"
     assert ask(app, "DELETE", f"/api/studies/{plain}", {"remove_associated_artifacts": True})[0] == 200
     assert rows_of(engine) == {}
     assert not (root / "5").exists()
@@ -411,7 +418,8 @@ def test_a_study_is_deleted_while_workers_write(engine: sa.Engine, artifacts: Ar
 
 def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifacts) -> None:
     app = build_app(optuna_storage(engine.url), artifacts)
-    before = run(engine, make_spec())
+    random = {"name": "random"}
+    before = run(engine, make_spec(sampler=random))
     with writing(engine) as connection:
         note = {"dashboard:note_ver": 2, "dashboard:note_str:0": "a note"}
         attributes.write(connection, study_system_attributes, before._study_id, note)
@@ -450,7 +458,7 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
     assert best_trials(engine, "other", 1)[0].score == before.best_value
     assert artifacts.read(f"other/{checkpoint}") == b"checkpoint"
     assert not (Path(artifacts.location) / "study").exists()
-    assert not submit(engine, make_spec(name="other"))[1]
+    assert not submit(engine, make_spec(name="other", sampler=random))[1]
     assert submit(engine, make_spec())[1]
     work(engine, ["other"], FreeObjective, "worker", lambda text: None)
     assert budget.count(engine, before._study_id).finished == 8
@@ -503,10 +511,11 @@ def test_where_the_workers_keep_their_pictures_is_said_if_it_is_elsewhere(engine
     assert here.read("study/baseline.safetensors")
 
 
-def test_the_dashboard_says_at_its_start_where_pictures_are(hpo: Hpo, start: Start, tmp_path: Path) -> None:
+def test_the_dashboard_says_at_its_start_where_pictures_are(start: Start, tmp_path: Path) -> None:
+    made = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
     for number in range(7):
-        hpo("submit", write_study(tmp_path), "--set", f"name=study-{number}")
-    storage = optuna_storage(f"sqlite:///{tmp_path}/hpo.db")
+        submit(made, make_spec(name=f"study-{number}"))
+    storage = optuna_storage(made.url)
     optuna_study(storage, "plain", ["minimize"])
     for study in storage.get_all_studies()[:7]:
         storage.set_study_user_attr(study._study_id, ARTIFACTS_KEY, "s3://bucket/prefix")
