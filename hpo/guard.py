@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 READING = ("GET", "HEAD")
-LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 HEADERS = [
     ("X-Frame-Options", "DENY"),  # a page around ours could make people click
     ("X-Content-Type-Options", "nosniff"),
@@ -42,8 +41,11 @@ class Guard:
 
     def _refusal(self, environ: dict[str, Any]) -> tuple[str, str] | None:
         """(status, text) if the request is not answered."""
-        if self.password is None and _host_name(environ) not in LOOPBACK_NAMES:
-            return "403 Forbidden", "without a password this page answers to localhost and 127.0.0.1 only"
+        if self.password is None and not is_loopback(_host_name(environ)):
+            return "403 Forbidden", (
+                "without a password this page answers to localhost and loopback addresses such as 127.0.0.1 only; "
+                "for other names, such as a proxy's, set HPO_DASHBOARD_PASSWORD"
+            )
         if self.password is not None and not _knows(self.password, environ.get("HTTP_AUTHORIZATION", "")):
             return "401 Unauthorized", "a password is needed; any user name will do"
         if environ["REQUEST_METHOD"] in READING:
@@ -51,7 +53,10 @@ class Guard:
         if self.read_only:
             return "403 Forbidden", "this dashboard is read-only"
         if _is_from_elsewhere(environ):
-            return "403 Forbidden", "requests from other sites change nothing here"
+            return "403 Forbidden", (
+                "requests from other sites change nothing here; if this is your own proxy, let it pass on the name "
+                "that the browser asked for (nginx: proxy_set_header Host $http_host;)"
+            )
         return None
 
 
@@ -72,23 +77,36 @@ def _knows(password: str, authorization: str) -> bool:
     return any(equal)
 
 
-def _host_name(environ: dict[str, Any]) -> str | None:
+def _host_name(environ: dict[str, Any]) -> str:
     try:
-        return urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname
+        return urlsplit(f"//{environ.get('HTTP_HOST', '')}").hostname or ""
     except ValueError:
-        return None
+        return ""
 
 
 def _is_from_elsewhere(environ: dict[str, Any]) -> bool:
-    """Browsers say where a request comes from; programs such as curl do not, and are sent by nobody else."""
+    """Browsers say where a request comes from; programs such as curl do not, and are sent by nobody else.
+
+    What a browser says of itself (Sec-Fetch-Site, which no page can set) holds behind a proxy too. Browsers leave it
+    out where there is no TLS: then the origin must be the name that was asked for, as the proxy passes it on.
+    X-Forwarded-Host does not count, since anybody may send it.
+    """
     site = environ.get("HTTP_SEC_FETCH_SITE")
-    if site is not None and site not in ("same-origin", "none"):
-        return True
+    if site is not None:
+        return site not in ("same-origin", "none")
     origin = environ.get("HTTP_ORIGIN")
-    if origin is None:
+    return origin is not None and not _is_same_place(origin, environ.get("HTTP_HOST", ""))
+
+
+def _is_same_place(origin: str, host: str) -> bool:
+    """Whether an origin is this Host, which leaves out the scheme, and may leave out or spell out its usual port."""
+    try:
+        asked = urlsplit(origin)
+        usual = {"http": 80, "https": 443}.get(asked.scheme)
+        here = urlsplit(f"//{host}")
+        return usual is not None and (asked.hostname, asked.port or usual) == (here.hostname, here.port or usual)
+    except ValueError:
         return False
-    host = environ.get("HTTP_HOST", "")
-    return origin not in (f"http://{host}", f"https://{host}")
 
 
 def _refuse(refusal: tuple[str, str], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -106,8 +124,8 @@ def _safe(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that is bound to this address."""
+    """Whether only this machine reaches a server that is bound to this address, with brackets or without."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:
-        return host == "localhost"
+        return host.lower().removesuffix(".") == "localhost"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import deserialize
 
+from hpo.artifact_files import location_in_full
 from hpo.artifacts import Artifacts
 from hpo.errors import InputError
 from hpo.search.attributes import ARTIFACTS_KEY, SPLIT_KEY
@@ -69,7 +70,7 @@ class LazyObjective:
 def about(images: ImageSet, artifacts: Artifacts) -> dict[str, Any]:
     """What is kept with the study for those who look at it."""
     split = {"train": len(images.train), "tuning": len(images.tuning), "test": len(images.test)}
-    return {SPLIT_KEY: split | {"classes": len(images.classes)}, ARTIFACTS_KEY: artifacts.location}
+    return {SPLIT_KEY: split | {"classes": len(images.classes)}, ARTIFACTS_KEY: location_in_full(artifacts.location)}
 
 
 def _fingerprint(model: ModelSpec) -> str:

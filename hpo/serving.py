@@ -11,17 +11,20 @@ from cheroot.ssl.builtin import BuiltinSSLAdapter
 from cheroot.wsgi import Server
 from optuna.storages import RDBStorage
 
-from hpo.artifacts import open_artifacts
+from hpo.artifact_files import is_elsewhere, location_in_full
+from hpo.artifacts import Artifacts, open_artifacts
 from hpo.dashboard import build_app
 from hpo.errors import InputError
 from hpo.guard import Guard, is_loopback
 from hpo.search.storage import engine_arguments, open_engine, parse_url
+from hpo.search.whole_study import locations
 from hpo.stopping import Stopped, stop_on_signals
 
 PASSWORD_VARIABLE = "HPO_DASHBOARD_PASSWORD"  # noqa: S105 (the variable's name)
 EXAMPLE_PASSWORD = "change-me"  # noqa: S105 (of .env.example, which is refused)
 FEWEST_CHARACTERS = 8
 THREADS = 10
+MOST_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,14 @@ def serve(storage: str, address: Address, password_file: str | None, read_only: 
     open_engine(url).dispose()  # says what is wrong with the storage, and brings the views up to date
     rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
     artifacts = open_artifacts()
-    server = Server((address.host, address.port), Guard(build_app(rdb, artifacts), password, read_only), THREADS)
+    listen_on = address.host.removeprefix("[").removesuffix("]")
+    server = Server((listen_on, address.port), Guard(build_app(rdb, artifacts), password, read_only), THREADS)
     server.server_name = "hpo"
     if address.certificate is not None:
         server.ssl_adapter = _tls(address)
     _listen(server, address)
     _say(server, address, password, read_only)
+    _say_where_pictures_are(rdb, artifacts)
     stop_on_signals()
     try:
         server.serve()
@@ -99,7 +104,7 @@ def _listen(server: Server, address: Address) -> None:
 
 def _say(server: Server, address: Address, password: str | None, read_only: bool) -> None:
     scheme = "https" if address.certificate else "http"
-    host = f"[{address.host}]" if ":" in address.host else address.host
+    host = f"[{address.host}]" if ":" in address.host and "[" not in address.host else address.host
     may = "read-only" if read_only else "whoever sees it may change studies (--read-only refuses that)"
     who = "a password is needed, any user name will do" if password else "no password"
     click.echo(
@@ -111,3 +116,15 @@ def _say(server: Server, address: Address, password: str | None, read_only: bool
             "--tls-key, or put a proxy with TLS in front",
             err=True,
         )
+
+
+def _say_where_pictures_are(storage: RDBStorage, artifacts: Artifacts) -> None:
+    """Of studies whose workers keep them elsewhere."""
+    for location, names in locations(storage.engine).items():
+        if is_elsewhere(location, artifacts):
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            click.echo(
+                f"warning: pictures of {', '.join(names[:MOST_NAMES])}{more} are in {location}, and this page looks in "
+                f"{location_in_full(artifacts.location)}: start it with HPO_ARTIFACTS={location}",
+                err=True,
+            )

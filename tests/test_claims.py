@@ -64,7 +64,7 @@ def test_late_words_of_one_who_lost_a_resumed_trial_change_nothing(engine: sa.En
         with pytest.raises(TrialLost):
             late()
     assert not budget.give_back(engine, first.hold, "interruption", budget.LOST)
-    assert heartbeats.beat(engine, study_id, first.hold) == "another worker has taken it over"
+    assert heartbeats.beat(engine, study_id, first.hold) == "lost"
     assert state_of(engine, second.hold.trial_id) == "RUNNING"
     finish(engine, second.hold, "COMPLETE", 0.7, {}, None)
     finish(engine, second.hold, "COMPLETE", 0.7, {}, None)  # said twice
@@ -119,7 +119,7 @@ def test_a_trial_that_was_deleted_is_said_to_be(engine: sa.Engine) -> None:
     claim = budget.claim(engine, study.key, "worker")
     assert claim is not None
     optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
-    assert heartbeats.beat(engine, study.study_id, claim.hold) == "it was deleted"
+    assert heartbeats.beat(engine, study.study_id, claim.hold) == "deleted"
     with pytest.raises(TrialLost, match="it was deleted"):
         record_epoch(engine, claim.hold, 1, 0.5, [], {})
 

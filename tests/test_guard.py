@@ -90,6 +90,41 @@ def test_without_a_password_no_other_name_may_point_here(host: str) -> None:
     assert ask(OPEN, host=host)[0] == 403
 
 
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "127.0.0.2:8080", "127.255.0.9:1", "[::1]", "[::1]:8080", "LOCALHOST:80", "localhost.:8080"]
+)
+def test_without_a_password_every_loopback_address_is_answered(host: str) -> None:
+    assert ask(OPEN, host=host)[0] == 200
+    assert ask(OPEN, "DELETE", host=host, origin=f"http://{host.lower()}")[0] == 200
+
+
+def test_behind_a_proxy_that_keeps_the_name_for_itself_the_browsers_own_word_counts() -> None:
+    outside = {"authorization": basic(PASSWORD), "host": "127.0.0.1:8080", "origin": "https://hpo.example.org"}
+    assert ask(CLOSED, "DELETE", **outside, sec_fetch_site="same-origin")[0] == 200
+    assert ask(CLOSED, "DELETE", **outside, sec_fetch_site="cross-site")[0] == 403
+    for forged in ({}, {"x_forwarded_host": "hpo.example.org"}, {"forwarded": "host=hpo.example.org"}):
+        status, _, body = ask(CLOSED, "DELETE", **outside, **forged)
+        assert status == 403
+        assert b"proxy_set_header Host $http_host" in body
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "status"),
+    [
+        ("https://hpo.example.org", "hpo.example.org", 200),
+        ("https://hpo.example.org", "hpo.example.org:443", 200),
+        ("http://hpo.example.org", "hpo.example.org:80", 200),
+        ("http://hpo.example.org:8080", "hpo.example.org:8080", 200),
+        ("http://hpo.example.org:8080", "hpo.example.org", 403),
+        ("http://hpo.example.org", "hpo.example.org:443", 403),
+        ("http://hpo.example.org.evil.example", "hpo.example.org", 403),
+        ("https://hpo.example.org:port", "hpo.example.org", 403),
+    ],
+)
+def test_a_proxy_that_passes_the_name_on_needs_nothing_else(origin: str, host: str, status: int) -> None:
+    assert ask(CLOSED, "POST", authorization=basic(PASSWORD), origin=origin, host=host)[0] == status
+
+
 def test_no_site_may_frame_or_read_it() -> None:
     _, headers, _ = ask(OPEN)
     assert headers["X-Frame-Options"] == "DENY"
@@ -97,5 +132,6 @@ def test_no_site_may_frame_or_read_it() -> None:
 
 
 def test_what_is_loopback() -> None:
-    assert all(is_loopback(host) for host in ("127.0.0.1", "127.3.2.1", "::1", "localhost"))
-    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "", "192.168.0.3", "example.org"))  # noqa: S104
+    loopback = ("127.0.0.1", "127.3.2.1", "::1", "[::1]", "0:0:0:0:0:0:0:1", "localhost", "Localhost")
+    assert all(is_loopback(host) for host in loopback)
+    assert not any(is_loopback(host) for host in ("0.0.0.0", "::", "", "[::]", "192.168.0.3", "example.org"))  # noqa: S104

@@ -186,7 +186,7 @@ def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
         record_epoch(engine, claim.hold, 2, 0.9, [], {"completed_rung_0": 0.9})
     with pytest.raises(TrialLost):
         finish(engine, claim.hold, "COMPLETE", 0.9, {"late": True}, 0.1)
-    assert heartbeats.beat(engine, study.study_id, claim.hold) == "another worker has taken it over"
+    assert heartbeats.beat(engine, study.study_id, claim.hold) == "lost"
     trial = optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials[claim.number]
     assert trial.intermediate_values == {1: 0.5}
     assert (trial.value, trial.user_attrs.get("late"), trial.system_attrs.get("completed_rung_0")) == (None,) * 3

@@ -15,7 +15,7 @@ UID_KEY = "uid"
 SPLIT_KEY = "split"
 """How many images are trained on, tuned on and locked as test images, and how many classes they have."""
 ARTIFACTS_KEY = "artifacts"
-"""Where the study's workers keep pictures and checkpoints."""
+"""Where the study's workers keep pictures, checkpoints and weights: HPO_ARTIFACTS in full, without secrets."""
 ROWS_AT_ONCE = 500
 """In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
 server takes it for active, not for idle in a transaction.

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from hpo.errors import StudyError
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, read_params
 from hpo.search.claims import Hold, TrialLost, lock_held, new_token, token_of, write_token
@@ -105,8 +106,12 @@ def add_slots(connection: sa.Connection, study_id: int, slots: Sequence[Slot]) -
 
 
 def lock_study(connection: sa.Connection, study_id: int) -> None:
-    """Until the transaction ends nobody else numbers trials of this study: a write, so that SQLite locks too."""
-    connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name))
+    """Until the transaction ends nobody else numbers trials of this study: a write, so that SQLite locks too. Raises
+    StudyError if it is no longer there.
+    """
+    same = studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name)
+    if not connection.execute(same).rowcount:
+        raise StudyError("the study was deleted")
 
 
 def claimed_before(engine: sa.Engine, study_id: int, token: str) -> Claim | None:

@@ -23,6 +23,20 @@ class TrialLost(BaseException):
     """
 
 
+class TakenOver(TrialLost):
+    """Another worker has it, or has given it back."""
+
+    def __init__(self) -> None:
+        super().__init__("another worker has taken it over")
+
+
+class TrialDeleted(TrialLost):
+    """Nobody has it any more."""
+
+    def __init__(self) -> None:
+        super().__init__("it was deleted")
+
+
 @dataclass(frozen=True)
 class Hold:
     """A running trial, and the token of whoever claimed it; None if that was a version of hpo without tokens."""
@@ -54,7 +68,7 @@ def lock_held(connection: sa.Connection, hold: Hold) -> Any:
     query = sa.select(t.study_id, t.number, t.state).where(t.trial_id == hold.trial_id)
     row = connection.execute(query.with_for_update()).one_or_none()
     if row is None:
-        raise TrialLost("it was deleted")
+        raise TrialDeleted
     if row.state != "RUNNING" or token_of(connection, hold.trial_id) != hold.token:  # a statement of its own, which
-        raise TrialLost("another worker has taken it over")  # sees what others committed while this one waited
+        raise TakenOver  # sees what others committed while this one waited
     return row

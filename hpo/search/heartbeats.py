@@ -3,7 +3,7 @@
 import contextlib
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from hpo.search import attributes
 from hpo.search.attributes import STOPPED_KEY
 from hpo.search.budget import LOST, SQLITE_TIME, Claim, database_now, give_back, heal
-from hpo.search.claims import TOKEN_KEY, Hold, TrialLost, token_of
+from hpo.search.claims import TOKEN_KEY, Hold, TakenOver, TrialDeleted, token_of
 from hpo.search.outages import look_at_the_clock, secs_since_outage
 from hpo.search.storage import writing
 from hpo.search.tables import trial_heartbeats, trial_system_attributes, trial_user_attributes, trials
@@ -24,6 +24,14 @@ GRACE_PERIOD_SECS = 60.0
 
 class StudyStopped(BaseException):
     """The study was stopped, here or elsewhere; raised in the middle of a trial."""
+
+
+Beaten = Literal["running", "ended", "stopped", "lost", "deleted"]
+INTERRUPTIONS: dict[Beaten, Callable[[], BaseException]] = {
+    "stopped": StudyStopped,
+    "lost": TakenOver,
+    "deleted": TrialDeleted,
+}
 
 
 @contextlib.contextmanager
@@ -39,9 +47,9 @@ def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
             look_at_the_clock(3 * HEARTBEAT_INTERVAL_SECS)
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 state = beat(engine, study_id, claim.hold)
+                if state in INTERRUPTIONS:
+                    interrupt(INTERRUPTIONS[state]())
                 if state != "running":
-                    if state != "ended":
-                        interrupt(StudyStopped() if state == "stopped" else TrialLost(state))
                     return
 
     with interruptible() as interrupt:
@@ -54,9 +62,6 @@ def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
             thread.join()
 
 
-Beaten = Literal["running", "ended", "stopped", "another worker has taken it over", "it was deleted"]
-
-
 def beat(engine: sa.Engine, study_id: int, hold: Hold) -> Beaten:
     """Records that the worker of this trial is alive; whether the trial is still its own, or was ended by it (which may
     still have its checkpoints to remove), and whether the study goes on.
@@ -64,9 +69,9 @@ def beat(engine: sa.Engine, study_id: int, hold: Hold) -> Beaten:
     with writing(engine) as connection:
         state = connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == hold.trial_id))
         if state is None:
-            return "it was deleted"
+            return "deleted"
         if state == "FAIL" or token_of(connection, hold.trial_id) != hold.token:
-            return "another worker has taken it over"
+            return "lost"
         if state != "RUNNING":
             return "ended"
         connection.execute(

@@ -159,9 +159,9 @@ def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = Fa
         distribution = _distribution(text)
         params[trial_id][name] = distribution.to_external_repr(value)
         distributions[trial_id][name] = distribution
-    values: dict[int, float] = {}
-    for trial_id, value, kind in _related(connection, trial_values, ids, "value", "value_type"):
-        values[trial_id] = INFINITY.get(kind, value)
+    values: dict[int, dict[int, float]] = {i: {} for i in ids}
+    for trial_id, objective, value, kind in _related(connection, trial_values, ids, "objective", "value", "value_type"):
+        values[trial_id][objective] = INFINITY.get(kind, value)
     steps: dict[int, dict[int, float]] = {i: {} for i in ids}
     for trial_id, step, value, kind in _related(
         connection, trial_intermediate_values, ids, "step", "intermediate_value", "intermediate_value_type"
@@ -176,7 +176,8 @@ def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = Fa
         attributes[trial_id][key] = json.loads(text)
     for row in rows:
         i = row.trial_id
-        yield _frozen(row, params[i], distributions[i], values.get(i), steps[i], attributes[i], notes[i])
+        scores = [value for _, value in sorted(values[i].items())] or None
+        yield _frozen(row, params[i], distributions[i], scores, steps[i], attributes[i], notes[i])
 
 
 def _related(connection: sa.Connection, table: sa.Table, ids: Sequence[int], *columns: str) -> Iterable[Any]:
@@ -196,7 +197,7 @@ def _frozen(
     row: Any,
     params: dict[str, Any],
     distributions: dict[str, BaseDistribution],
-    value: float | None,
+    values: list[float] | None,
     steps: dict[int, float],
     attributes: dict[str, Any],
     notes: dict[str, Any],
@@ -204,7 +205,8 @@ def _frozen(
     return FrozenTrial(
         number=row.number,
         state=TrialState[row.state],
-        value=value,
+        value=None,
+        values=values,
         datetime_start=row.datetime_start,
         datetime_complete=row.datetime_complete,
         params=params,

@@ -21,7 +21,7 @@ from hpo.errors import InputError, MachineError, StorageError, WorkerError
 from hpo.parameters import Params
 from hpo.search import budget, heartbeats, rungs
 from hpo.search.budget import DEVICE_FAILED, Claim, Counts
-from hpo.search.claims import Hold, TrialLost, new_token
+from hpo.search.claims import Hold, TrialDeleted, TrialLost, new_token
 from hpo.search.conditions import StudyKey
 from hpo.search.failures import decide
 from hpo.search.garbage import collecting_rarely
@@ -191,6 +191,8 @@ def _take_trial(worker: Worker, study: Study) -> bool:
                 worker.say(_run(worker, study, claim, objective, search))
     except TrialLost as lost:
         worker.say(f"trial dropped: {lost}")
+        if claim is not None and isinstance(lost, TrialDeleted):
+            _discard(objective, claim.number, *claim.slot.continues)
     except heartbeats.StudyStopped:
         _give_back(worker, claim, "interruption", "the study was stopped")
     except MachineError as error:
