@@ -168,7 +168,7 @@ def _archive(data: DataSpec, root: Path) -> Path | None:
         return None
     archive = Path(data.archive).expanduser()
     own = root / archive.name
-    return own if not archive.exists() and own.exists() else archive
+    return own if not os.path.exists(archive) and os.path.exists(own) else archive  # False where one may not look
 
 
 def _identity(data: DataSpec, archive: Path | None) -> Any:
