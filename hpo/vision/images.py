@@ -7,16 +7,17 @@ finished one.
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,29 +223,20 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
         building = Path(tempfile.mkdtemp(prefix=f".building-{folder.name}-", dir=folder.parent))
         labels: dict[str, NDArray[np.int64]] = {}
         bad: dict[str, str] = {}
-        done = 0
+        count = itertools.count(1)
+
+        def tell() -> None:
+            done = next(count)
+            if progress and (done % 500 == 0 or done == total):
+                progress("decoding images", done, total)
+
         for part, entries in (("train", listing.train), ("test", listing.test)):
-            kept = []
-            with (
-                (building / f"{part}_pixels.bin").open("wb") as file,  # a full disk under a memory map would kill us
-                warnings.catch_warnings(action="ignore"),  # Pillow's, of odd headers
-                ThreadPoolExecutor(max_workers=os.cpu_count()) as pool,
-            ):
-                decoded = pool.map(lambda entry: _decode(listing, entry[0], size), entries)
-                for (path, label), image in zip(entries, decoded, strict=True):
-                    if isinstance(image, str):
-                        bad[printable(path)] = image
-                    else:
-                        file.write(image.data)
-                        kept.append(label)
-                    done += 1
-                    if progress and (done % 500 == 0 or done == total):
-                        progress("decoding images", done, total)
-            labels[part] = np.array(kept, dtype=np.int64)
+            with (building / f"{part}_pixels.bin").open("wb") as file:
+                labels[part] = _write_pixels(listing, entries, size, file, bad, tell)
             np.save(building / f"{part}_labels.npy", labels[part])
         _check_bad_images(data, listing.where, bad, total)
         for part, entries in (("train", listing.train), ("test", listing.test)):
-            for label in {label for _, label in entries}.difference(labels[part].tolist()):
+            for label in sorted({label for _, label in entries}.difference(labels[part].tolist())):
                 name = printable(listing.classes[label])
                 raise DataError(f"data.archive: {listing.where}: no {part} image of class {name} can be decoded")
         meta = {
@@ -263,6 +255,35 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
     finally:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
+
+
+def _write_pixels(
+    listing: Listing,
+    entries: Sequence[tuple[str, int]],
+    size: int,
+    file: BinaryIO,
+    bad: dict[str, str],
+    tell: Callable[[], None],
+) -> NDArray[np.int64]:
+    """Writes one decoded image after the other, without a memory map, under which a full disk would kill the process.
+
+    Returns their labels, in their order; the others go into `bad`, by path, with the reason.
+    """
+    labels = []
+    pool = ThreadPoolExecutor(max_workers=os.cpu_count())
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of odd headers
+            decoded = pool.map(lambda entry: _decode(listing, entry[0], size), entries)
+            for (path, label), image in zip(entries, decoded, strict=True):
+                if isinstance(image, str):
+                    bad[printable(path)] = image
+                else:
+                    file.write(image.data)
+                    labels.append(label)
+                tell()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return np.array(labels, dtype=np.int64)
 
 
 def _open_pixels(folder: Path, part: str, count: int, size: int) -> NDArray[np.uint8]:
@@ -346,7 +367,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     elif image.mode == "I" and image.format in ("PNG", "PPM"):  # which Pillow scales to 16 bits
         bits = 16
     else:
-        kind = "floats" if image.mode == "F" else "integers of 32 bits"
+        kind = "floats" if image.mode == "F" else "signed or 32-bit integers"
         raise ValueError(f"its values are {kind}, whose range is not known; save it with 8 or 16 bits")
     values = np.asarray(image).astype(np.float64)
     scaled = (values * (255 / (2**bits - 1))).round().clip(0, 255).astype(np.uint8)

@@ -28,6 +28,7 @@ HEAD = "fc."
 Weights = dict[str, Tensor]
 STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
 """What checkpoints call the network's state dict, beside the optimizer's and others."""
+MOST_NESTED = 3
 
 
 class Normalise(nn.Module):
@@ -195,12 +196,12 @@ def _load_pth(path: Path) -> Weights:
     """A state dict, also from within a checkpoint, under one of the names that people give it."""
     with warnings.catch_warnings(action="ignore"):  # of other pickle protocols, before it refuses what it does not know
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    while isinstance(loaded, dict):
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
+    for _ in range(MOST_NESTED):
         inner = [loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), dict)]
-        if not inner:
-            return {str(key): tensor for key, tensor in loaded.items()}
-        loaded = inner[0]
-    raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
+        loaded = inner[0] if inner else loaded
+    return {str(key): tensor for key, tensor in loaded.items()}
 
 
 def _listed(entries: Mapping[str, object]) -> str:

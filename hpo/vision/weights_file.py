@@ -27,7 +27,7 @@ def weights_file(weights: str) -> Path | None:
     if not path.name.lower().endswith((SAFETENSORS, *OF_PYTORCH)):
         raise WeightsError(
             f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file."
-            f"{nearest(path.name, WEIGHTS_WITHOUT_FILE)} ({', '.join(OF_PYTORCH[1:])} are read as .pth)"
+            f"{nearest(path.name, WEIGHTS_WITHOUT_FILE)} Read as .pth too: {', '.join(OF_PYTORCH[1:])}"
         )
     try:
         if stat.S_ISDIR(path.stat().st_mode):
