@@ -26,10 +26,10 @@ def unusable(root: Path, error: OSError) -> DataError:
 
 def check_room(root: Path, needed: int, what: str) -> None:
     """Raises DataError if `root` has not so many bytes free: said before the work, not in the middle of it."""
-    free = shutil.disk_usage(root).free
-    if needed > free:
+    disk = shutil.disk_usage(root)
+    if disk.total and needed > disk.free:  # some network's file systems say 0 of everything
         raise DataError(
-            f"no space in data.root: {root} has {free / 1e6:,.1f} MB free, {what} need {needed / 1e6:,.1f} MB; "
+            f"no space in data.root: {root} has {disk.free / 1e6:,.1f} MB free, {what} need {needed / 1e6:,.1f} MB; "
             "set data.root or HPO_DATA_ROOT"
         )
 

@@ -49,6 +49,8 @@ NOT_TO_BE_READ = (None, errno.ENOENT, errno.ELOOP, errno.EACCES)
 NAMED = 10
 """So many bad images are named in an error."""
 ORIENTATION = 0x0112
+WITH_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+"""Where Pillow keeps what may tell it."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -354,6 +356,8 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """1 where it is not known: EXIF that cannot be read is no reason to refuse an image."""
+    if image.info.keys().isdisjoint(WITH_ORIENTATION):  # asking Pillow takes a third of the time of a small image
+        return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # whatever damaged EXIF makes Pillow raise
