@@ -316,7 +316,7 @@ def list_image_folder(tree: Tree) -> Listing:
         tops = [_descend(by_folder, f"{top}{name}/") for name, kind in splits.items() if kind == wanted]
         with_classes = [each for each in tops if not _children(by_folder, each).isdisjoint(classes)]
         if len(with_classes) > 1:
-            raise DataError(f"data.archive: {tree.where} has {found}; keep one of {', '.join(with_classes)}")
+            raise DataError(f"data.archive: {tree.where} has {found}; keep one of {printable(', '.join(with_classes))}")
         if with_classes:
             test, _ = _labelled(tree, by_folder, with_classes[0], classes)
             return _listing(tree, classes, train, test)
@@ -347,8 +347,8 @@ def _splits(by_folder: dict[str, list[str]], top: str) -> dict[str, str]:
     several_kinds = len(set(splits.values())) > 1
     alone = len(splits) == len(names)
     if any(_children(by_folder, f"{top}{name}/") for name in splits):
-        exact = any(match.group() == name.lower() for name, match in matches.items())
-        return splits if several_kinds or alone or exact else {}
+        train = any(match["train"] and match.group() == name.lower() for name, match in matches.items())
+        return splits if several_kinds or alone or train else {}
     return splits if several_kinds and alone else {}
 
 
@@ -376,7 +376,7 @@ def _labelled(
         if folder and folder.startswith(top):
             found[folder.removeprefix(top).split("/")[0]] += images
     names = classes or tuple(sorted(found))
-    shown = f"{tree.where}/{top}".rstrip("/")
+    shown = f"{tree.where}/{printable(top)}".rstrip("/")
     if len(names) < 2:
         raise DataError(f"data.archive: {shown} must hold two folders or more, a folder a class; found {len(names)}")
     for name in names:
