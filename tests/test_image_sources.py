@@ -48,6 +48,8 @@ SPLITS = [
     ("training_set", "test_set"),
     ("seg_train", "seg_test"),
     ("train-images", "dev"),
+    ("Train2017", "Val2017"),
+    ("trainval", "hold-out"),
 ]
 
 
@@ -87,6 +89,11 @@ def no_training_images(source: Path) -> None:
     write_class_folders(source / "Val")
 
 
+def training_images_of_an_unknown_name(source: Path) -> None:
+    write_class_folders(source / "fitting")
+    write_class_folders(source / "Test")
+
+
 def two_trainings(source: Path) -> None:
     write_class_folders(source / "train")
     write_class_folders(source / "training")
@@ -104,7 +111,8 @@ def two_tests(source: Path) -> None:
         (flat_test, ["test/, train/", "train/ alone is split by hpo"]),
         (flat_splits, ["Train must hold two folders or more, a folder a class; found 0"]),
         (no_training_images, ["Test/, Val/", "must be train/"]),
-        (two_trainings, ["test/, train/, training/", "one of them, and no more, must be train/"]),
+        (training_images_of_an_unknown_name, ["the folders Test/, named as splits", "must be train/"]),
+        (two_trainings, ["test/, train/, training/", "one folder, and no more, must be train/"]),
         (two_tests, ["keep one of test/, testing/"]),
     ],
 )

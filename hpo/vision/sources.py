@@ -37,8 +37,11 @@ TINY_IMAGENET_LAYOUT = f"{WNIDS}, train/<wnid>/images/, val/images/, val/{ANNOTA
 HELD_OUT_FRACTION = 0.2
 """Share of a source without official test images that becomes the locked test set."""
 SPLIT_NAMES = re.compile(
-    r"(?<![a-z])(?:(?P<train>train|training)|(?P<test>test|testing)|(?P<validation>val|valid|validation|dev|eval))"
-    r"(?:set|data|images|imgs)?(?![a-z])"
+    r"(?<![a-z])(?:"
+    r"(?P<train>train|training|trainval)|"
+    r"(?P<test>test|testing|hold[-_ ]?out)|"
+    r"(?P<validation>val|valid|validation|dev|development|eval|evaluation)"
+    r")(?:set|data|images|imgs)?(?![a-z])"
 )
 """In a folder's name in lower case: `Train`, `seg_test`, `validation-set`, `trainset`."""
 READABLE_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
@@ -112,9 +115,11 @@ def walk(top: Path) -> list[Folder]:
             for entry in entries:
                 if _is_hidden(entry.name):
                     continue
-                if _is_folder(entry):
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+                elif _is_folder(entry):
                     waiting.append((f"{path}/{entry.name}".removeprefix("/"), above | {here}))
-                elif entry.is_symlink() or entry.is_file():
+                elif entry.is_symlink():
                     files.append(entry.name)
         found.append(Folder(path, status.st_mtime_ns, sorted(files)))
     return sorted(found, key=lambda folder: folder.path)
@@ -308,7 +313,7 @@ def list_image_folder(tree: Tree) -> Listing:
     trains = [name for name, kind in splits.items() if kind == "train"]
     if len(trains) != 1:
         raise DataError(
-            f"data.archive: {tree.where} has {found}; one of them, and no more, must be train/. If they are classes, "
+            f"data.archive: {tree.where} has {found}; one folder, and no more, must be train/. If they are classes, "
             "name them otherwise"
         )
     train, classes = _labelled(tree, by_folder, _descend(by_folder, f"{top}{trains[0]}/"), None)
@@ -341,14 +346,15 @@ def _splits(by_folder: dict[str, list[str]], top: str) -> dict[str, str]:
 
     A class may be called `train`, beside `bus`; or `test tube`.
     """
-    names = sorted(_children(by_folder, top))
-    matches = {name: match for name in names if (match := SPLIT_NAMES.search(name.lower()))}
+    below = {name: _children(by_folder, f"{top}{name}/") for name in sorted(_children(by_folder, top))}
+    matches = {name: match for name in below if (match := SPLIT_NAMES.search(name.lower()))}
     splits = {name: match.lastgroup or "" for name, match in matches.items()}
     several_kinds = len(set(splits.values())) > 1
-    alone = len(splits) == len(names)
-    if any(_children(by_folder, f"{top}{name}/") for name in splits):
+    alone = len(splits) == len(below)
+    if any(below[name] for name in splits):
         train = any(match["train"] and match.group() == name.lower() for name, match in matches.items())
-        return splits if several_kinds or alone or train else {}
+        like_another = any(len(below[name] & below[other]) > 1 for name in splits for other in below.keys() - splits)
+        return splits if several_kinds or alone or train or like_another else {}
     return splits if several_kinds and alone else {}
 
 
