@@ -9,7 +9,7 @@ from safetensors import deserialize
 from hpo.artifact_files import location_in_full
 from hpo.artifacts import Artifacts
 from hpo.errors import InputError
-from hpo.search.attributes import ARTIFACTS_KEY, SPLIT_KEY
+from hpo.search.attributes import ARTIFACTS_KEY, SKIPPED_KEY, SPLIT_KEY
 from hpo.search.garbage import collecting_rarely
 from hpo.search.measurement import Measurement, Trial
 from hpo.spec import ModelSpec, Spec
@@ -70,7 +70,9 @@ class LazyObjective:
 def about(images: ImageSet, artifacts: Artifacts) -> dict[str, Any]:
     """What is kept with the study for those who look at it."""
     split = {"train": len(images.train), "tuning": len(images.tuning), "test": len(images.test)}
-    return {SPLIT_KEY: split | {"classes": len(images.classes)}, ARTIFACTS_KEY: location_in_full(artifacts.location)}
+    kept: dict[str, Any] = {SPLIT_KEY: split | {"classes": len(images.classes)}}
+    kept[ARTIFACTS_KEY] = location_in_full(artifacts.location)
+    return kept | ({SKIPPED_KEY: list(images.skipped)} if images.skipped else {})
 
 
 def _fingerprint(model: ModelSpec) -> str:

@@ -43,6 +43,8 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
+    if images.skipped:
+        click.echo(f"{display.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
     logs = _logs() / spec.folder_name
     with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:
         _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
@@ -141,7 +143,7 @@ def _say_how_far(engine: sa.Engine, study: Study) -> None:
     elif finished < study.budget:
         how = f"has {finished} of {study.budget} trials finished; the same command goes on"
     else:
-        how = f"is done: all {study.budget} trials are finished"
+        how = f"is done: {'its trial is' if study.budget == 1 else f'all {study.budget} trials are'} finished"
     click.echo(f"study {study.name} {how}", err=True)
 
 

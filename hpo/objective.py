@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 import hpo
 from hpo.artifacts import Artifacts
 from hpo.checkpoint_writer import CheckpointWriter
-from hpo.errors import MachineError, WeightsError
+from hpo.errors import DataError, MachineError, WeightsError
 from hpo.parameters import Params
 from hpo.provenance import made_by
 from hpo.search.measurement import Measurement, Picture, Trial
@@ -29,6 +28,7 @@ from hpo.vision.checkpoints import (
     weights_from_bytes,
 )
 from hpo.vision.device import Compute, choose_compute
+from hpo.vision.disk import locked
 from hpo.vision.evaluation import CLEAN, build_evaluation_set
 from hpo.vision.images import data_root, load_images
 from hpo.vision.memory import is_device_failure, is_out_of_memory
@@ -270,10 +270,7 @@ def _device_errors(out_of_memory: type[Exception]) -> Iterator[None]:
 @contextlib.contextmanager
 def _one_on_this_machine(file: Path) -> Iterator[None]:
     """Others wait; not where files cannot be locked: then each does the same for itself."""
-    lock = FileLock(file)
-    with contextlib.suppress(OSError, NotImplementedError):
-        lock.acquire()
-    try:
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(DataError):
+            stack.enter_context(locked(file))
         yield
-    finally:
-        lock.release()

@@ -10,7 +10,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from hpo.errors import SpecError
 from hpo.overrides import apply_override
@@ -40,6 +47,9 @@ WEIGHTS_WITHOUT_FILE = ("imagenet", "none")
 """Values of `model.weights` that name no file."""
 
 
+NEWER_DATA_KEYS = ("bad_images", "max_bad_share")
+
+
 class DataSpec(Section):
     """The images."""
 
@@ -55,6 +65,10 @@ class DataSpec(Section):
     """The share of the training images of each class that scores trials (the tuning images) and is not trained on."""
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     """Train on so many of each class; the tuning images are taken before this limit."""
+    bad_images: Literal["refuse", "skip"] = "refuse"
+    """What to do if images cannot be decoded: `refuse` them all, by name, or `skip` them."""
+    max_bad_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The most to skip, as a share of all images."""
 
     @model_validator(mode="after")
     def _check(self) -> "DataSpec":
@@ -63,6 +77,15 @@ class DataSpec(Section):
         if self.name == "digits" and self.archive is not None:
             raise ValueError("name = 'digits' takes no archive; the digits come with scikit-learn")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that a study that uses none of them is what it was before there were such keys: for workers of then, and
+        for its checkpoints.
+        """
+        document: dict[str, Any] = handler(self)
+        unused = [key for key in NEWER_DATA_KEYS if document.get(key) == DataSpec.model_fields[key].default]
+        return {key: value for key, value in document.items() if key not in unused}
 
 
 class ModelSpec(Section):

@@ -1,7 +1,9 @@
 """The download: from a real HTTP server, broken off, resumed, tampered with."""
 
+import errno
 import hashlib
 import http.server
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -87,3 +89,32 @@ def test_no_network_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"could not be downloaded .*give data\.archive") as caught:
         download_tiny_imagenet(tmp_path, url="http://127.0.0.1:9/tiny.zip")
     assert "\n" not in str(caught.value)
+
+
+def test_a_zip_that_is_there_needs_no_lock(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder may be another's, read-only, or without locks."""
+    (tmp_path / "tiny-imagenet-200.zip").write_bytes(CONTENT)
+    monkeypatch.setattr("fcntl.flock", None)
+    assert download(server, tmp_path).read_bytes() == CONTENT
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny-imagenet-200.zip"]
+
+
+def test_a_disk_that_cannot_hold_the_zip_is_named_before_the_download(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no space in data\.root: .* need 1,000,000,000,000\.0 MB; set data\.root"):
+        download_tiny_imagenet(tmp_path, url=f"http://127.0.0.1:{server.server_port}/tiny.zip", size=10**18)
+    assert server.ranges == []
+
+
+def test_what_a_disk_refuses_is_not_blamed_on_the_network(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "tiny-imagenet-200.part").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=r"no space in data\.root: .*: No space left on device; set data\.root"):
+        download(server, tmp_path)
+
+
+def test_a_root_without_locks_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(DataError, match=r"data\.root: .* cannot be locked: No locks available; set HPO_DATA_ROOT"):
+        download(server, tmp_path)

@@ -1,5 +1,7 @@
 """Image sets: every layout loads, every defect is named, and a cache is whole or absent."""
 
+import hashlib
+import json
 import os
 import shutil
 import signal
@@ -219,3 +221,18 @@ def test_the_specs_own_split_is_stratified_and_reproducible(tmp_path: Path) -> N
     assert not np.array_equal(first.tuning.rows, other.tuning.rows)
     assert np.array_equal(first.test.rows, other.test.rows)
     assert np.ptp(np.bincount(first.tuning.labels)) <= 1
+
+
+def test_fingerprints_of_plain_images_are_those_that_earlier_versions_gave(tmp_path: Path, tree: Path) -> None:
+    """Studies of then go on: classes, then labels and pixels, of the training images and of the test images."""
+    digest = hashlib.sha256(json.dumps(WNIDS).encode())
+    train = [
+        (path, label) for label, wnid in enumerate(WNIDS) for path in sorted((tree / "train" / wnid).rglob("*.J*"))
+    ]
+    test = [(tree / "val" / "images" / f"val_{label}.JPEG", label) for label in range(len(WNIDS))]
+    for entries in (train, test):
+        digest.update(np.array([label for _, label in entries], np.int64).tobytes())
+        for path, _ in entries:
+            with Image.open(path) as image:
+                digest.update(np.asarray(image.convert("RGB")).tobytes())
+    assert load(tmp_path, archive=str(tree)).fingerprint == digest.hexdigest()

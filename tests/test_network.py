@@ -1,18 +1,24 @@
 """The network: frozen parts that stay frozen, weights that fit or say why not."""
 
+import argparse
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from hpo.artifacts import Artifacts
 from hpo.errors import WeightsError
+from hpo.lazy_objective import LazyObjective
 from hpo.parameters import FREEZABLE_LAYERS
 from hpo.vision.checkpoints import weights_as_bytes
-from hpo.vision.network import Classifier, build_network, fingerprint, read_weights, units
+from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights, units
+from hpo.vision.weights_file import weights_file, without_prefix
 
 
 def network(frozen_layers: int = 0, seed: int = 0, classes: int = 5) -> Classifier:
@@ -126,6 +132,120 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=words) as caught:
             read_weights("resnet18", str(tmp_path / name))
         assert "\n" not in str(caught.value)
+
+
+PREFIXES = ["module.", "_orig_mod.", "model.", "backbone.", "encoder.", "module._orig_mod.", "model.net.backbone."]
+
+
+def tensors_of_resnet18() -> Weights:
+    return {key: tensor.contiguous() for key, tensor in network(seed=1).resnet.state_dict().items()}
+
+
+def write_under(prefix: str, file: Path, nested: str | None = None) -> Weights:
+    tensors = tensors_of_resnet18()
+    prefixed = {prefix + key: tensor for key, tensor in tensors.items()}
+    if file.suffix == ".safetensors":
+        save_file(prefixed, file)
+    else:
+        torch.save({"epoch": 3, nested: prefixed, "optimizer": {"lr": 0.1}} if nested else prefixed, file)
+    return tensors
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_a_wrapper_puts_before_all_names_is_left_out(tmp_path: Path, prefix: str, suffix: str) -> None:
+    file = tmp_path / f"weights{suffix}"
+    tensors = write_under(prefix, file)
+    weights = read_weights("resnet18", str(file))
+    assert weights.keys() == tensors.keys()
+    assert fingerprint(weights) == fingerprint(tensors)
+    spec = make_spec(model={"weights": str(file), "input_size": 32})
+    assert LazyObjective(spec, 1, Artifacts(str(tmp_path / "artifacts"))).fingerprints["weights"] == fingerprint(
+        tensors
+    )
+    assert torch.equal(build_network("resnet18", 5, weights, 32, 0, 0).resnet.fc.weight, tensors["fc.weight"])
+
+
+def test_a_head_beside_the_wrapped_network_is_its_head() -> None:
+    tensors = tensors_of_resnet18()
+    names = {
+        ("module.fc." if key.startswith("fc.") else "module.backbone.") + key.removeprefix("fc."): key
+        for key in tensors
+    }
+    assert without_prefix(names) == names
+
+
+def test_prefixes_that_cannot_be_left_out_are_named(tmp_path: Path) -> None:
+    tensors = tensors_of_resnet18()
+    two = {f"{prefix}.{key}": tensor.clone() for prefix in ("student", "teacher") for key, tensor in tensors.items()}
+    save_file(two, tmp_path / "two.safetensors")
+    other = {f"encoder.{key}": tensor for key, tensor in tensors.items() if not key.startswith("layer1.")}
+    save_file(other, tmp_path / "other.safetensors")
+    beside = {f"net.{key}": tensor for key, tensor in tensors.items()} | {"criterion.weight": torch.zeros(1)}
+    save_file(beside, tmp_path / "beside.safetensors")
+    for name, words in {
+        "two": "their names begin with 'student.' and 'teacher.'",
+        "other": "their names begin with 'encoder.'",
+        "beside": "criterion.weight is unknown",
+    }.items():
+        weights = read_weights("resnet18", str(tmp_path / f"{name}.safetensors"))
+        with pytest.raises(WeightsError, match=words):
+            build_network("resnet18", 5, weights, 32, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["best.pth.tar", "last.ckpt", "pytorch_model.bin", "w.pt", "W.PTH"])
+@pytest.mark.parametrize("nested", ["state_dict", "model_state_dict", "model", "net"])
+def test_checkpoints_of_any_suffix_and_nesting(tmp_path: Path, name: str, nested: str) -> None:
+    tensors = write_under("module.", tmp_path / name, nested)
+    assert fingerprint(read_weights("resnet18", str(tmp_path / name))) == fingerprint(tensors)
+
+
+PLACEHOLDERS = {
+    b"version https://git-lfs.github.com/spec/v1\n": "a Git LFS pointer; `git lfs pull` fetches the file itself",
+    b"<!DOCTYPE html>\n<html>": "a web page or a server's message; download the file itself",
+    b"\xef\xbb\xbf\n <?xml version='1.0'?><Error>": "a web page or a server's message",
+    b'{"error": "Repository not found"}': "a web page or a server's message",
+    b"": "an empty file; fetch it again",
+    b"\x1f\x8b\x08\x00": r"a gzip file \(.tar.gz\?\); unpack it",
+}
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors", "w.ckpt"])
+@pytest.mark.parametrize("content", PLACEHOLDERS)
+def test_what_stands_in_for_weights_is_called_by_its_name(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    kind = r"\.safetensors" if name.endswith("safetensors") else "PyTorch"
+    with pytest.raises(WeightsError, match=f"is no {kind} file but {PLACEHOLDERS[content]}"):
+        weights_file(str(tmp_path / name))
+
+
+def test_weights_under_the_suffix_of_another_kind_are_said_to_be(tmp_path: Path) -> None:
+    write_under("", tmp_path / "w.pth")
+    (tmp_path / "w.pth").rename(tmp_path / "a.safetensors")
+    write_under("", tmp_path / "w.safetensors")
+    (tmp_path / "w.safetensors").rename(tmp_path / "b.pth")
+    with pytest.raises(WeightsError, match=r"no \.safetensors file but what torch\.save writes; name it \.pth"):
+        read_weights("resnet18", str(tmp_path / "a.safetensors"))
+    with pytest.raises(WeightsError, match=r"no PyTorch file but a \.safetensors file; name it so"):
+        read_weights("resnet18", str(tmp_path / "b.pth"))
+
+
+def test_why_a_pth_file_cannot_be_read(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "args.pth")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
+    torch.save({"epoch": 3, "conv1.weight": torch.zeros(1)}, tmp_path / "epoch.pth")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "cut.pth", _use_new_zipfile_serialization=False)
+    os.truncate(tmp_path / "cut.pth", 100)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    for name, words in {
+        "args": r"holds more than tensors \(argparse\.Namespace\), which could run code",
+        "module": r"holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)",
+        "epoch": r"must hold tensors by name \(a state dict\), not epoch$",
+        "cut": "cannot be read: it is cut short",
+        "plain": "cannot be read: it is no state dict that torch.save wrote, or it is damaged",
+    }.items():
+        with pytest.raises(WeightsError, match=words):
+            read_weights("resnet18", str(tmp_path / f"{name}.pth"))
 
 
 @given(st.integers(0, 2**32 - 1))

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from hpo import cores
 from hpo.cli import cli
 from hpo.errors import InputError
 from hpo.launch import machine, sharing
@@ -293,7 +294,7 @@ def test_a_containers_share_of_the_cores_counts(
     for file, content in zip(files, (version_2, *(version_1 or (None, None))), strict=True):
         if content is not None:
             file.write_text(content)
-    monkeypatch.setattr(machine, "CPU_QUOTA", files[0])
-    monkeypatch.setattr(machine, "CPU_QUOTA_V1", tuple(files[1:]))
+    monkeypatch.setattr(cores, "CPU_QUOTA", files[0])
+    monkeypatch.setattr(cores, "CPU_QUOTA_V1", tuple(files[1:]))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
-    assert machine.cores() == expected
+    assert cores.cores() == expected

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from hpo.cores import cores
 from hpo.errors import InputError, StorageError, WorkerError
-from hpo.launch.machine import cores, visible_gpus
+from hpo.launch.machine import visible_gpus
 from hpo.launch.sharing import Mps, start_mps, stop_mps
 
 STOP_SECS = 10.0

@@ -1,12 +1,12 @@
 """What this machine has for workers: cores, memory, GPUs; and how many workers it takes."""
 
 import itertools
-import math
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+from hpo.cores import cores
 from hpo.errors import InputError
 
 MOST_WORKERS_A_CORE = 4
@@ -17,8 +17,6 @@ GPU_MIB_A_WORKER = 6 * 1024
 MIB_A_WORKER = 3 * 1024
 """PyTorch, images and a checkpoint that is being written."""
 NVIDIA_SMI_SECS = 20
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-CPU_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -43,26 +41,6 @@ def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int]) -> int:
     """gpus_mib: the free memory of each GPU."""
     wanted = sum(min(WORKERS_A_GPU, max(1, mib // GPU_MIB_A_WORKER)) for mib in gpus_mib) or cores
     return max(1, min(wanted, cores, memory_mib // MIB_A_WORKER))
-
-
-def cores() -> int:
-    """Those that this process may use: of the machine, and of the share of its time that its container has."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(allowed, _cpu_quota())))
-
-
-def _cpu_quota() -> float:
-    """Cores' worth of time; infinite without a limit. Of control groups in version 2, then 1."""
-    try:
-        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # none; "max"
-        pass
-    try:
-        quota, period = (file.read_text(encoding="ascii") for file in CPU_QUOTA_V1)
-        return int(quota) / int(period) if int(quota) > 0 else math.inf
-    except (OSError, ValueError):
-        return math.inf
 
 
 def memory_mib() -> int:

@@ -14,6 +14,8 @@ STOPPED_KEY = "stopped"
 UID_KEY = "uid"
 SPLIT_KEY = "split"
 """How many images are trained on, tuned on and locked as test images, and how many classes they have."""
+SKIPPED_KEY = "skipped_images"
+"""The names of the images that could not be decoded and were left out, as `data.bad_images = "skip"` asks for."""
 ARTIFACTS_KEY = "artifacts"
 """Where the study's workers keep pictures, checkpoints and weights: HPO_ARTIFACTS in full, without secrets."""
 ROWS_AT_ONCE = 500

@@ -8,9 +8,8 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
 from hpo.errors import DataError
+from hpo.vision.disk import DISK_ERRORS, check_room, locked, unusable
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -28,23 +27,29 @@ def download_tiny_imagenet(
 ) -> Path:
     """The path of the whole, checked zip in `root`. Raises DataError if it cannot be had; what came so far is kept."""
     target = root / "tiny-imagenet-200.zip"
-    with FileLock(f"{target}.lock"):
+    if target.exists():  # it came there whole, and needs no lock: the folder may be read-only
+        return target
+    with locked(root / "tiny-imagenet-200.zip.lock"):
         if target.exists():
             return target
         part = target.with_suffix(".part")
         try:
+            have = part.stat().st_size if part.exists() else 0
+            check_room(root, size - have, "the rest of TinyImageNet's zip")
             _fetch(url, part, size, progress)
-        except (OSError, urllib.error.URLError) as error:
+            if part.stat().st_size != size or _md5(part) != md5:
+                part.unlink()
+                raise DataError(
+                    f"data: {url} is not the expected file ({size} bytes, md5 {md5}); it was removed, try again"
+                )
+            part.rename(target)
+        except OSError as error:
+            if error.errno in DISK_ERRORS and not isinstance(error, urllib.error.URLError):
+                raise unusable(root, error) from None
             reason = getattr(error, "reason", None) or error
             raise DataError(
                 f"data: {url} could not be downloaded ({reason}); try again to resume, or give data.archive"
             ) from None
-        if part.stat().st_size != size or _md5(part) != md5:
-            part.unlink()
-            raise DataError(
-                f"data: {url} is not the expected file ({size} bytes, md5 {md5}); it was removed, try again"
-            )
-        part.rename(target)
     return target
 
 

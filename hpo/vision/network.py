@@ -1,6 +1,7 @@
 """torchvision's ResNets with a new head, a frozen part counted from the input, and weights loaded without pickle."""
 
 import pickle
+import re
 import urllib.error
 import warnings
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo.errors import WeightsError
-from hpo.vision.weights_file import digest, weights_file
+from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
 from hpo.vision.winograd import replace_convolutions
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
 HEAD = "fc."
 Weights = dict[str, Tensor]
+STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
+"""What checkpoints call the network's state dict, beside the optimizer's and others."""
+MOST_NESTED = 3
 
 
 class Normalise(nn.Module):
@@ -147,6 +151,8 @@ def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str
     ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        prefixes = [f"'{prefix}'" for prefix in prefixes_in(weights) if prefix]
+        more += f"; their names begin with {' and '.join(prefixes)}" if prefixes else ""
         raise WeightsError(
             f"model.weights: do not fit model.name = '{name}'; give this network's, or name theirs: "
             f"{'; '.join(problems[:4])}{more}"
@@ -165,26 +171,42 @@ def read_weights(name: str, weights: str) -> Weights:
     if path is None:
         return {} if weights == "none" else _imagenet_weights(name)
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else _load_pth(path)
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"model.weights: {path} cannot be read: it holds more than tensors, which could run code when loaded; "
-            "save a state dict, best as .safetensors"
-        ) from None
+        tensors = load_file(path) if path.suffix.lower() == SAFETENSORS else _load_pth(path)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"model.weights: {path} cannot be read: {_why_not_unpickled(error)}") from None
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise WeightsError(f"model.weights: {path} cannot be read: {str(error).splitlines()[0]}") from None
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is PyTorch's advice, not ours
+        raise WeightsError(f"model.weights: {path} cannot be read: {reason or 'it is cut short'}") from None
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
-    return tensors
+        raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict){_listed(tensors)}")
+    return {short: tensors[long] for long, short in without_prefix(tensors).items()}
+
+
+def _why_not_unpickled(error: pickle.UnpicklingError) -> str:
+    """What PyTorch will not unpickle is named in the midst of several lines of its advice."""
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds more than tensors ({named[1]}), which could run code when loaded; save a state dict, best as "
+            ".safetensors"
+        )
+    return "it is no state dict that torch.save wrote, or it is damaged; fetch it again, or give a .safetensors file"
 
 
 def _load_pth(path: Path) -> Weights:
+    """A state dict, also from within a checkpoint, under one of the names that people give it."""
     with warnings.catch_warnings(action="ignore"):  # of other pickle protocols, before it refuses what it does not know
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else loaded
     if not isinstance(loaded, dict):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
-    return {str(key).removeprefix("module."): tensor for key, tensor in loaded.items()}
+    for _ in range(MOST_NESTED):
+        inner = [loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), dict)]
+        loaded = inner[0] if inner else loaded
+    return {str(key): tensor for key, tensor in loaded.items()}
+
+
+def _listed(entries: Mapping[str, object]) -> str:
+    others = [key for key, value in entries.items() if not isinstance(value, Tensor)]
+    return f", not {', '.join(others[:4])}{' …' if len(others) > 4 else ''}" if others else ""
 
 
 def _imagenet_weights(name: str) -> Weights:

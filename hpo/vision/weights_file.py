@@ -2,48 +2,100 @@
 
 import hashlib
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from hpo.errors import WeightsError, nearest
 from hpo.spec import WEIGHTS_WITHOUT_FILE
+from hpo.vision.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SAFETENSORS = ".safetensors"
+OF_PYTORCH = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
+"""What people call what `torch.save` writes."""
+IN_EVERY_RESNET = "layer1.0.conv1.weight"
 
 
 def weights_file(weights: str) -> Path | None:
     """None if the weights are in no file of the user's. Raises WeightsError if the file is absent, out of reach, or
-    named .safetensors without being such a file.
+    plainly something else than its name says.
     """
     if weights in WEIGHTS_WITHOUT_FILE:
         return None
     path = Path(weights).expanduser()
-    if path.suffix not in SUFFIXES:
+    if not path.name.lower().endswith((SAFETENSORS, *OF_PYTORCH)):
         raise WeightsError(
             f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file."
-            f"{nearest(path.name, WEIGHTS_WITHOUT_FILE)}"
+            f"{nearest(path.name, WEIGHTS_WITHOUT_FILE)} Read as .pth too: {', '.join(OF_PYTORCH[1:])}"
         )
     try:
         if stat.S_ISDIR(path.stat().st_mode):
             raise WeightsError(f"model.weights: {path} is a folder; give a .safetensors or .pth file")
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        if path.suffix.lower() == SAFETENSORS:
             with safe_open(path, framework="numpy"):
                 pass
+        elif kind := _what_instead(head):
+            raise WeightsError(f"model.weights: {path} is no PyTorch file but {kind}")
     except FileNotFoundError:
         raise WeightsError(f"model.weights: {path} does not exist; give a .safetensors or .pth file") from None
     except OSError as error:
         raise WeightsError(f"model.weights: {path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
-        raise WeightsError(f"model.weights: {path} is no .safetensors file: {error}") from None
+        of_pytorch = "what torch.save writes; name it .pth" if head.startswith((b"PK", b"\x80")) else None
+        reason = f" but {kind}" if (kind := of_pytorch or _what_instead(head)) else f": {error}"
+        raise WeightsError(f"model.weights: {path} is no .safetensors file{reason}") from None
     return path
 
 
+def _what_instead(head: bytes) -> str | None:
+    """What a file is that should hold weights, by its first bytes; None if that is not known."""
+    if head[8:10] == b'{"':
+        return "a .safetensors file; name it so"
+    if kind := archive_kind(head):
+        return f"{kind}; unpack it"
+    return placeholder_kind(head)
+
+
+def without_prefix(names: Iterable[str]) -> dict[str, str]:
+    """Each tensor's name without what a wrapper of the network put before all of them: `module.`, `_orig_mod.`,
+    `model.`, `backbone.`, several of them, or whatever else. As they are where there is no such network, or are two.
+    """
+    names = list(names)
+    prefixes = {name.removesuffix(IN_EVERY_RESNET) for name in names if name.endswith(IN_EVERY_RESNET)}
+    if len(prefixes) != 1:
+        return {name: name for name in names}
+    parts = prefixes.pop().split(".")[:-1]
+    stripped = {name: _without(parts, name) for name in names}
+    return stripped if len(set(stripped.values())) == len(names) else {name: name for name in names}
+
+
+def _without(parts: list[str], name: str) -> str:
+    """`module.fc.weight` beside `module.backbone.conv1.weight` is `fc.weight`."""
+    for part in parts:
+        if not name.startswith(f"{part}."):
+            break
+        name = name.removeprefix(f"{part}.")
+    return name
+
+
+def prefixes_in(names: Iterable[str]) -> list[str]:
+    """What stands before the names of a ResNet's tensors, once for each network; else before all names."""
+    names = list(names)
+    found = {name.removesuffix(IN_EVERY_RESNET) for name in names if name.endswith(IN_EVERY_RESNET)}
+    common = {name.partition(".")[0] + "." for name in names}
+    return sorted(found or (common if len(common) == 1 else set()))
+
+
 def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
-    """SHA-256 of the tensors' names and bytes (contiguous, little-endian), whatever file they came in."""
+    """SHA-256 of the tensors' names and bytes (contiguous, little-endian), whatever file they came in, and whatever was
+    put before their names there.
+    """
     sha = hashlib.sha256()
-    for name in sorted(tensors):
+    by_name = {short: tensors[name] for name, short in without_prefix(tensors).items()}
+    for name in sorted(by_name):
         sha.update(name.encode())
-        sha.update(tensors[name])
+        sha.update(by_name[name])
     return sha.hexdigest()
