@@ -3,6 +3,8 @@
 stdout is data, stderr is talk. Exit codes: hpo.errors.
 """
 
+import contextlib
+import errno
 import os
 import shlex
 import sys
@@ -37,6 +39,10 @@ def main() -> NoReturn:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         _fail("interrupted", INTERRUPTED_EXIT_CODE)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"no space left for what is written: {error.filename or 'the output'}", HpoError.exit_code)
     except Exception as error:
         _fail_if_of_database(error)
         raise
@@ -44,8 +50,18 @@ def main() -> NoReturn:
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:
-    click.echo(f"hpo: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):
+        click.echo(f"hpo: {' '.join(message.split())}", err=True)
+    _forget_what_cannot_be_written()
     sys.exit(exit_code)
+
+
+def _forget_what_cannot_be_written() -> None:
+    """What is still in a buffer before a full disk, for which Python would end with a traceback of its own."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail_if_of_database(error: Exception) -> None:
@@ -151,30 +167,56 @@ def init(storage: str) -> None:
     help="CPU threads of this worker. Default: all cores.",
 )
 @click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
+@click.option(
+    "--exit-code-when-stopped",
+    metavar="CODE",
+    type=click.IntRange(0, 255),
+    default=0,
+    show_default=True,
+    envvar="HPO_EXIT_CODE_WHEN_STOPPED",
+    help="For schedulers that start again what ended with another code than 0.",
+)
 @click.option("--supervised", is_flag=True, hidden=True, help="End when stdin does: `hpo launch` says this.")
 @click.option("--held", is_flag=True, hidden=True, help="Load PyTorch, then wait for a word: `hpo run` says this.")
 def worker(
-    studies: Sequence[str], storage: str, threads: int | None, forever: bool, supervised: bool, held: bool
+    studies: Sequence[str],
+    storage: str,
+    threads: int | None,
+    forever: bool,
+    exit_code_when_stopped: int,
+    supervised: bool,
+    held: bool,
 ) -> None:
     """Take trials of studies until their budgets are used.
 
     Of all studies in the database, if none is named. SIGTERM or Ctrl-C: the running trial's slot is given back, to go
     on from its last epoch elsewhere, and the worker ends within 10 seconds.
     """
-    from hpo.launch.local import worker_name
+    from hpo.launch.local import FLEET, worker_name
     from hpo.search.storage import open_engine, parse_url
     from hpo.search.worker import work
     from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
 
-    stop_on_signals(exit_for_certain=True)
-    name = worker_name(os.getpid())
+    stop_on_signals(exit_for_certain=True, exit_code=exit_code_when_stopped)
+    name = worker_name(os.getpid(), os.environ.get(FLEET, ""))
+    threads = threads or _threads_of_container()
     try:
         word = stop_with_parent() if supervised else None
         if word and held and not _is_released(word):
             return
         work(open_engine(parse_url(storage)), studies, _objective_loader(threads), name, click.echo, forever)
     except Stopped:
-        click.echo(f"worker {name} stopped; what it ran, if anything, was given back")
+        with contextlib.suppress(OSError):  # a log on a full disk
+            click.echo(f"worker {name} stopped; what it ran, if anything, was given back")
+        sys.exit(exit_code_when_stopped)
+
+
+def _threads_of_container() -> int | None:
+    """None where PyTorch's own choice is right: it does not know of a container's share of the cores."""
+    from hpo.cores import cores
+
+    machine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return cores() if cores() != machine else None
 
 
 def _is_released(word: "Event") -> bool:

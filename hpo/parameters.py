@@ -4,7 +4,16 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Value = int | float | str
 Params = dict[str, Value]
@@ -100,7 +109,7 @@ class SearchSpec(Section):
     """The parameters of a trial: a value fixes one; a range or a list of choices searches it."""
 
     batch_size: Parameter = PLAIN_FINE_TUNING["batch_size"]
-    """Images an update, 1 to 65536. Searched on a logarithmic scale."""
+    """Images an update, 2 to 65536: BatchNorm learns nothing from one. Searched on a logarithmic scale."""
     learning_rate: Parameter = PLAIN_FINE_TUNING["learning_rate"]
     """Peak learning rate of SGD, above 0, at most 10."""
     frozen_layers: Parameter = PLAIN_FINE_TUNING["frozen_layers"]
@@ -117,8 +126,11 @@ class SearchSpec(Section):
 
     @field_validator("batch_size")
     @classmethod
-    def _check_batch_size(cls, value: Value | Range | Choices) -> Value | Range | Choices:
-        _checkvalues_in(value, 1, 65536, integer=True)
+    def _check_batch_size(cls, value: Value | Range | Choices, info: ValidationInfo) -> Value | Range | Choices:
+        kept = isinstance(info.context, dict) and info.context.get(
+            "kept", False
+        )  # with a study of before it was refused
+        _checkvalues_in(value, 1 if kept else 2, 65536, integer=True)
         return value
 
     @field_validator("learning_rate")
@@ -137,8 +149,6 @@ class SearchSpec(Section):
     @classmethod
     def _check_augmentation_strength(cls, value: Value | Range | Choices) -> Value | Range | Choices:
         _checkvalues_in(value, 0, 1, integer=False)
-        if not isinstance(value, int | float | str) and 0 not in values_in(value):
-            raise ValueError("must admit 0, the baseline's strength; give low = 0 or a choice 0")
         return value
 
     @field_validator("initial_weights")

@@ -22,10 +22,11 @@ _pending: BaseException | None = None
 _requested = False
 
 
-def stop_on_signals(exit_for_certain: bool = False) -> None:
-    """From now on these signals raise Stopped, once; a second SIGINT ends the process there and then.
+def stop_on_signals(exit_for_certain: bool = False, exit_code: int = 0) -> None:
+    """From now on these signals raise Stopped, once; a second SIGINT ends the process there and then. Those that
+    whoever started the process wants ignored stay so.
 
-    exit_for_certain: the process ends EXIT_SECS after the first, whatever it is doing.
+    exit_for_certain: the process ends EXIT_SECS after the first, whatever it is doing, with this exit code.
     """
 
     def stop(number: int, _: object) -> None:
@@ -36,7 +37,7 @@ def stop_on_signals(exit_for_certain: bool = False) -> None:
             return
         _requested = True
         if exit_for_certain:
-            _exit_later()
+            _exit_later(exit_code)
         _raise(Stopped())
 
     for name in ("SIGTERM", "SIGINT", "SIGHUP"):
@@ -46,8 +47,8 @@ def stop_on_signals(exit_for_certain: bool = False) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _exit_later() -> None:
-    timer = threading.Timer(EXIT_SECS, os._exit, [0])
+def _exit_later(exit_code: int = 0) -> None:
+    timer = threading.Timer(EXIT_SECS, os._exit, [exit_code])
     timer.daemon = True
     timer.start()
 

@@ -268,3 +268,12 @@ def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo: Any, tmp_path: Path, 
         )
     assert "Traceback" not in ran.stderr
     assert json.loads(hpo("status", "--json").stdout)[0]["finished"] == 2
+
+
+def test_a_study_of_before_a_value_was_refused_can_be_read(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=3))
+    with engine.begin() as connection:
+        spec = study.spec.model_dump(mode="json")
+        spec["search"]["batch_size"] = 1
+        attributes.write(connection, study_user_attributes, study.study_id, {"spec": spec})
+    assert find_studies(engine, ["study"])[0].spec.search.batch_size == 1

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from math import log10
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -17,9 +18,11 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.errors import DataError
 from hpo.parameters import Params
 from hpo.search import budget, sampling
 from hpo.search.history import History, with_estimates
+from hpo.search.measurement import Trial
 from hpo.search.ordered_choices import to_choice
 from hpo.search.study import submit
 from hpo.search.worker import work
@@ -199,3 +202,38 @@ def test_auto_is_a_gaussian_process_and_then_tpe(tmp_path: Path, monkeypatch: py
     assert drawn["auto"][:6] == drawn["gp"][:6]
     assert drawn["auto"][4:6] != drawn["tpe"][4:6]
     assert drawn["auto"][6:] != drawn["gp"][6:]
+
+
+@pytest.mark.parametrize("sampler", ["auto", "tpe", "gp", "random", "grid"])
+@pytest.mark.parametrize("strength", [{"low": 0.5, "high": 1.0}, {"choices": [0.5, 0.75, 1.0]}])
+def test_the_baseline_may_lie_outside_of_what_is_searched(
+    engine: sa.Engine, sampler: str, strength: dict[str, Any]
+) -> None:
+    search: dict[str, Any] = {"augmentation_strength": strength, "learning_rate": {"choices": [0.01, 0.03, 0.1]}}
+    if sampler == "grid" and "low" in strength:
+        return
+    study = run(engine, make_spec(budget=10, search=search, sampler={"name": sampler}))
+    baseline, *others = study.trials
+    assert baseline.params["augmentation_strength"] == 0
+    assert all(0.5 <= trial.params["augmentation_strength"] <= 1 for trial in others)
+    assert states(study) == ["COMPLETE"] * 10
+
+
+def test_a_whole_number_for_a_fraction_is_what_a_resumed_trial_has_too(engine: sa.Engine) -> None:
+    """Checkpoints are known by their parameters: 1 and 1.0 would not find each other's."""
+    given: list[str] = []
+
+    class Interrupted(FreeObjective):
+        def run(self, trial: Trial) -> Any:
+            given.append(json.dumps(dict(trial.params), sort_keys=True))
+            if len(given) == 1:
+                raise DataError("stop here")
+            return super().run(trial)
+
+    search = {"augmentation_strength": 1, "learning_rate": {"low": 0.001, "high": 1, "default": 1}}
+    submit(engine, make_spec(budget=2, search=search))
+    with pytest.raises(DataError):
+        work(engine, ["study"], Interrupted, "worker", lambda text: None)
+    work(engine, ["study"], Interrupted, "worker", lambda text: None)
+    assert given[0] == given[1]
+    assert json.loads(given[0])["augmentation_strength"] == 1.0

@@ -47,10 +47,11 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ('search.learning_rate={low = 0.1, high = 1, log = "yes"}', "log: must be true or false, not 'yes'"),
         ("search.learning_rate={low = 1, high = 0.1}", "search.learning_rate: low = 1 is above high = 0.1"),
         ("search.learning_rate={low = 0, high = 0.1, log = true}", "log = true needs low above 0"),
-        ("search.batch_size=1.5", "search.batch_size: 1.5 is not a whole number from 1 to 65536"),
+        ("search.batch_size=1.5", "search.batch_size: 1.5 is not a whole number from 2 to 65536"),
+        ("search.batch_size=1", "search.batch_size: 1 is not a whole number from 2 to 65536"),
+        ("search.batch_size={choices = [1, 8]}", "1 is not a whole number from 2 to 65536"),
         ("search.batch_size={choices = [8, 8]}", "names a value twice"),
         ("search.frozen_layers={low = 0, high = 12}", "search.frozen_layers: 12 is more than the 9 of resnet18"),
-        ("search.augmentation_strength={low = 0.1, high = 1}", "must admit 0, the baseline's strength"),
         ("search.initial_weights=imagenet", "must be 'pretrained', 'baseline', or"),
         ("objective.clean=0.4", "the weights must sum to 1, but clean and perturbations give 0.4 + 0.25 + 0.25 = 0.9"),
         (

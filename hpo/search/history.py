@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from optuna import Study as OptunaStudy
-from optuna.distributions import BaseDistribution, json_to_distribution
+from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution, json_to_distribution
 from optuna.samplers import RandomSampler
 from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
@@ -126,7 +126,7 @@ def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
     """The study as samplers are shown it, of which some learn from complete trials alone: pruned and paused trials
     count as complete, with the score that they would have had if they had gained from their last epoch on what
     complete trials gained (the median). In a constrained study each complete trial has a constraint: at the border of
-    what is feasible where it is not known.
+    what is feasible where it is not known. Trials outside of what is searched, as the baseline may be, are left out.
     """
     seen = study.get_trials(deepcopy=False)
     gains: dict[int, list[float]] = defaultdict(list)
@@ -137,7 +137,7 @@ def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
     typical_gain = {epoch: median(gained) for epoch, gained in gains.items()}
     notes = {CONSTRAINT_KEY: 0.0} if any(CONSTRAINT_KEY in trial.system_attrs for trial in seen) else {}
     shown = []
-    for trial in map(copy, seen):
+    for trial in map(copy, (trial for trial in seen if _is_within(trial, current))):
         epoch = max(trial.intermediate_values, default=0)
         if trial.state == TrialState.PRUNED and epoch in typical_gain:
             trial.state = TrialState.COMPLETE
@@ -146,6 +146,15 @@ def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
             trial.system_attrs = notes | trial.system_attrs
         shown.append(trial)
     return _study(study.study_name, shown, current)
+
+
+def _is_within(trial: FrozenTrial, current: FrozenTrial) -> bool:
+    """Whether the trial could have been drawn from what the current one is drawn from."""
+    return all(
+        distribution.single() or name not in trial.params or distribution.low <= trial.params[name] <= distribution.high
+        for name, distribution in current.distributions.items()
+        if isinstance(distribution, FloatDistribution | IntDistribution)
+    )
 
 
 def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = False) -> Iterable[FrozenTrial]:

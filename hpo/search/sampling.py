@@ -125,6 +125,8 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
         low, high, logarithmic = min(parameter.choices), max(parameter.choices), name in LOGARITHMIC
     elif hasattr(parameter, "low"):
         low, high, logarithmic = parameter.low, parameter.high, parameter.log
+    if given is not None:  # the baseline may lie outside of what is searched
+        low, high = min(low, given), max(high, given)
     if name in INTEGERS:
         return IntDistribution(low, high, log=logarithmic)
     return FloatDistribution(low, high, log=logarithmic)

@@ -35,6 +35,8 @@ from hpo.spec import Spec, flatten
 SPEC_KEY = "spec"
 PROTOCOL_KEY = "protocol"
 FINGERPRINTS_KEY = "fingerprints"
+KEPT = {"kept": True}
+"""The context in which a stored spec is read: what is refused today may have been allowed when it was submitted."""
 FORGIVEN_KEY = "failures_forgiven"
 FAILURES_ALWAYS_BORNE = 2
 DIFFERENCES_SHOWN = 8
@@ -212,7 +214,7 @@ def _refusal(name: str, version: str, differs: str) -> str:
 def _read_spec(text: str) -> tuple[Spec, tuple[str, ...]]:
     """A stored spec, and the keys in it that this version does not know. Raises ValidationError."""
     try:
-        return Spec.model_validate_json(text), ()
+        return Spec.model_validate_json(text, context=KEPT), ()
     except ValidationError as error:
         unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
         if len(unknown) < error.error_count():
@@ -220,7 +222,9 @@ def _read_spec(text: str) -> tuple[Spec, tuple[str, ...]]:
     values = json.loads(text)
     for location in unknown:
         _remove(values, location)
-    return Spec.model_validate_json(json.dumps(values)), tuple(".".join(map(str, location)) for location in unknown)
+    return Spec.model_validate_json(json.dumps(values), context=KEPT), tuple(
+        ".".join(map(str, location)) for location in unknown
+    )
 
 
 def _remove(values: Any, location: Sequence[str | int]) -> None:
