@@ -136,10 +136,13 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
     study, new = submit_study(create_database(parse_url(storage)), spec)
     said = "submitted" if new else "was submitted before; nothing changed"
     click.echo(
-        f"study {study.name} {said}: budget {study.budget}. Start workers with: "
-        f"hpo launch {shlex.quote(study.name)} --workers 2",
+        f"study {study.name} {said}: budget {study.budget}. Start workers with: {_launch_command(study.name)}",
         err=True,
     )
+
+
+def _launch_command(study: str) -> str:
+    return f"hpo launch {shlex.quote(study)} --workers 2"
 
 
 @cli.command()
@@ -294,7 +297,7 @@ def resume(study: str, storage: str) -> None:
 
     engine, found = open_study(study, storage)
     said = "goes on" if resume_study(engine, found) else "was not stopped; nothing changed"
-    click.echo(f"study {study} {said}. Start workers with: hpo launch {shlex.quote(study)} --workers 2", err=True)
+    click.echo(f"study {study} {said}. Start workers with: {_launch_command(study)}", err=True)
 
 
 @cli.command()
@@ -308,7 +311,8 @@ def extend(study: str, budget: int, storage: str) -> None:
     engine, found = open_study(study, storage)
     added = extend_study(engine, found, budget)
     said = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
-    click.echo(f"study {study} has a budget of {budget}: {said}", err=True)
+    start = f". Start workers with: {_launch_command(study)}" if added else ""
+    click.echo(f"study {study} has a budget of {budget}: {said}{start}", err=True)
 
 
 for command in READING_COMMANDS:

@@ -22,6 +22,8 @@ from hpo.search.status import RunningTrial, Split, StudyStatus, progress, read_s
 from hpo.search.study import Study
 
 POLL_SECS = 0.5
+QUIET_SECS = 30.0
+"""In a log, after so long without an event it is said what runs."""
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 WIDTH_WITHOUT_TERMINAL = 120
 RUNNING_SHOWN = 20
@@ -285,12 +287,37 @@ def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table
     return table
 
 
+class EndedTrials:
+    """Says of a study's trials what became of them, each once."""
+
+    def __init__(self, engine: sa.Engine, study: Study, say: Callable[[str], None], prefix: str = "") -> None:
+        self._engine = engine
+        self._study = study
+        self._say = say
+        self._prefix = prefix
+        self._seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
+        self._seen_paused = {trial.number for trial in queries.paused_trials(engine, study.name)}
+
+    def say_new(self) -> bool:
+        """Whether there were any."""
+        ask = partial(outlast, say=self._say)
+        ended = ask(partial(queries.trials_in, self._engine, self._study.name, ENDED, but=self._seen))
+        paused = ask(partial(queries.paused_trials, self._engine, self._study.name, but=self._seen_paused))
+        self._seen.update(trial.number for trial in ended)
+        self._seen_paused.update(trial.number for trial in paused)
+        for trial in (*ended, *paused):
+            self._say(self._prefix + _trial_line(trial, self._study))
+        return bool(ended or paused)
+
+
 def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None:
-    """Shows trials as they end, until `working()` is false: live in a terminal, a line each in a log."""
+    """Shows trials as they end, until `working()` is false: live in a terminal; in a log a line each, and now and then
+    what runs.
+    """
     out = console(stderr=True)
     say = partial(out.print, soft_wrap=True)
-    seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
-    seen_paused = {trial.number for trial in queries.paused_trials(engine, study.name)}
+    ended = EndedTrials(engine, study, say)
+    said_at = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -309,14 +336,14 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
                 say(f"images: {split_line(split)}")
                 for line in warn_of_few_images(study, split.tuning):
                     say(line)
-            for trial in outlast(partial(queries.trials_in, engine, study.name, ENDED, but=seen), say):
-                seen.add(trial.number)
-                say(_trial_line(trial, study))
-            for trial in outlast(partial(queries.paused_trials, engine, study.name, but=seen_paused), say):
-                seen_paused.add(trial.number)
-                say(_trial_line(trial, study))
+            if ended.say_new():
+                said_at = time.monotonic()
             counts, running = outlast(partial(progress, engine, study), say)
-            bar.update(task, completed=counts.finished, description=_running_line(running, study.spec.training.epochs))
+            doing = _running_line(running, study.spec.training.epochs)
+            bar.update(task, completed=counts.finished, description=doing)
+            if not out.is_terminal and time.monotonic() - said_at > QUIET_SECS and still_working:
+                said_at = time.monotonic()
+                say(f"{counts.finished} of {study.budget} trials finished; {doing if running else 'workers start'}")
             if not still_working:
                 return
             time.sleep(POLL_SECS)
@@ -340,7 +367,7 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
 
 def _running_line(running: Sequence[RunningTrial], epochs: int) -> str:
     doing = [f"{trial.number} (epoch {min(trial.epoch + 1, epochs)}/{epochs})" for trial in running]
-    return f"trials {', '.join(doing)}" if doing else "trials"
+    return f"{'trial' if len(doing) == 1 else 'trials'} {', '.join(doing)}" if doing else "trials"
 
 
 class StepProgress:

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,11 @@ from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
 from hpo.launch.machine import how_many_workers
 from hpo.search import heartbeats
 from hpo.search.budget import count
+from hpo.search.conditions import StudyKey
 from hpo.search.outages import outlast
 from hpo.search.queries import best_trials
 from hpo.search.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
-from hpo.search.study import Study, find_studies, submit
+from hpo.search.study import Study, find_studies, open_studies, submit
 from hpo.spec import ModelSpec, Spec
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.vision.images import load_images
@@ -31,6 +32,7 @@ from hpo.vision.weights_file import weights_file
 
 SHOWN = 5
 TEND_SECS = 0.5
+LOOK_SECS = 2.0
 
 
 def run_study(spec: Spec, storage: str, workers: int | None) -> None:
@@ -75,10 +77,34 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
     stop_on_signals()
     with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
-        while tend(fleet):
-            time.sleep(TEND_SECS)
+        if len(names) == 1 and not forever:
+            display.follow(engine, studies[0], partial(tend, fleet))
+        else:
+            _follow_all(engine, names, partial(tend, fleet))
     for study in find_studies(engine, names):
         _say_how_far(engine, study)
+
+
+def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], bool]) -> None:
+    """Says what became of the trials of all studies that workers are at, until `working()` is false."""
+    say = partial(click.echo, err=True)
+    followed: dict[StudyKey, display.EndedTrials] = {}
+    looked = 0.0
+    while True:
+        still_working = working()  # before the look at the database, so that the last trials are not missed
+        if time.monotonic() - looked > LOOK_SECS or not still_working:
+            looked = time.monotonic()
+            still_open = [study for study, _ in outlast(partial(open_studies, engine, names), say)]
+            for study in still_open:
+                if study.key not in followed:
+                    followed[study.key] = display.EndedTrials(engine, study, say, f"{study.name}: ")
+            for ended in followed.values():
+                ended.say_new()
+            for key in set(followed).difference(study.key for study in still_open):
+                del followed[key]
+        if not still_working:
+            return
+        time.sleep(TEND_SECS)
 
 
 def _logs() -> Path:
