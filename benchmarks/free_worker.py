@@ -1,8 +1,9 @@
 """A worker with an objective that costs nothing, handed in as the real one is; it can kill itself at a chosen point.
 
-Environment: HPO_STORAGE; EPOCH_SECS, what an epoch takes; HEARTBEAT_SECS and GRACE_SECS; KILLS, a folder of tickets
-for kills and the number of them, as `folder:60`: while there are tickets left, half of the workers kill themselves
-with SIGKILL before or after some SQL statement, commit or rollback of one of FUNCTIONS.
+Environment: HPO_STORAGE; EPOCH_SECS, what an epoch takes; HEARTBEAT_SECS and GRACE_SECS; FOREVER, if it is to wait for
+new studies; KILLS, a folder of tickets for kills and the number of them, as `folder:60`: while there are tickets left,
+half of the workers kill themselves with SIGKILL before or after some SQL statement, commit or rollback of one of
+FUNCTIONS.
 """
 
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -91,7 +93,9 @@ def main() -> None:
     if (kills := os.environ.get("KILLS")) and random.random() < 0.5:
         die_at(engine, random.choice(FUNCTIONS), random.randint(1, 16), kills)
     try:
-        work(engine, sys.argv[1:], TimedObjective, worker_name(os.getpid()), lambda text: print(text, flush=True))
+        forever = bool(os.environ.get("FOREVER"))
+        say = partial(print, flush=True)
+        work(engine, sys.argv[1:], TimedObjective, worker_name(os.getpid()), say, forever)
     except Stopped:
         print("stopped")
 

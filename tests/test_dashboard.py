@@ -35,8 +35,9 @@ from hpo.dashboard import _DashboardStorage, build_app, clean_against_perturbed
 from hpo.errors import StudyError
 from hpo.search import attributes, budget, rungs
 from hpo.search.attributes import ARTIFACTS_KEY
+from hpo.search.claims import TrialLost
 from hpo.search.queries import best_trials
-from hpo.search.records import TrialLost, record_epoch
+from hpo.search.records import record_epoch
 from hpo.search.storage import writing
 from hpo.search.study import extend, find_studies, submit
 from hpo.search.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
@@ -340,11 +341,11 @@ def test_a_browser_that_knows_a_deleted_study_is_told_to_load_the_page_again(
 
 def test_a_paused_trial_has_not_ended(engine: sa.Engine, artifacts: Artifacts) -> None:
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.study_id, "worker")
+    claim = budget.claim(engine, study.key, "worker")
     assert claim is not None
-    give_parameter(engine, claim.trial_id)
-    record_epoch(engine, claim.trial_id, 1, 0.5, [], {})
-    rungs.pause(engine, study.study_id, claim.trial_id, 1, 0.5, {})
+    give_parameter(engine, claim.hold)
+    record_epoch(engine, claim.hold, 1, 0.5, [], {})
+    rungs.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
     (trial,) = [t for t in detail(build_app(optuna_storage(engine.url), artifacts))["trials"] if t["params"]]
     assert (trial["state"], trial["values"]) == ("Waiting", [0.5])
     assert "datetime_start" in trial
@@ -364,10 +365,10 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     plain = optuna_study(optuna_storage(engine.url), "plain", ["maximize"])
     before = rows_of(engine)
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.study_id, "worker")
+    claim = budget.claim(engine, study.key, "worker")
     assert claim is not None
-    give_parameter(engine, claim.trial_id)
-    record_epoch(engine, claim.trial_id, 1, 0.5, [], {})
+    give_parameter(engine, claim.hold)
+    record_epoch(engine, claim.hold, 1, 0.5, [], {})
     for name in ("study/trial-1.checkpoint.safetensors", "study/baseline.safetensors", "other/trial-1", "5", "abc"):
         artifacts.write(name, b"kept")
     assert ask(app, "DELETE", f"/api/studies/{study.study_id}", b"{no JSON")[0] == 400
@@ -375,8 +376,8 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     assert json.loads(ask(app, "DELETE", f"/api/studies/{study.study_id}", {})[1]) == {}
     assert rows_of(engine) == before
     with pytest.raises(TrialLost):
-        record_epoch(engine, claim.trial_id, 2, 0.6, [], {})
-    assert not budget.give_back(engine, claim.trial_id, "interruption", "late")
+        record_epoch(engine, claim.hold, 2, 0.6, [], {})
+    assert not budget.give_back(engine, claim.hold, "interruption", "late")
     assert rows_of(engine) == before
     root = Path(artifacts.location)
     assert sorted(str(file.relative_to(root)) for file in root.rglob("*")) == ["5", "abc", "other", "other/trial-1"]
@@ -412,7 +413,7 @@ def test_a_study_is_deleted_while_workers_write(engine: sa.Engine, artifacts: Ar
     assert ask(app, "DELETE", f"/api/studies/{study.study_id}", {})[0] == 200
     for worker in workers:
         worker.join(30)
-    assert ["no study 'study'" in text for text in ended] == [True] * 3
+    assert ["no study 'study'" in text or text == "the study was deleted" for text in ended] == [True] * 3
     assert rows_of(engine) == {}
 
 
@@ -424,9 +425,9 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
         note = {"dashboard:note_ver": 2, "dashboard:note_str:0": "a note"}
         attributes.write(connection, study_system_attributes, before._study_id, note)
     extend(engine, find_studies(engine, ["study"])[0], 8)
-    claim = budget.claim(engine, before._study_id, "worker")
+    claim = budget.claim(engine, (before._study_id, None), "worker")
     assert claim is not None
-    give_parameter(engine, claim.trial_id)
+    give_parameter(engine, claim.hold)
     checkpoint = f"trial-{claim.number}.checkpoint.safetensors"
     artifacts.write(f"study/{checkpoint}", b"checkpoint")
 
@@ -437,7 +438,7 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
     status, answer = rename("other")
     assert status == 400
     assert "1 of its trials are running, and their workers know it by its name; `hpo stop study`" in answer["reason"]
-    budget.give_back(engine, claim.trial_id, "interruption", "stopped")
+    budget.give_back(engine, claim.hold, "interruption", "stopped")
     submit(engine, make_spec(name="taken"))
     for name, reason in (("taken", "there is a study 'taken' already"), ("a/b", "name: must not"), (" ", "name: must")):
         assert (refused := rename(name))[0] == 400

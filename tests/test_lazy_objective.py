@@ -38,7 +38,8 @@ def taken_up(hpo: Hpo, tmp_path: Path) -> Path:
     hpo("submit", write_study(tmp_path, budget=1, training={"epochs": 1, "horizontal_flip": False}))
     engine = open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study = find_studies(engine, ["study"])[0]
-    check_fingerprints(engine, study, LazyObjective(study.spec, 1, Artifacts(str(tmp_path))).fingerprints)
+    objective = LazyObjective(study.spec, 1, Artifacts(str(tmp_path)))
+    check_fingerprints(engine, study, objective.fingerprints, objective.about)
     engine.dispose()
     return tmp_path
 

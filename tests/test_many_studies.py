@@ -28,6 +28,11 @@ from hpo.search.worker import work
 from hpo.spec import Spec
 
 
+def spec_of(**changes: object) -> Spec:
+    """Drawn at random, which costs no time."""
+    return make_spec(sampler={"name": "random"}, **changes)
+
+
 def without_images_for(*names: str) -> Any:
     def load(spec: Spec) -> FreeObjective:
         if spec.name in names:
@@ -39,7 +44,7 @@ def without_images_for(*names: str) -> Any:
 
 def test_a_study_that_cannot_be_worked_on_here_is_skipped_and_said_once(engine: sa.Engine) -> None:
     for name in ("broken", "fine", "fine-too"):
-        submit(engine, make_spec(name=name, budget=3))
+        submit(engine, spec_of(name=name, budget=3))
     said: list[str] = []
     with pytest.raises(DataError, match=r"broken\.zip does not exist"):  # in the end, when nothing else is left
         work(engine, [], without_images_for("broken"), "worker", said.append)
@@ -54,14 +59,14 @@ def test_a_study_that_cannot_be_worked_on_here_is_skipped_and_said_once(engine: 
 def test_a_study_that_was_skipped_is_tried_again(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "SKIP_SECS", 0.2)
     for name in ("broken", "fine"):
-        submit(engine, make_spec(name=name, budget=30))
+        submit(engine, spec_of(name=name, budget=12))
     missing = ["broken"]
 
     class Mending(FreeObjective):
         def run(self, trial: Trial) -> Any:
-            if trial.number == 20:
+            if trial.number == 8:
                 missing.clear()
-            time.sleep(0.02)
+            time.sleep(0.05)
             return super().run(trial)
 
     def load(spec: Spec) -> FreeObjective:
@@ -71,13 +76,13 @@ def test_a_study_that_was_skipped_is_tried_again(engine: sa.Engine, monkeypatch:
 
     said: list[str] = []
     work(engine, [], load, "worker", said.append)
-    assert all(budget.count(engine, study.study_id).finished == 30 for study in find_studies(engine))
+    assert all(budget.count(engine, study.study_id).finished == 12 for study in find_studies(engine))
     assert sum("cannot be worked on" in line for line in said) == 1
 
 
 def test_the_only_study_that_was_asked_for_is_refused_at_once(engine: sa.Engine) -> None:
     for name in ("broken", "fine"):
-        submit(engine, make_spec(name=name))
+        submit(engine, spec_of(name=name))
     with pytest.raises(DataError):
         work(engine, ["broken"], without_images_for("broken"), "worker", lambda text: None, forever=True)
 
@@ -95,10 +100,10 @@ def test_a_new_study_that_got_the_id_of_a_deleted_one_is_worked_on_as_it_says(en
             seeds.append(self.seed)
             if trial.number == 2 and self.seed == 1:
                 optuna.delete_study(study_name="a", storage=optuna_storage(engine.url))
-                submit(engine, make_spec(name="a", seed=7, budget=3))
+                submit(engine, spec_of(name="a", seed=7, budget=3))
             return super().run(trial)
 
-    submit(engine, make_spec(name="a", seed=1, budget=3))
+    submit(engine, spec_of(name="a", seed=1, budget=3))
     said: list[str] = []
     work(engine, [], Seeded, "worker", said.append)
     assert seeds == [1, 1, 1, 7, 7, 7]
@@ -121,7 +126,7 @@ def test_a_worker_keeps_few_studies_in_memory(engine: sa.Engine) -> None:
         return objective
 
     for number in range(6):
-        submit(engine, make_spec(name=f"study-{number}", budget=2))
+        submit(engine, spec_of(name=f"study-{number}", budget=2))
     work(engine, [], load, "worker", lambda text: None)
     assert len(alive) == 6
     assert all(budget.count(engine, study.study_id).finished == 2 for study in find_studies(engine))
@@ -129,8 +134,8 @@ def test_a_worker_keeps_few_studies_in_memory(engine: sa.Engine) -> None:
 
 def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
     """A worker goes where the fewest are, and stays where it is as long as that is even."""
-    first, _ = submit(engine, make_spec(name="first", budget=3))
-    second, _ = submit(engine, make_spec(name="second", budget=3))
+    first, _ = submit(engine, spec_of(name="first", budget=3))
+    second, _ = submit(engine, spec_of(name="second", budget=3))
     for _ in range(2):
         budget.claim(engine, first.key, "others")
     taken: list[str] = []
@@ -154,8 +159,8 @@ def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
 
 def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine) -> None:
     """With a key that this version does not know, though the protocol is the same."""
-    newer, _ = submit(engine, make_spec(name="newer", budget=3))
-    submit(engine, make_spec(name="fine", budget=3))
+    newer, _ = submit(engine, spec_of(name="newer", budget=3))
+    submit(engine, spec_of(name="fine", budget=3))
     spec = newer.spec.model_dump(mode="json")
     spec["training"]["new_key"] = 1
     spec["objective"]["perturbations"][0]["another"] = [1]
@@ -176,8 +181,8 @@ def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine)
 
 
 def test_a_study_that_cannot_be_read_hides_no_other(engine: sa.Engine) -> None:
-    damaged, _ = submit(engine, make_spec(name="damaged", budget=3))
-    submit(engine, make_spec(name="fine", budget=3))
+    damaged, _ = submit(engine, spec_of(name="damaged", budget=3))
+    submit(engine, spec_of(name="fine", budget=3))
     with engine.begin() as connection:
         spec = damaged.spec.model_dump(mode="json") | {"budget": "many"}
         attributes.write(connection, study_user_attributes, damaged.study_id, {"spec": spec})
@@ -202,7 +207,7 @@ def test_a_device_that_fails_is_the_machines_affair(engine: sa.Engine) -> None:
 
         return FreeObjective(spec, fail)
 
-    study, _ = submit(engine, make_spec(budget=3))
+    study, _ = submit(engine, spec_of(budget=3))
     with pytest.raises(MachineError):
         work(engine, [], load, "worker", lambda text: None)
     work(engine, [], load, "worker", lambda text: None)
@@ -221,7 +226,7 @@ def test_a_configuration_that_breaks_device_after_device_counts_as_failed(engine
 
         return FreeObjective(spec, fail)
 
-    submit(engine, make_spec(budget=5, max_failed_share=1.0, search=dict(make_spec().search) | {"batch_size": 64}))
+    submit(engine, spec_of(budget=5, max_failed_share=1.0, search=dict(spec_of().search) | {"batch_size": 64}))
     for _ in range(budget.DEATHS_BORNE):
         with pytest.raises(MachineError):
             work(engine, [], load, "worker", lambda text: None)
@@ -240,7 +245,7 @@ def test_a_baseline_out_of_memory_fails_and_keeps_the_constraint(engine: sa.Engi
             lacking.append(1)
             raise MemoryError("64 images do not fit")
 
-    spec = make_spec(budget=5)
+    spec = spec_of(budget=5)
     objective = spec.objective.model_copy(update={"max_clean_drop": 0.001})
     submit(engine, spec.model_copy(update={"objective": objective}))
     work(engine, [], lambda given: FreeObjective(given, need_memory), "worker", lambda text: None)
@@ -271,7 +276,7 @@ def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo: Any, tmp_path: Path, 
 
 
 def test_a_study_of_before_a_value_was_refused_can_be_read(engine: sa.Engine) -> None:
-    study, _ = submit(engine, make_spec(budget=3))
+    study, _ = submit(engine, spec_of(budget=3))
     with engine.begin() as connection:
         spec = study.spec.model_dump(mode="json")
         spec["search"]["batch_size"] = 1

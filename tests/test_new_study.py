@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Hpo
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_trees import write_class_folders, write_tiny_imagenet, zip_tree
 
@@ -58,6 +58,7 @@ file_names = st.text(st.characters(exclude_characters="/\0", exclude_categories=
 class_sizes = st.dictionaries(st.text(min_size=1, max_size=9), st.integers(2, 100_000), min_size=2, max_size=12)
 
 
+@settings(deadline=None)
 @given(
     file=file_names,
     folder=file_names,

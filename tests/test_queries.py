@@ -118,22 +118,22 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
 def test_a_trial_that_goes_on_shows_the_epochs_that_it_goes_on_from(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(training={"epochs": 6}))
     for _ in range(2):  # interrupted twice, the second time before it had measured anything
-        claim = budget.claim(engine, study.study_id, "host:1")
+        claim = budget.claim(engine, study.key, "host:1")
         assert claim is not None
-        record_params(engine, claim.trial_id, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
+        record_params(engine, claim.hold, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
         if not claim.slot.continues:
             for epoch in range(1, 6):
-                record_epoch(engine, claim.trial_id, epoch, 0.5, [], {})
-        assert budget.give_back(engine, claim.trial_id, "interruption", "its worker was asked to stop")
-    claim = budget.claim(engine, study.study_id, "host:1")
-    other = budget.claim(engine, study.study_id, "host:2")
+                record_epoch(engine, claim.hold, epoch, 0.5, [], {})
+        assert budget.give_back(engine, claim.hold, "interruption", "its worker was asked to stop")
+    claim = budget.claim(engine, study.key, "host:1")
+    other = budget.claim(engine, study.key, "host:2")
     assert claim is not None
     assert other is not None
     assert len(claim.slot.continues) == 2
     epochs = {trial.number: trial.epoch for trial in status(engine, study).running}
     assert epochs == {claim.number: 5, other.number: 0}
-    record_params(engine, claim.trial_id, {}, {})
-    record_epoch(engine, claim.trial_id, 1, 0.5, [], {})  # its checkpoint was lost
+    record_params(engine, claim.hold, {}, {})
+    record_epoch(engine, claim.hold, 1, 0.5, [], {})  # its checkpoint was lost
     assert {trial.number: trial.epoch for trial in status(engine, study).running}[claim.number] == 1
 
 

@@ -108,12 +108,12 @@ def said_to_people(view: RenderableType) -> str:
 def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study, _ = submit(engine, make_spec(budget=3, objective=tight_objective(0.015)))
-    paused = budget.claim(engine, study.study_id, "host:1")
-    interrupted = budget.claim(engine, study.study_id, "host:2")
+    paused = budget.claim(engine, study.key, "host:1")
+    interrupted = budget.claim(engine, study.key, "host:2")
     assert paused is not None
     assert interrupted is not None
-    rungs.pause(engine, study.study_id, paused.trial_id, 1, 0.5, {})
-    budget.give_back(engine, interrupted.trial_id, "interruption", "its worker was asked to stop")
+    rungs.pause(engine, study.study_id, paused.hold, 1, 0.5, {})
+    budget.give_back(engine, interrupted.hold, "interruption", "its worker was asked to stop")
     with engine.begin() as connection:
         split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}
         attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})

@@ -67,8 +67,7 @@ def delete(engine: sa.Engine, study_id: int) -> Kept | None:
     of_study = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id)
     with writing(engine) as connection:
         connection.execute(of_study.with_for_update()).all()  # as workers do: first their trial, then the study
-        lock_study(connection, study_id)
-        kept = _kept(connection, study_id)
+        kept = _locked(connection, study_id)
         if kept is None:
             return None
         for table in TABLES_OF_TRIALS:
@@ -88,8 +87,7 @@ def rename(engine: sa.Engine, study_id: int, name: str, move: Callable[[Kept, Sp
     """
     _give_back_what_the_dead_had(engine, study_id)
     with writing(engine) as connection:
-        lock_study(connection, study_id)
-        kept = _kept(connection, study_id)
+        kept = _locked(connection, study_id)
         if kept is None:
             return None
         spec = attributes.read_study(connection, study_id, SPEC_KEY)
@@ -111,6 +109,14 @@ def rename(engine: sa.Engine, study_id: int, name: str, move: Callable[[Kept, Sp
         if spec is not None and renamed.folder_name != kept.folder:
             move(kept, renamed)
     return kept
+
+
+def _locked(connection: sa.Connection, study_id: int) -> Kept | None:
+    try:
+        lock_study(connection, study_id)
+    except StudyError:  # it is no longer there
+        return None
+    return _kept(connection, study_id)
 
 
 def _give_back_what_the_dead_had(engine: sa.Engine, study_id: int) -> None:
