@@ -31,6 +31,8 @@ Hpo = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]
 STUDIES = Path(__file__).parent.parent / "studies"
 
+ONE_THREAD = {"HPO_THREADS": "1"}
+"""For workers of their own: as many tests run at once as there are cores."""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as there are cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of workers that have more would spin
 
@@ -126,7 +128,7 @@ def hpo(tmp_path: Path, data_root: Path) -> Hpo:
         return subprocess.run(
             [sys.executable, "-m", "hpo", *arguments],
             cwd=tmp_path,
-            env=inherited | {"HPO_DATA_ROOT": str(data_root)} | environment,
+            env=inherited | {"HPO_DATA_ROOT": str(data_root), **ONE_THREAD} | environment,
             capture_output=True,
             text=True,
             timeout=240,
@@ -141,7 +143,8 @@ def start(tmp_path: Path, data_root: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"HPO_DATA_ROOT": str(data_root), "PYTHONUNBUFFERED": "1"} | environment
+        given = {"HPO_DATA_ROOT": str(data_root), "PYTHONUNBUFFERED": "1", **ONE_THREAD}
+        environment = os.environ | given | environment
         command = [sys.executable, "-m", "hpo", *arguments]
         process = subprocess.Popen(
             command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

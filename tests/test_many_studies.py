@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, optuna_storage, states
+from conftest import ONE_THREAD, make_spec, optuna_storage, states
 from free_objective import FreeObjective
 
 from hpo.errors import DataError, MachineError, StudyError
@@ -266,7 +266,7 @@ def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo: Any, tmp_path: Path, 
         ran = subprocess.run(
             [sys.executable, "-m", "hpo", "worker"],
             cwd=tmp_path,
-            env=os.environ | {"HPO_DATA_ROOT": str(data_root)},
+            env=os.environ | {"HPO_DATA_ROOT": str(data_root), **ONE_THREAD},
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

@@ -191,28 +191,33 @@ def create_database(url: sa.URL) -> sa.Engine:
 def _create_tables(url: sa.URL) -> None:
     """Optuna's tables by Optuna; WAL; and the views as this version of hpo defines them, in one transaction."""
     engine = _engine(url)
-    if not _has_optunas_tables(url, engine):
-        from optuna.exceptions import StorageInternalError
-        from optuna.storages import RDBStorage
-
-        try:
-            made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
-        except (StorageInternalError, RuntimeError) as error:  # the latter of tables in another version
-            raise unreachable(url, error) from None
-        made.remove_session()
-        made.engine.dispose()
-    if engine.dialect.name == "sqlite":
+    try:
+        if not _has_optunas_tables(url, engine):
+            _let_optuna_create_its_tables(url)
+        if engine.dialect.name == "sqlite":
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-    with engine.connect() as connection:
-        views = _views_version(connection)
-    if views is None or views < VIEWS_VERSION:
-        try:
-            _make_views(engine)
-        except SQLAlchemyError as error:
-            engine.dispose()
-            raise error if views is None else _views_cannot_be_made(url, error) from None
-    engine.dispose()
+            views = _views_version(connection)
+        if views is None or views < VIEWS_VERSION:
+            try:
+                _make_views(engine)
+            except SQLAlchemyError as error:
+                raise error if views is None else _views_cannot_be_made(url, error) from None
+    finally:
+        engine.dispose()
+
+
+def _let_optuna_create_its_tables(url: sa.URL) -> None:
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import RDBStorage
+
+    try:
+        made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
+    except (StorageInternalError, RuntimeError) as error:  # the latter of tables in another version
+        raise unreachable(url, error) from None
+    made.remove_session()
+    made.engine.dispose()
 
 
 def _has_optunas_tables(url: sa.URL, engine: sa.Engine) -> bool:
