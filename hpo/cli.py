@@ -216,10 +216,9 @@ def worker(
 
 def _threads_of_container() -> int | None:
     """None where PyTorch's own choice is right: it does not know of a container's share of the cores."""
-    from hpo.cores import cores
+    from hpo.cores import cores, cores_of_machine
 
-    machine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return cores() if cores() != machine else None
+    return cores() if cores() < cores_of_machine() else None
 
 
 def _is_released(word: "Event") -> bool:

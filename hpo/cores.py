@@ -9,8 +9,12 @@ CPU_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup
 
 
 def cores() -> int:
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, math.ceil(min(allowed, _cpu_quota())))
+    return max(1, math.ceil(min(cores_of_machine(), _cpu_quota())))
+
+
+def cores_of_machine() -> int:
+    """Without regard to a container's share."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_quota() -> float:

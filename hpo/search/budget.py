@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from hpo.errors import StudyError
 from hpo.search import attributes
 from hpo.search.attributes import BUDGET_KEY, read_params
-from hpo.search.claims import Hold, TrialLost, lock_held, new_token, token_of, write_token
+from hpo.search.claims import TOKEN_KEY, Hold, TrialLost, lock_held, new_token, write_token
 from hpo.search.conditions import (
     StudyKey,
     baseline_is_complete,
@@ -116,14 +116,15 @@ def lock_study(connection: sa.Connection, study_id: int) -> None:
 
 def claimed_before(engine: sa.Engine, study_id: int, token: str) -> Claim | None:
     """What was claimed with this token, if the answer was lost."""
-    running = sa.select(trials.c.trial_id, trials.c.number).where(
-        trials.c.study_id == study_id, trials.c.state == "RUNNING"
+    kept = trial_system_attributes.c
+    query = (
+        sa.select(trials.c.trial_id, trials.c.number)
+        .join(trial_system_attributes, (kept.trial_id == trials.c.trial_id) & (kept.key == TOKEN_KEY))
+        .where(trials.c.study_id == study_id, trials.c.state == "RUNNING", kept.value_json == json.dumps(token))
     )
     with engine.connect() as connection:
-        for trial_id, number in connection.execute(running).all():
-            if token_of(connection, trial_id) == token:
-                return _claim_of(connection, Hold(trial_id, token), number)
-    return None
+        found = connection.execute(query).one_or_none()
+        return _claim_of(connection, Hold(found.trial_id, token), found.number) if found else None
 
 
 def claim(

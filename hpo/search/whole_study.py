@@ -18,30 +18,18 @@ from hpo.search.heartbeats import reap
 from hpo.search.storage import writing
 from hpo.search.study import SPEC_KEY
 from hpo.search.tables import (
+    metadata,
     studies,
-    study_directions,
     study_system_attributes,
     study_user_attributes,
-    trial_heartbeats,
-    trial_intermediate_values,
-    trial_params,
     trial_system_attributes,
-    trial_user_attributes,
-    trial_values,
     trials,
 )
 from hpo.spec import Spec
 from hpo.spec_errors import explain
 
-TABLES_OF_TRIALS = (
-    trial_heartbeats,
-    trial_intermediate_values,
-    trial_params,
-    trial_system_attributes,
-    trial_user_attributes,
-    trial_values,
-)
-TABLES_OF_STUDIES = (trials, study_directions, study_system_attributes, study_user_attributes, studies)
+TABLES_OF_TRIALS = [table for table in metadata.sorted_tables if "trial_id" in table.c and table is not trials]
+TABLES_OF_STUDIES = [table for table in metadata.sorted_tables if "study_id" in table.c and table is not studies]
 LONGEST_NAME = 512  # characters in Optuna's table
 
 
@@ -72,7 +60,7 @@ def delete(engine: sa.Engine, study_id: int) -> Kept | None:
             return None
         for table in TABLES_OF_TRIALS:
             connection.execute(table.delete().where(table.c.trial_id.in_(of_study)))
-        for table in TABLES_OF_STUDIES:
+        for table in (*TABLES_OF_STUDIES, studies):
             connection.execute(table.delete().where(table.c.study_id == study_id))
     return kept
 
