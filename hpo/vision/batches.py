@@ -17,6 +17,8 @@ from hpo.vision.images import Split
 from hpo.vision.inference import Inference
 from hpo.vision.memory import Portions, fitting
 
+Batch = tuple[Tensor, Tensor]
+"""Features as the trainable part takes them, and int64 labels."""
 MOST_OF_GPU = 0.25
 """Of a GPU's free memory: what the training images may take."""
 
@@ -54,7 +56,7 @@ class Batches:
         self.frozen_part = frozen_part
         self.seed = seed
 
-    def of_epoch(self, epoch: int, batch_size: int, portions: Portions) -> Iterator[tuple[Tensor, Tensor]]:
+    def of_epoch(self, epoch: int, batch_size: int, portions: Portions) -> Iterator[Batch]:
         """(features, labels) of each batch; a last batch of one image, which BatchNorm cannot take, is left out."""
         shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=shuffle)

@@ -7,10 +7,10 @@ one would have given.
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import cast
 
 import torch
@@ -23,7 +23,7 @@ from hpo.vision.averaging import (
     Average,
     measure_batch_norms,
 )
-from hpo.vision.batches import Batches, TrainingImages
+from hpo.vision.batches import Batch, Batches, TrainingImages
 from hpo.vision.device import Compute, seconds_between
 from hpo.vision.evaluation import Accuracy, EvaluationSet, embedded, evaluate
 from hpo.vision.inference import Inference
@@ -155,10 +155,13 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
     features = embedded(tuning, training.frozen_part)
     some_features = _some_features(training, batches)
     scored = Inference(training.averaged.trainable_part if features else training.averaged, compute)
+    upcoming = _begun(batches, training.epochs_done + 1, training)
     try:
         for epoch in range(training.epochs_done + 1, recipe.epochs + 1):
             started, first = time.perf_counter(), compute.mark()
-            _train_epoch(training, batches, epoch)
+            _train_epoch(training, upcoming, epoch, updates=math.ceil(len(images) / recipe.batch_size))
+            if epoch < recipe.epochs:
+                upcoming = _begun(batches, epoch + 1, training)
             if recipe.averages:
                 measure_batch_norms(training.averaged.trainable_part, some_features, compute)
             last = compute.mark()
@@ -179,13 +182,20 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
         training.runner.forget()
 
 
-def _train_epoch(training: Training, batches: Batches, epoch: int) -> None:
+def _begun(batches: Batches, epoch: int, training: Training) -> Iterator[Batch]:
+    """The batches of an epoch, the first of them prepared already: a GPU goes on with it while the results of the epoch
+    before are read.
+    """
+    of_epoch = batches.of_epoch(epoch, training.recipe.batch_size, training.portions)
+    return chain(list(islice(of_epoch, 1)), of_epoch)
+
+
+def _train_epoch(training: Training, batches: Iterable[Batch], epoch: int, updates: int) -> None:
     recipe, average, step = training.recipe, training.average, training.runner.step
-    updates = math.ceil(len(batches.images) / recipe.batch_size)
     averaged_every = max(1, IMAGES_BETWEEN_AVERAGES // recipe.batch_size)
     step.loss_sum.zero_()
     training.network.train()
-    for number, (features, labels) in enumerate(batches.of_epoch(epoch, recipe.batch_size, training.portions)):
+    for number, (features, labels) in enumerate(batches):
         progress = (epoch - 1 + number / updates) / recipe.epochs
         step.rate.fill_(recipe.learning_rate * _schedule(progress, LAST_RATE if recipe.averages else 0))
         training.runner.run(features, labels)
