@@ -40,12 +40,13 @@ def one_line(result: subprocess.CompletedProcess[str], exit_code: int = 2) -> st
     return lines[0]
 
 
-def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_path: Path, storage_url: str) -> None:
-    if storage_url.startswith("postgresql"):
-        storage_url = parse_url(storage_url).set(password=SECRET).render_as_string(hide_password=False)
+def test_the_main_job_from_a_study_file_to_the_best_configuration(
+    hpo: Hpo, tmp_path: Path, postgresql_url: str
+) -> None:
+    """On PostgreSQL, with a password; on SQLite in test_new_study.py."""
+    storage_url = parse_url(postgresql_url).set(password=SECRET).render_as_string(hide_password=False)
     storage = {"HPO_STORAGE": storage_url}
-    workers = "1" if storage_url.startswith("sqlite") else "2"
-    ran = hpo("run", write_study(tmp_path), "--workers", workers, **storage)
+    ran = hpo("run", write_study(tmp_path), "--workers", "2", **storage)
     assert ran.returncode == 0, ran.stderr
     assert "Best configurations of study" in ran.stdout
     assert "tuning images, the same for all trials" in ran.stdout
@@ -88,8 +89,7 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(hpo: Hpo, tmp_
     assert "Best configurations of study" in again.stdout
     said = [ran.stdout, ran.stderr, hpo("status", "study", **storage).stdout, again.stderr]
     check_that_the_password_is_nowhere(said, tmp_path, storage_url)
-    if workers == "1":
-        check_that_the_best_run_again_gives_the_same_accuracies(hpo, tmp_path, best)
+    check_that_the_best_run_again_gives_the_same_accuracies(hpo, tmp_path, best, storage)
 
 
 def check_that_the_password_is_nowhere(said: list[str], folder: Path, storage_url: str) -> None:
@@ -106,18 +106,21 @@ def check_that_the_password_is_nowhere(said: list[str], folder: Path, storage_ur
     engine.dispose()
 
 
-def check_that_the_best_run_again_gives_the_same_accuracies(hpo: Hpo, tmp_path: Path, best: dict[str, Any]) -> None:
-    (tmp_path / "best.toml").write_text(hpo("best", "study", "--toml").stdout, encoding="utf-8")
-    repeated = hpo("run", "best.toml")
+def check_that_the_best_run_again_gives_the_same_accuracies(
+    hpo: Hpo, tmp_path: Path, best: dict[str, Any], storage: dict[str, str]
+) -> None:
+    (tmp_path / "best.toml").write_text(hpo("best", "study", "--toml", **storage).stdout, encoding="utf-8")
+    repeated = hpo("run", "best.toml", "--workers", "2", **storage)
     assert repeated.returncode == 0, repeated.stderr
-    repeats = json.loads(hpo("top", f"study-trial-{best['number']}", "--json").stdout)
+    repeats = json.loads(hpo("top", f"study-trial-{best['number']}", "--json", **storage).stdout)
     assert best["correct"] in [repeat["correct"] for repeat in repeats if repeat["params"] == best["params"]]
 
 
 def test_a_search_that_starts_from_the_baselines_weights(hpo: Hpo, tmp_path: Path) -> None:
     search = {"initial_weights": "baseline", "learning_rate": {"low": 0.01, "high": 0.03}, "batch_size": 16}
-    data = {"name": "digits", "images_per_class": 60, "validation_fraction": 0.1}  # enough for the baseline to learn
-    ran = hpo("run", write_study(tmp_path, budget=2, search=search, data=data), "--workers", "2")
+    data = {"name": "digits", "images_per_class": 30, "validation_fraction": 0.1}  # enough for the baseline to learn
+    hpo("submit", write_study(tmp_path, budget=2, search=search, data=data))
+    ran = hpo("worker", "study")
     assert ran.returncode == 0, ran.stderr
     top = json.loads(hpo("top", "study", "--json").stdout)
     later = [trial for trial in top if not trial["baseline"]]
@@ -133,7 +136,7 @@ def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> 
     assert "nothing changed" in hpo("submit", study).stderr
     assert json.loads(hpo("status", "--json").stdout)[0]["waiting"] == 2
     assert "no complete trial yet" in one_line(hpo("best", "study"), exit_code=1)
-    worked = hpo("worker", "study", "--threads", "2")
+    worked = hpo("worker", "study", "--threads", "1")
     assert worked.returncode == 0, worked.stderr
     assert "trial 1 complete" in worked.stdout
     assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 2
@@ -206,12 +209,12 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
     hpo: Hpo, start: Start, tmp_path: Path
 ) -> None:
-    data = {"name": "digits", "images_per_class": 40, "validation_fraction": 0.1}
+    data = {"name": "digits", "images_per_class": 25, "validation_fraction": 0.1}
     changes = {"budget": 1, "training": {"epochs": 4, "horizontal_flip": False}, "data": data}
     study = write_study(tmp_path, **changes)
     elsewhere = ("--storage", "sqlite:///unbroken.db")
-    # of two workers one trains, with one thread: two threads would wait for each other beside other tests
-    unbroken = hpo("run", study, "--workers", "2", *elsewhere, HPO_ARTIFACTS="elsewhere")
+    hpo("submit", study, *elsewhere)
+    unbroken = hpo("worker", "study", *elsewhere, HPO_ARTIFACTS="elsewhere")
     assert unbroken.returncode == 0, unbroken.stderr
     expected = json.loads(hpo("best", "study", "--json", *elsewhere).stdout)
 

@@ -59,29 +59,36 @@ def test_folding_changes_nothing_of_the_network() -> None:
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
-def slow_correct(net: Classifier, images: EvaluationSet) -> dict[str, int]:
-    """Image by image, in fp32, through the network as it was trained."""
+@pytest.fixture(scope="module")
+def evaluation_set(digits: ImageSet) -> EvaluationSet:
+    return build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device)
+
+
+@pytest.fixture(scope="module")
+def slow_correct(evaluation_set: EvaluationSet) -> dict[str, int]:
+    """Image by image, in fp32, through the network as it was trained, with however many layers frozen."""
+    net = network()
     with torch.no_grad():
         return {
             name: sum(
                 int(net(image[None].float() / 255).argmax() == label)
-                for image, label in zip(pixels, images.labels, strict=True)
+                for image, label in zip(pixels, evaluation_set.labels, strict=True)
             )
-            for name, pixels in images.conditions.items()
+            for name, pixels in evaluation_set.conditions.items()
         }
 
 
 @pytest.mark.parametrize("frozen", [0, 3, 9])
-def test_accuracies_of_the_fast_path_agree_with_a_slow_reference(digits: ImageSet, frozen: int) -> None:
+def test_accuracies_of_the_fast_path_agree_with_a_slow_reference(
+    evaluation_set: EvaluationSet, slow_correct: dict[str, int], frozen: int
+) -> None:
     """Exactly in fp32; in bf16 but for a few images whose two best classes are as good as equal."""
     net = network(frozen=frozen)
-    images = build_evaluation_set(digits.tuning, PERTURBATIONS, FP32.device)
-    expected = slow_correct(net, images)
-    for compute, may_differ in ((FP32, 0), (BF16, 0.02 * len(digits.tuning))):
-        features = embedded(images, Inference(net.frozen_part, compute))
+    for compute, may_differ in ((FP32, 0), (BF16, 0.02 * len(evaluation_set.labels))):
+        features = embedded(evaluation_set, Inference(net.frozen_part, compute))
         assert features is not None
         fast = evaluate(Inference(net.trainable_part, compute), features)
-        for name, correct in expected.items():
+        for name, correct in slow_correct.items():
             assert abs(fast[name].correct - correct) <= may_differ, (name, compute)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Hpo, make_spec, write_study
+from conftest import ONE_THREAD, Hpo, make_spec, write_study
 
 from hpo.artifacts import Artifacts
 from hpo.errors import InputError
@@ -46,7 +46,9 @@ def taken_up(hpo: Hpo, tmp_path: Path) -> Path:
 
 def run_worker(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", SAYS_WHETHER_PYTORCH_IS_LOADED, "worker", "study"]
-    return subprocess.run(command, cwd=folder, env=os.environ | environment, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | ONE_THREAD | environment, capture_output=True, text=True
+    )
 
 
 def test_a_worker_takes_a_trial_before_it_loads_pytorch(taken_up: Path) -> None:

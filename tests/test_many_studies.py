@@ -125,10 +125,10 @@ def test_a_worker_keeps_few_studies_in_memory(engine: sa.Engine) -> None:
         alive.append(weakref.ref(objective))
         return objective
 
-    for number in range(6):
+    for number in range(4):
         submit(engine, spec_of(name=f"study-{number}", budget=2))
     work(engine, [], load, "worker", lambda text: None)
-    assert len(alive) == 6
+    assert len(alive) == 4
     assert all(budget.count(engine, study.study_id).finished == 2 for study in find_studies(engine))
 
 

@@ -43,9 +43,19 @@ def test_zips_and_tinyimagenets_layout_are_told_apart(tmp_path: Path, source: st
 
 
 def test_a_study_of_the_digits_in_two_commands(hpo: Hpo, tmp_path: Path) -> None:
+    """And with logs in a folder of one's own, where the usual one cannot be made."""
     assert "digits" in hpo("new", "digits.toml").stderr
-    ran = hpo("run", "digits.toml", "--set", "data.images_per_class=10", *QUICK)
+    (tmp_path / "hpo-logs").write_text("in the way")
+    few = ("--set", "data.images_per_class=10", "--set", "data.validation_fraction=0.05", *QUICK)
+    refused = hpo("run", "digits.toml", *few)
+    assert refused.returncode == 2
+    assert "the logs' folder hpo-logs/digits cannot be written" in refused.stderr
+    assert "set HPO_LOGS" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    ran = hpo("run", "digits.toml", *few, "--workers", "2", HPO_LOGS="elsewhere")
     assert ran.returncode == 0, ran.stderr
+    assert "Best configurations of digits" in ran.stdout
+    assert list((tmp_path / "elsewhere" / "digits").glob("*.log"))
 
 
 def loaded(folder: Path, text: str) -> Spec:

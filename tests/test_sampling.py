@@ -207,8 +207,9 @@ def test_auto_is_a_gaussian_process_and_then_tpe(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("sampler", ["auto", "tpe", "gp", "random", "grid"])
 @pytest.mark.parametrize("strength", [{"low": 0.5, "high": 1.0}, {"choices": [0.5, 0.75, 1.0]}])
 def test_the_baseline_may_lie_outside_of_what_is_searched(
-    engine: sa.Engine, sampler: str, strength: dict[str, Any]
+    tmp_path: Path, sampler: str, strength: dict[str, Any]
 ) -> None:
+    engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
     search: dict[str, Any] = {"augmentation_strength": strength, "learning_rate": {"choices": [0.01, 0.03, 0.1]}}
     if sampler == "grid" and "low" in strength:
         return

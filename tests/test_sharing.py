@@ -257,21 +257,6 @@ def test_workers_of_two_containers_that_share_host_name_and_pids_have_names_of_t
     assert worker_name(7, first.environment[FLEET]) != worker_name(7, second.environment[FLEET])
 
 
-def test_a_folder_for_logs_that_cannot_be_made_is_one_line_and_another_can_be_given(
-    hpo: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
-    (tmp_path / "hpo-logs").write_text("in the way")
-    tiny = ("--set", "budget=1", "--set", "training.epochs=1", "--set", "data.images_per_class=4", "--workers", "1")
-    quickstart = str(Path(__file__).parent.parent / "studies" / "quickstart.toml")
-    refused = hpo("run", quickstart, *tiny)
-    assert refused.returncode == 2
-    assert "the logs' folder hpo-logs/quickstart cannot be written" in refused.stderr
-    assert "set HPO_LOGS" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert hpo("run", quickstart, *tiny, HPO_LOGS="elsewhere").returncode == 0
-    assert list((tmp_path / "elsewhere" / "quickstart").glob("*.log"))
-
-
 @pytest.mark.parametrize(
     ("version_2", "version_1", "expected"),
     [
