@@ -23,7 +23,8 @@ from free_worker import take_ticket
 from postgresql_servers import fresh_database, postgresql
 
 from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
-from hpo.search import budget, heartbeats
+from hpo.search import budget
+from hpo.search.burial import bury
 from hpo.search.outages import is_outage
 from hpo.search.storage import create_database, parse_url
 from hpo.search.study import Study, submit
@@ -91,7 +92,7 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     said: list[str] = []
     started = time.monotonic()
     # for the free objective nobody buries the dead: their trials must be found by their silence
-    on_death = partial(heartbeats.bury, engine) if plan.real else lambda name: True
+    on_death = partial(bury, engine) if plan.real else lambda name, out_of_memory: True
     fleet = start_fleet(command, plan.workers, folder / "logs", environment, on_death, said.append)
     try:
         _inject(fleet, engine, study, plan, tickets, server)

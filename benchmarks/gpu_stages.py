@@ -402,7 +402,7 @@ def equality(given: Result) -> Result:
 def killed(given: Result) -> Result:
     """A worker that is killed in the middle of an epoch: what goes on elsewhere gives what the unbroken trial gave."""
     from hpo.launch.local import worker_name
-    from hpo.search.heartbeats import bury
+    from hpo.search.burial import bury
     from hpo.search.storage import open_engine, parse_url
 
     settings = overrides(given, "budget=1", f"training.epochs={given['killed_epochs']}")

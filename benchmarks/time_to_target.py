@@ -154,7 +154,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def precision() -> str:
     """What hpo computes in on this machine's CPU; peers compute in fp32."""
-    from hpo.vision.device import cpu_multiplies_bf16
+    from hpo.cores import cpu_multiplies_bf16
 
     return "bf16" if cpu_multiplies_bf16() else "fp32"
 

@@ -238,8 +238,12 @@ def _is_released(word: "Event") -> bool:
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
     def load(spec: "Spec") -> Any:
         from hpo.artifacts import open_artifacts
+        from hpo.launch.machine import visible_gpus
+        from hpo.launch.memory import check_memory
         from hpo.lazy_objective import LazyObjective
 
+        if not visible_gpus():
+            check_memory([spec], 1, click.echo)
         return LazyObjective(spec, threads, open_artifacts())
 
     return load

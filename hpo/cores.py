@@ -1,4 +1,6 @@
-"""How many cores this process may use: of the machine, and of the share of its time that its container has."""
+"""How many cores this process may use: of the machine, and of the share of its time that its container has; and what
+they can.
+"""
 
 import math
 import os
@@ -29,3 +31,12 @@ def _cpu_quota() -> float:
         return int(quota) / int(period) if int(quota) > 0 else math.inf
     except (OSError, ValueError):
         return math.inf
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has bf16 instructions; emulated, bf16 is slower than fp32."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

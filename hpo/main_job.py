@@ -17,9 +17,11 @@ from hpo import display
 from hpo.artifacts import open_artifacts
 from hpo.errors import StorageError, StudyError
 from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
-from hpo.launch.machine import how_many_workers
+from hpo.launch.machine import how_many_workers, visible_gpus
+from hpo.launch.memory import check_memory
 from hpo.search import heartbeats
 from hpo.search.budget import count
+from hpo.search.burial import bury
 from hpo.search.conditions import StudyKey
 from hpo.search.outages import outlast
 from hpo.search.queries import best_trials
@@ -40,8 +42,9 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
 
     workers: None for as many as this machine takes.
     """
-    workers = how_many_workers(workers)
+    workers = how_many_workers(workers, [spec])
     url = parse_url(storage)
+    _check_memory([spec], workers)
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
@@ -68,11 +71,14 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
 
 def launch(names: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
     """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
-    workers = how_many_workers(workers)
+    how_many_workers(workers)  # a number that cannot be is said first
     engine = open_engine(parse_url(storage))
     studies = find_studies(engine, names, partial(click.echo, err=True))
     for study in studies if names else ():
         study.refuse()
+    specs = [study.spec for study in (studies if names else ()) if not study.refused]
+    workers = how_many_workers(workers, specs)
+    _check_memory(specs, workers)
     logs = _logs() / studies[0].spec.folder_name if len(names) == 1 else _logs()
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
     stop_on_signals()
@@ -128,15 +134,20 @@ def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path, held:
             stop_fleet(fleet)
 
 
-def _bury(storage: str, worker: str) -> bool:
+def _bury(storage: str, worker: str, out_of_memory: bool) -> bool:
     try:
         engine = open_engine(parse_url(storage))
         try:
-            return heartbeats.bury(engine, worker)
+            return bury(engine, worker, out_of_memory)
         finally:
             engine.dispose()
     except (StorageError, sa.exc.SQLAlchemyError):  # the database is away; its trial will be reaped
         return True
+
+
+def _check_memory(specs: Sequence[Spec], workers: int) -> None:
+    if not visible_gpus():
+        check_memory(specs, workers, partial(click.echo, err=True))
 
 
 def _counted(workers: int) -> str:

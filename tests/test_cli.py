@@ -22,7 +22,7 @@ from optuna_dashboard import get_note
 from hpo.cli import cli
 from hpo.errors import InputError
 from hpo.launch.local import worker_name
-from hpo.search import heartbeats
+from hpo.search.burial import bury
 from hpo.search.queries import trials_in
 from hpo.search.storage import open_engine, parse_url
 
@@ -232,7 +232,7 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
             assert worker.returncode == 0, said
             assert "stopped; what it ran, if anything, was given back" in said
         else:
-            assert heartbeats.bury(open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db")), worker_name(worker.pid))
+            assert bury(open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db")), worker_name(worker.pid))
     finished = hpo("worker", "study", "--threads", threads)
     assert finished.returncode == 0, finished.stderr
     resumed = json.loads(hpo("best", "study", "--json").stdout)

@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from hpo import cores
 from hpo.cli import cli
 from hpo.errors import InputError
-from hpo.launch import machine, sharing
+from hpo.launch import machine, memory, sharing
 from hpo.launch.local import FLEET, Fleet, start_fleet, stop_fleet, tend, worker_name
 from hpo.launch.machine import how_many_workers, workers_that_fit
 
@@ -64,13 +64,15 @@ def test_as_many_workers_as_cores_gpus_and_memory_allow(
 
 
 def test_a_container_s_memory_counts_where_it_is_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = machine.memory_mib()
+    whole = memory.available_mib()
     assert 100 < whole < 2**24
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(machine, "CGROUP_LIMIT", limit)
-    for text, expected in ((f"{90 * 2**20}\n", 90), ("max\n", None), (f"{2**60}\n", None)):
-        limit.write_text(text)
-        assert machine.memory_mib() == (expected or pytest.approx(whole, rel=0.3))
+    for name in ("memory.max", "memory.limit_in_bytes"):
+        limit = tmp_path / name
+        monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "absent", limit))
+        for text, expected in ((f"{90 * 2**20}\n", 90), ("max\n", None), (f"{2**60}\n", None)):
+            limit.write_text(text)
+            assert memory.available_mib() == (expected or pytest.approx(whole, rel=0.3))
+            assert memory.whole_mib() >= memory.available_mib()
 
 
 def test_auto_is_understood_and_other_words_are_refused() -> None:
@@ -111,7 +113,7 @@ def start(tmp_path: Path) -> Iterator[Callable[[int], Fleet]]:
     def run(count: int) -> Fleet:
         said: list[str] = []
         fleet = start_fleet(
-            [sys.executable, "-c", WORKER], count, tmp_path / "logs", {}, lambda name: True, said.append
+            [sys.executable, "-c", WORKER], count, tmp_path / "logs", {}, lambda name, out_of_memory: True, said.append
         )
         fleets.append(fleet)
         return fleet

@@ -14,13 +14,14 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from hpo.cores import cores
 from hpo.errors import InputError, StorageError, WorkerError
 from hpo.launch.machine import visible_gpus
+from hpo.launch.memory import killed_for_memory
 from hpo.launch.sharing import Mps, start_mps, stop_mps
 
 STOP_SECS = 10.0
@@ -37,7 +38,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str
 step here. Both are needed: one alone makes it worse.
 """
 
-OnDeath = Callable[[str], bool]
+OnDeath = Callable[[str, bool], bool]
 Say = Callable[[str], None]
 
 
@@ -71,7 +72,9 @@ class LocalWorker:
 
 @dataclass
 class Fleet:
-    """The workers that one supervisor looks after. on_death: takes the name of one that died, gives back what it had,
+    """The workers that one supervisor looks after.
+
+    on_death: takes the name of one that died, and whether the kernel killed it for its memory, gives back what it had,
     and says whether it had ever taken a trial; gpus: dealt in turn; held: whether those that wait for a word have to
     wait; mps: what lets them compute side by side on GPUs, if it is there.
     """
@@ -83,6 +86,8 @@ class Fleet:
     gpus: Sequence[str] = ()
     held: bool = False
     mps: Mps | None = None
+    killed_for_memory: int = field(default_factory=killed_for_memory)
+    """What the kernel had counted when a worker was last seen to have died."""
 
 
 def worker_name(pid: int, fleet: str = "") -> str:
@@ -206,13 +211,19 @@ def tend(fleet: Fleet) -> bool:
 
 
 def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
-    had_taken_a_trial = fleet.on_death(worker.name)
+    kills = killed_for_memory()
+    out_of_memory = code == -signal.SIGKILL and kills > fleet.killed_for_memory
+    fleet.killed_for_memory = kills
+    had_taken_a_trial = fleet.on_death(worker.name, out_of_memory)
     reason = worker.last_line().removeprefix("hpo: ")
     if code == InputError.exit_code:
         raise InputError(reason)
     if code == WorkerError.exit_code:
         raise WorkerError(reason)
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}: {reason}"
+    if out_of_memory:
+        how = "was killed by the kernel, since memory ran out"
+    else:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}: {reason}"
     if had_taken_a_trial:
         worker.vain_starts = 0
     elif code != StorageError.exit_code:  # a database that is away is no fault of the worker's

@@ -1,31 +1,32 @@
-"""What this machine has for workers: cores, memory, GPUs; and how many workers it takes."""
+"""How many workers this machine takes, by its cores, its memory and its GPUs."""
 
 import itertools
 import os
 import shutil
 import subprocess
-from pathlib import Path
+from collections.abc import Sequence
 
 from hpo.cores import cores
 from hpo.errors import InputError
+from hpo.launch.memory import LEAST_MIB_A_WORKER, available_mib, most_mib
+from hpo.spec import Spec
 
 MOST_WORKERS_A_CORE = 4
 WORKERS_A_GPU = 4
 """On an H200, before steps were replayed, sixteen trials took 83 s with one worker, 42 with four, 48 with eight."""
 GPU_MIB_A_WORKER = 6 * 1024
 """CUDA itself, ResNet-18 at 64 px with batches of 512, and the images that are prepared at once, with room to spare."""
-MIB_A_WORKER = 3 * 1024
-"""PyTorch, images and a checkpoint that is being written."""
 NVIDIA_SMI_SECS = 20
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def how_many_workers(asked: int | None) -> int:
+def how_many_workers(asked: int | None, specs: Sequence[Spec] = ()) -> int:
     """As many as asked for; with None as this machine takes: one a core, or WORKERS_A_GPU on each GPU, as far as cores
-    and memory go. Raises InputError for what is no such number, and for so many that none would come to work.
+    and memory go, whichever of these studies they are at. Raises InputError for what is no such number, and for so many
+    that none would come to work.
     """
     if asked is None:
-        return workers_that_fit(cores(), memory_mib(), gpus_mib(visible_gpus()))
+        gpus = gpus_mib(visible_gpus())
+        return workers_that_fit(cores(), available_mib(), gpus, LEAST_MIB_A_WORKER if gpus else most_mib(specs))
     most = MOST_WORKERS_A_CORE * cores()
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"workers: {asked!r} is not a whole number from 1 to {most}, nor auto (None in Python)")
@@ -37,21 +38,10 @@ def how_many_workers(asked: int | None) -> int:
     return asked
 
 
-def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int]) -> int:
+def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int], mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
     """gpus_mib: the free memory of each GPU."""
     wanted = sum(min(WORKERS_A_GPU, max(1, mib // GPU_MIB_A_WORKER)) for mib in gpus_mib) or cores
-    return max(1, min(wanted, cores, memory_mib // MIB_A_WORKER))
-
-
-def memory_mib() -> int:
-    """What is available, in the container if there is one."""
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) // 2**10 for line in lines if line.startswith("MemAvailable:"))
-        return min(available, int(CGROUP_LIMIT.read_text(encoding="ascii")) // 2**20)
-    except (OSError, ValueError, StopIteration):  # not Linux; no container; "max"
-        return available
+    return max(1, min(wanted, cores, memory_mib // mib_a_worker))
 
 
 def visible_gpus() -> list[str]:

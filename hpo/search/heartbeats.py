@@ -14,7 +14,7 @@ from hpo.search.budget import LOST, SQLITE_TIME, Claim, database_now, give_back,
 from hpo.search.claims import TOKEN_KEY, Hold, TakenOver, TrialDeleted, token_of
 from hpo.search.outages import look_at_the_clock, secs_since_outage
 from hpo.search.storage import writing
-from hpo.search.tables import trial_heartbeats, trial_system_attributes, trial_user_attributes, trials
+from hpo.search.tables import trial_heartbeats, trial_system_attributes, trials
 from hpo.stopping import interruptible
 
 HEARTBEAT_INTERVAL_SECS = 10.0
@@ -92,7 +92,7 @@ def reap(engine: sa.Engine, study_id: int) -> int:
     if secs_since_outage() < GRACE_PERIOD_SECS:
         return 0
     with engine.connect() as connection:
-        stale = _holds(connection, _stale_trials(connection, study_id))
+        stale = holds(connection, _stale_trials(connection, study_id))
     reaped = sum(give_back(engine, hold, "interruption", LOST) for hold in stale)
     heal(engine, study_id)
     return reaped
@@ -124,22 +124,7 @@ def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[Any]:
     return query.where(last_sign < oldest, started < oldest)
 
 
-def bury(engine: sa.Engine, worker: str) -> bool:
-    """Gives back at once what a worker had that is known to be dead; whether it had ever taken a trial."""
-    query = (
-        sa.select(trials.c.trial_id)
-        .join(trial_user_attributes, trial_user_attributes.c.trial_id == trials.c.trial_id)
-        .where(trial_user_attributes.c.key == "worker", trial_user_attributes.c.value_json == json.dumps(worker))
-    )
-    with engine.connect() as connection:
-        taken = connection.scalar(query.limit(1)) is not None
-        held = _holds(connection, query.where(trials.c.state == "RUNNING"))
-    for hold in held:
-        give_back(engine, hold, "interruption", LOST)
-    return taken
-
-
-def _holds(connection: sa.Connection, chosen: sa.Select[Any]) -> list[Hold]:
+def holds(connection: sa.Connection, chosen: sa.Select[Any]) -> list[Hold]:
     """Of the trials that a query finds by their trial_id."""
     token = trial_system_attributes.c
     found = chosen.subquery()

@@ -31,6 +31,8 @@ from hpo.search.tables import (
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
+WORST_SCORE = 0.0
+
 
 def record_params(
     engine: sa.Engine, hold: Hold, params: Mapping[str, Any], distributions: "Mapping[str, BaseDistribution]"
@@ -88,6 +90,13 @@ def finish(
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(ended))
         if max_clean_drop is not None:
             _record_constraints(connection, study_id, max_clean_drop)
+
+
+def finish_with_worst_score(
+    engine: sa.Engine, hold: Hold, out_of_memory: str, max_clean_drop: float | None = None
+) -> None:
+    """So that the sampler learns where memory ends: failed trials it would not see. Raises TrialLost."""
+    finish(engine, hold, "COMPLETE", WORST_SCORE, {"out_of_memory": out_of_memory}, max_clean_drop)
 
 
 def _as_optunas_artifact(picture: Picture) -> tuple[str, str]:

@@ -28,7 +28,7 @@ from hpo.search.garbage import collecting_rarely
 from hpo.search.measurement import Measurement, Objective, Picture, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.queries import baseline_trial, best_trials
-from hpo.search.records import finish, record_epoch, record_params
+from hpo.search.records import WORST_SCORE, finish, finish_with_worst_score, record_epoch, record_params
 from hpo.search.rungs import Verdict
 from hpo.search.study import (
     Study,
@@ -51,7 +51,6 @@ SKIP_SECS = 600.0
 """A study that cannot be worked on here is tried again so much later: its images may have come back."""
 MOST_READY = 2
 """Studies of which a worker keeps images and weights in memory."""
-WORST_SCORE = 0.0
 PARTING_SECS = 3.0
 """How long a worker that was asked to stop tries to tell the database."""
 
@@ -272,7 +271,8 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
         except Exception as error:
             decision = decide(error, attempt)
             if decision.action == "score worst" and not trial.baseline:  # which the others are compared with
-                _finish_with_worst_score(worker, study, claim.hold, error)
+                most = study.spec.objective.max_clean_drop
+                worker.outlast(finish_with_worst_score, worker.engine, claim.hold, str(error), most)
                 _discard(objective, trial.number, *trial.continues)
                 return f"trial {trial.number} complete with the worst score: out of memory ({error})"
             if decision.action in ("fail", "score worst"):
@@ -361,12 +361,6 @@ def _discard(objective: Objective, *numbers: int) -> None:
     """A file that is left over harms nobody."""
     with contextlib.suppress(OSError):
         objective.discard(numbers)
-
-
-def _finish_with_worst_score(worker: Worker, study: Study, hold: Hold, error: Exception) -> None:
-    """So that the sampler learns where memory ends: failed trials it would not see."""
-    end = ("COMPLETE", WORST_SCORE, {"out_of_memory": str(error)}, study.spec.objective.max_clean_drop)
-    worker.outlast(finish, worker.engine, hold, *end)
 
 
 def _listed(params: Params) -> str:

@@ -3,19 +3,21 @@
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
 import torch.utils.deterministic
 from torch import Tensor
 
+from hpo.cores import cpu_multiplies_bf16
 from hpo.errors import InputError
 
 PIXELS_AT_ONCE = 4096 * 64 * 64
 """Of the images that a GPU augments, and takes through a frozen part, at once; it scores half as many at once."""
 MOST_SCORED_AT_ONCE = 2000
 SCORED_AT_ONCE_BY_A_CPU = 250
+MOST_PIXELS_SCORED_AT_ONCE_BY_A_CPU = 250 * 128 * 128
+"""Some 200 bytes of memory each."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Compute:
     def images_scored_at_once(self, size: int) -> int:
         """As `images_at_once`, of the images that are only looked at."""
         if self.device.type != "cuda":
-            return SCORED_AT_ONCE_BY_A_CPU
+            return max(1, min(SCORED_AT_ONCE_BY_A_CPU, MOST_PIXELS_SCORED_AT_ONCE_BY_A_CPU // size**2))
         return max(1, min(MOST_SCORED_AT_ONCE, PIXELS_AT_ONCE // 2 // size**2))
 
     def mark(self) -> "torch.cuda.Event | float":
@@ -69,15 +71,6 @@ def choose_compute(threads: int | None) -> Compute:
     if os.environ.get("HPO_GPU") == "required":
         raise InputError("PyTorch cannot use the GPU that this worker was given; HPO_MPS=0 does without NVIDIA's MPS")
     return Compute(torch.device("cpu"), cpu_multiplies_bf16())
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has bf16 instructions; emulated, bf16 is slower than fp32."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="ascii")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def seconds_between(first: "torch.cuda.Event | float", last: "torch.cuda.Event | float") -> float:

@@ -1,0 +1,124 @@
+"""Memory that does not suffice: said before the start, and told from other deaths when the kernel kills a worker."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from conftest import ONE_THREAD, give_parameter, make_spec, open_fresh, write_study
+
+from hpo.errors import InputError
+from hpo.launch import memory
+from hpo.launch.machine import how_many_workers
+from hpo.launch.memory import check_memory, most_mib, worker_mib
+from hpo.search import budget
+from hpo.search.burial import KILLED, bury
+from hpo.search.queries import all_trials
+from hpo.search.study import submit
+
+CGROUPS = Path("/sys/fs/cgroup/memory")
+MIB = 2**20
+
+
+def test_what_a_worker_takes_grows_with_batches_images_and_network() -> None:
+    spec = make_spec()
+    large = make_spec(model={"weights": "none", "input_size": 1000})
+    deep = make_spec(model={"name": "resnet50", "weights": "none", "input_size": 1000})
+    assert 1000 < worker_mib(spec, 16) < worker_mib(spec, 64) < 2000
+    assert worker_mib(spec, 64) < worker_mib(large, 64) < worker_mib(deep, 64)
+    assert most_mib([spec, large]) == most_mib([large]) == worker_mib(large, 64) > 20_000
+
+
+def test_what_cannot_fit_is_refused_and_what_may_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    spec = make_spec(model={"weights": "none", "input_size": 1000})  # batches of 16 to 64
+    smallest, largest = worker_mib(spec, 16), worker_mib(spec, 64)
+    monkeypatch.setattr(memory, "whole_mib", lambda: smallest - 1)
+    with pytest.raises(InputError, match=r"study 'study': a worker with batches of 16 at 1000 px takes about .* GiB"):
+        check_memory([spec], 1, said.append)
+    assert said == []
+    monkeypatch.setattr(memory, "whole_mib", lambda: largest - 1)
+    check_memory([spec], 1, said.append)
+    assert "a worker with batches of 64 at 1000 px may take about" in said.pop()
+    monkeypatch.setattr(memory, "whole_mib", lambda: 2 * largest - 1)
+    check_memory([spec], 1, said.append)
+    assert said == []
+    check_memory([spec], 2, said.append)
+    assert "2 workers with" in said[0]
+    assert "fewer workers" in said[0]
+
+
+def test_auto_takes_no_more_workers_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_spec(model={"weights": "none", "input_size": 1000})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr("hpo.launch.machine.cores", lambda: 8)
+    monkeypatch.setattr("hpo.launch.machine.available_mib", lambda: 3 * worker_mib(spec, 64) + 1)
+    assert how_many_workers(None, [spec]) == 3
+    assert how_many_workers(None) == 8
+
+
+@pytest.mark.parametrize("out_of_memory", [True, False])
+def test_the_trial_of_a_worker_that_the_kernel_killed_tells_the_sampler_where_memory_ends(
+    engine: sa.Engine, out_of_memory: bool
+) -> None:
+    study, _ = submit(engine, make_spec(budget=3))
+    claims = [budget.claim(engine, study.key, "worker") for _ in range(3)]
+    for claim in claims[:2]:  # the third had not come to draw its parameters
+        assert claim is not None
+        give_parameter(engine, claim.hold)
+    assert bury(engine, "worker", out_of_memory)
+    counts = budget.count(engine, study.study_id)
+    if out_of_memory:
+        assert (counts.complete, counts.failed, counts.waiting) == (1, 2, 2), "the baseline is tried again"
+        (bad,) = [trial for trial in all_trials(engine, "study", "state = 'complete'") if not trial.baseline]
+        assert (bad.score, bad.out_of_memory) == (0.0, KILLED)
+    else:
+        assert (counts.complete, counts.failed, counts.waiting) == (0, 3, 3)
+
+
+@pytest.fixture
+def little_memory() -> Iterator[Path]:
+    """A control group whose processes may take 1.4 GiB."""
+    group = CGROUPS / f"hpo-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(1400 * MIB))
+    except OSError:
+        pytest.skip("needs root and control groups of version 1")
+    yield group
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            group.rmdir()
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+
+
+def test_a_run_goes_on_after_the_kernel_killed_a_worker_for_its_memory(
+    little_memory: Path, tmp_path: Path, data_root: Path
+) -> None:
+    """A batch of 640 at 64 px takes more than the group may have, of 16 it does not."""
+    search = {"batch_size": {"choices": [16, 640]}, "learning_rate": 0.01, "frozen_layers": 0}
+    changes = {"model": {"weights": "none", "input_size": 64}, "training": {"epochs": 1, "horizontal_flip": False}}
+    data = {"name": "digits", "validation_fraction": 0.05, "images_per_class": 65}
+    study = write_study(tmp_path, budget=3, sampler={"name": "grid"}, search=search, data=data, **changes)
+    command = [sys.executable, "-m", "hpo", "run", study, "--workers", "1"]
+    ran = subprocess.run(
+        ["sh", "-c", f'echo $$ > {little_memory}/cgroup.procs; exec "$@"', "sh", *command],
+        cwd=tmp_path,
+        env=os.environ | {"HPO_DATA_ROOT": str(data_root), **ONE_THREAD},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "worker 1 was killed by the kernel, since memory ran out; it starts again in 1 s" in ran.stderr
+    engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
+    bad = [trial for trial in all_trials(engine, "study", "state = 'complete'") if trial.out_of_memory]
+    assert [trial.params["batch_size"] for trial in bad] == [640]
