@@ -19,6 +19,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from hpo.errors import InputError
 
 DEFAULT_LOCATION = "hpo-artifacts"
+DENIED = ("AccessDenied", "403")
 ALLOWED = "give a folder, s3://bucket/… or gs://bucket/…"
 
 
@@ -44,24 +45,32 @@ class Artifacts:
         self._prefix = f"{prefix.rstrip('/')}/" if prefix else ""
 
     def check(self) -> None:
-        """Raises InputError if this machine cannot write here."""
+        """Raises InputError if this machine cannot write here, or read what it wrote."""
         probe = f"probe-{uuid.uuid4().hex}"
         try:
             for path in (self._folder, *self._folder.parents) if self._folder is not None else ():
                 if path.exists() and not path.is_dir():
                     raise InputError(f"HPO_ARTIFACTS: {path} is a file, not a folder; {ALLOWED}")
             self.write(probe, b"hpo")
+            if self.read(probe) != b"hpo":
+                raise InputError(f"HPO_ARTIFACTS: what is written to {self.location} cannot be read")
             self.remove(probe)
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"HPO_ARTIFACTS: {self.location} cannot be written: {reason}") from None
 
     def read(self, name: str) -> bytes | None:
-        """None if there is no such artifact. Raises OSError."""
+        """None if there is no such artifact. Raises OSError.
+
+        S3 denies access to what is not there unless one may list the bucket; that what is there can be read, `check`
+        has seen.
+        """
         try:
             with _as_os_error(), self._store.open_reader(self._prefix + name) as stream:
                 return stream.read()
-        except ArtifactNotFound:
+        except (ArtifactNotFound, PermissionError) as error:
+            if isinstance(error, PermissionError) and self._folder is not None:
+                raise
             return None
 
     def write(self, name: str, content: bytes) -> None:
@@ -83,7 +92,9 @@ def _as_os_error() -> Iterator[None]:
     except (OSError, ArtifactNotFound):
         raise
     except Exception as error:
-        raise ConnectionError(str(error)) from error
+        answer = getattr(error, "response", None)  # botocore's
+        code = answer.get("Error", {}).get("Code") if isinstance(answer, dict) else None
+        raise (PermissionError if code in DENIED else ConnectionError)(str(error)) from error
 
 
 class _FolderStore(FileSystemArtifactStore):

@@ -196,6 +196,7 @@ def worker(
     on from its last epoch elsewhere, and the worker ends within 10 seconds.
     """
     from hpo.launch.local import FLEET, worker_name
+    from hpo.search.network_drive import check_network_drive
     from hpo.search.storage import open_engine, parse_url
     from hpo.search.worker import work
     from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
@@ -207,7 +208,10 @@ def worker(
         word = stop_with_parent() if supervised else None
         if word and held and not _is_released(word):
             return
-        work(open_engine(parse_url(storage)), studies, _objective_loader(threads), name, click.echo, forever)
+        engine = open_engine(parse_url(storage))
+        if not supervised:  # else `hpo launch` has looked
+            check_network_drive(engine, click.echo)
+        work(engine, studies, _objective_loader(threads), name, click.echo, forever)
     except Stopped:
         with contextlib.suppress(OSError):  # a log on a full disk
             click.echo(f"worker {name} stopped; what it ran, if anything, was given back")
@@ -316,6 +320,29 @@ def extend(study: str, budget: int, storage: str) -> None:
     said = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
     start = f". Start workers with: {_launch_command(study)}" if added else ""
     click.echo(f"study {study} has a budget of {budget}: {said}{start}", err=True)
+
+
+@cli.command()
+@click.option("--cache", is_flag=True, required=True, help="The decoded images.")
+@click.option(
+    "--root",
+    type=click.Path(path_type=Path),
+    envvar="HPO_DATA_ROOT",
+    default=Path("~/.cache/hpo"),
+    show_default=True,
+    show_envvar=True,
+    help="The folder of a study file's data.root.",
+)
+def clean(cache: bool, root: Path) -> None:
+    """Remove decoded images from this machine.
+
+    They are made again when a study needs them. Archives and weights that were downloaded stay.
+    """
+    from hpo.vision.disk import remove_decoded_images
+
+    count, size = remove_decoded_images(root.expanduser())
+    sets = "1 image set" if count == 1 else f"{count} image sets"
+    click.echo(f"{sets} removed from {root}/images, {size / 1e6:,.1f} MB", err=True)
 
 
 for command in READING_COMMANDS:

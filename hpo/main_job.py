@@ -23,6 +23,7 @@ from hpo.search import heartbeats
 from hpo.search.budget import count
 from hpo.search.burial import bury
 from hpo.search.conditions import StudyKey
+from hpo.search.network_drive import check_network_drive
 from hpo.search.outages import outlast
 from hpo.search.queries import best_trials
 from hpo.search.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
@@ -55,6 +56,7 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
         _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
         open_artifacts().check()
         engine = create_database(url)
+        check_network_drive(engine, partial(click.echo, err=True))
         study, new = submit(engine, spec)
         if study.stopped:
             raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
@@ -76,6 +78,7 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
     studies = find_studies(engine, names, partial(click.echo, err=True))
     for study in studies if names else ():
         study.refuse()
+    check_network_drive(engine, partial(click.echo, err=True))
     specs = [study.spec for study in (studies if names else ()) if not study.refused]
     workers = how_many_workers(workers, specs)
     _check_memory(specs, workers)

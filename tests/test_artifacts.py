@@ -1,15 +1,20 @@
-"""The artifact store on a folder: whole files or none, nothing outside it, and clear words when it cannot be used."""
+"""The artifact store, a folder or a bucket: whole files or none, nothing outside it, clear words when unusable."""
 
 import os
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from hpo.artifact_files import remove_left
 from hpo.artifacts import Artifacts, open_artifacts
 from hpo.errors import InputError
+from hpo.search.whole_study import Kept
 
 
 def test_what_was_written_is_read_back_until_it_is_removed(tmp_path: Path) -> None:
@@ -76,3 +81,80 @@ def test_a_place_that_cannot_be_used_is_named(tmp_path: Path, monkeypatch: pytes
     assert open_artifacts().location == "hpo-artifacts", "as if it were not set"
     Artifacts(str(tmp_path / "new")).check()
     assert os.listdir(tmp_path / "new") == []
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """Answers as S3 does to whoever may get, put and delete, but not list."""
+
+    kept: dict[str, bytes]
+    readable = True
+
+    def do_PUT(self) -> None:
+        self.kept[self.path] = self.rfile.read(int(self.headers["Content-Length"]))
+        self._answer(200)
+
+    def do_GET(self) -> None:
+        if self.path in self.kept and self.readable:
+            self._answer(200, self.kept[self.path])
+        else:
+            self._answer(403, b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>")
+
+    def do_DELETE(self) -> None:
+        self.kept.pop(self.path, None)
+        self._answer(204)
+
+    def _answer(self, status: int, body: bytes = b"") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Bucket]]:
+    class Mine(Bucket):
+        kept: dict[str, bytes] = {}
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Mine) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        settings = {
+            "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{server.server_port}",
+            "AWS_ACCESS_KEY_ID": "me",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_MAX_ATTEMPTS": "1",
+        }
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value)
+        yield Mine
+        server.shutdown()
+
+
+def test_a_bucket_that_may_not_be_listed_denies_what_is_not_there(bucket: type[Bucket]) -> None:
+    artifacts = Artifacts("s3://mine/below")
+    artifacts.check()
+    assert bucket.kept == {}
+    assert artifacts.read("study/a") is None
+    artifacts.write("study/a", b"one")
+    assert artifacts.read("study/a") == b"one"
+    assert list(bucket.kept) == ["/mine/below/study/a"]
+    artifacts.remove("study/a")
+    artifacts.remove("study/a")
+    assert bucket.kept == {}
+
+
+def test_a_bucket_that_may_not_be_read_is_said_at_the_start(bucket: type[Bucket]) -> None:
+    bucket.readable = False
+    with pytest.raises(InputError, match="HPO_ARTIFACTS: what is written to s3://mine cannot be read"):
+        Artifacts("s3://mine").check()
+
+
+def test_what_a_study_left_in_a_bucket_goes_with_it(bucket: type[Bucket]) -> None:
+    artifacts = Artifacts("s3://mine/below")
+    for name in ("study-1/baseline.safetensors", "study-1/trial-3.checkpoint.safetensors", "picture", "other/x"):
+        artifacts.write(name, b"content")
+    remove_left(artifacts, Kept("study", None, "study-1", [0, 1, 2, 3], ["picture"]))
+    assert list(bucket.kept) == ["/mine/below/other/x"]

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import Hpo
 from image_trees import write_class_folders, zip_tree
 
 from hpo.errors import DataError
@@ -186,3 +187,20 @@ def test_a_zip_that_changed_is_noticed(tmp_path: Path) -> None:
     before = load(tmp_path, archive).fingerprint
     write_over(source)
     assert load(tmp_path, zip_tree(source, archive)).fingerprint != before
+
+
+def test_decoded_images_are_removed_and_made_again_and_nothing_else_goes(tmp_path: Path, hpo: Hpo) -> None:
+    source = write_class_folders(tmp_path / "photos", each=6)
+    expected = load(tmp_path, source)
+    root = tmp_path / "root"
+    (root / "tiny-imagenet-200.zip").write_bytes(b"downloaded")
+    (root / "images" / ".building-digits-x-1").mkdir()
+    before = expected.tuning.pixels[expected.tuning.rows]
+    cleaned = hpo("clean", "--cache", HPO_DATA_ROOT=str(root))
+    assert cleaned.returncode == 0
+    assert cleaned.stderr.startswith(f"2 image sets removed from {root}/images, 0.0 MB")
+    assert sorted(path.name for path in root.rglob("*")) == [".lock", "images", "tiny-imagenet-200.zip"]
+    assert (expected.tuning.pixels[expected.tuning.rows] == before).all(), "who has them open goes on"
+    assert load(tmp_path, source).fingerprint == expected.fingerprint
+    assert "Missing option '--cache'" in hpo("clean").stderr
+    assert hpo("clean", "--cache", "--root", str(tmp_path / "absent")).stderr.startswith("0 image sets removed")

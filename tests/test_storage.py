@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,8 +18,9 @@ from free_objective import FreeObjective
 from postgresql_servers import pgbouncer
 
 from hpo.errors import InputError
-from hpo.search import budget, storage
+from hpo.search import budget, network_drive, storage
 from hpo.search.measurement import Trial
+from hpo.search.network_drive import check_network_drive
 from hpo.search.outages import is_outage
 from hpo.search.storage import create_database, parse_url, unreachable
 from hpo.search.study import submit
@@ -228,3 +230,35 @@ def test_whoever_wakes_up_buries_nobody_at_once(engine: sa.Engine, monkeypatch: 
     monkeypatch.setattr(outages, "_last_outage", time.monotonic() - heartbeats.GRACE_PERIOD_SECS - 1)
     assert heartbeats.reap(engine, study.study_id) == 0
     assert budget.count(engine, study.study_id).running == 1
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "ext4"])
+def test_sqlite_on_a_networks_drive_serves_one_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    shared = tmp_path / "a drive"
+    shared.mkdir()
+    mounts = tmp_path / "mountinfo"
+    escaped = str(shared).replace(" ", "\\040")
+    mounts.write_text(
+        f"1 0 8:1 / / rw - ext4 /dev/sda rw\n2 1 0:9 / {escaped} rw,relatime shared:1 - {kind} host:/x rw\n"
+    )
+    monkeypatch.setattr(network_drive, "MOUNTS", mounts)
+    engine = open_fresh(f"sqlite:///{shared}/hpo.db")
+    said: list[str] = []
+    check_network_drive(engine, said.append)
+    assert (f"lies on a network's drive ({kind}): SQLite serves the workers of one machine" in "".join(said)) == (
+        kind != "ext4"
+    )
+    study, _ = submit(engine, make_spec())
+    budget.claim(engine, study.key, f"{socket.gethostname()}:1")
+    check_network_drive(engine, said.append)
+    budget.claim(engine, study.key, "elsewhere:12-ab")
+    if kind == "ext4":
+        check_network_drive(engine, said.append)
+        assert said == []
+        return
+    with pytest.raises(
+        InputError, match="and workers of elsewhere are at it: SQLite serves one machine; use PostgreSQL"
+    ):
+        check_network_drive(engine, said.append)

@@ -18,6 +18,6 @@ def parameter_importances(engine: sa.Engine, study: Study) -> dict[str, float]:
     finished = history.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(finished) < FEWEST_TRIALS:
         raise HpoError(
-            f"study '{study.name}' has {len(finished)} complete trials; importances need at least {FEWEST_TRIALS}"
+            f"importances need at least {FEWEST_TRIALS} complete trials; study '{study.name}' has {len(finished)}"
         )
     return optuna.importance.get_param_importances(history, params=study.spec.search.searched)

@@ -147,7 +147,7 @@ def _by_key(spec: Spec) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return "nothing" if value is None else str(value)
+    return "its default" if value is None else str(value)
 
 
 def _query_studies(*keys: str) -> sa.Select[Any]:

@@ -34,6 +34,26 @@ def check_room(root: Path, needed: int, what: str) -> None:
         )
 
 
+def remove_decoded_images(root: Path) -> tuple[int, int]:
+    """Removes what `load_images` made below `root`, also what builds left that were killed; how many image sets, and
+    bytes. Processes that have them open go on with them. Waits for one that is being built. Raises DataError.
+    """
+    images = root / "images"
+    if not images.is_dir():
+        return 0, 0
+    count, size = 0, 0
+    with locked(images / ".lock"):
+        try:
+            for folder in images.iterdir():
+                if (folder / "meta.json").is_file() or folder.name.startswith(".building-"):
+                    size += sum(file.stat().st_size for file in folder.iterdir())
+                    count += 1
+                    shutil.rmtree(folder)
+        except OSError as error:
+            raise unusable(root, error) from None
+    return count, size
+
+
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
     """One process of this machine at a time; the system takes the lock from a process that ends, however it ends.
