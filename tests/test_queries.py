@@ -68,7 +68,7 @@ def test_importances_are_optunas(engine: sa.Engine, large: optuna.Study) -> None
 
 def test_importances_of_too_few_trials_are_refused(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    with pytest.raises(HpoError, match="importances need at least 4 complete trials; study .* has 0"):
+    with pytest.raises(HpoError, match=r"importances need at least 4 complete trials; study .* has 0"):
         parameter_importances(engine, study)
 
 
