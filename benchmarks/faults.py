@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 import sqlalchemy as sa
 from free_worker import take_ticket
-from postgresql_servers import fresh_database, postgresql
+from postgresql_servers import fresh_database, pgbouncer, postgresql
 
 from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.search import budget
@@ -191,7 +191,9 @@ def main() -> None:
     parser.add_argument("--epoch-secs", type=float, default=0.1)
     parser.add_argument("--heartbeat-secs", type=float, default=0.5)
     parser.add_argument("--grace-secs", type=float, default=2.0)
+    parser.add_argument("--pooled", action="store_true", help="through PgBouncer in transaction mode; PostgreSQL alone")
     given = vars(parser.parse_args())
+    pooled = given.pop("pooled")
     kinds = ["sqlite", "postgresql"] if given["storage"] == "both" else [given["storage"]]
     repetitions = given["repetitions"]
     plan = Plan(**{key: value for key, value in given.items() if key not in ("storage", "repetitions")})
@@ -201,8 +203,10 @@ def main() -> None:
         with postgresql() if kind == "postgresql" else contextlib.nullcontext() as server:
             for repetition in range(repetitions):
                 random.seed(repetition)
-                with tempfile.TemporaryDirectory() as folder:
+                with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
                     url = fresh_database(server.get_uri()) if server else f"sqlite:///{folder}/hpo.db"
+                    if server and pooled:
+                        url = stack.enter_context(pgbouncer(url))
                     found = run_with_faults(url, plan, Path(folder), server)
                 exact += not (found["wrong"] or found["tracebacks"] or found["other deaths"])
                 print(f"{kind} {repetition}: {found}", flush=True)

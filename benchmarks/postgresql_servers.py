@@ -4,12 +4,13 @@ import contextlib
 import itertools
 import os
 import pwd
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +48,38 @@ def fresh_database(server: str, template: str = "template1") -> str:
 @contextlib.contextmanager
 def pgbouncer(database: str, pool_size: int = 5) -> Iterator[str]:
     """The URL of a PgBouncer in transaction mode, without prepared statements, before the database with this URL."""
-    url = parse_url(database)
+    with switchable_pgbouncer(database, pool_size) as (url, _):
+        yield url
+
+
+@contextlib.contextmanager
+def switchable_pgbouncer(database: str, pool_size: int = 5) -> Iterator[tuple[str, Callable[[str], None]]]:
+    """The same, and what puts it before another database."""
+    user = parse_url(database).username
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         file = Path(folder, "pgbouncer.ini")
-        place = f"host={url.query['host']} dbname={url.database} user={url.username}"
-        file.write_text(
-            f"[databases]\npooled = {place}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-            f"unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = {pool_size}\n"
-            "max_client_conn = 200\n"
-        )
-        owner = pwd.getpwuid(os.stat(str(url.query["host"])).st_uid).pw_name  # who else may not enter its folder
-        as_user = ["-u", owner] if os.geteuid() == 0 else []
-        pooler = subprocess.Popen(["pgbouncer", "-q", *as_user, str(file)], stderr=subprocess.DEVNULL)
+
+        def point_to(other: str) -> None:
+            url = parse_url(other)
+            place = f"host={url.query.get('host') or url.host} dbname={url.database} user={url.username}"
+            place += f" port={url.port}" if url.port else ""
+            file.write_text(
+                f"[databases]\npooled = {place}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
+                f"unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = {pool_size}\n"
+                "max_client_conn = 200\n"
+            )
+
+        point_to(database)
+        pooler = subprocess.Popen(["pgbouncer", "-q", *_as_user(database), str(file)], stderr=subprocess.DEVNULL)
+
+        def switch(other: str) -> None:
+            point_to(other)
+            pooler.send_signal(signal.SIGHUP)
+
         try:
             deadline = time.monotonic() + 10
             while True:
@@ -70,7 +87,15 @@ def pgbouncer(database: str, pool_size: int = 5) -> Iterator[str]:
                     break
                 assert time.monotonic() < deadline, "no PgBouncer"
                 time.sleep(0.05)
-            yield f"postgresql://{url.username}@127.0.0.1:{port}/pooled"
+            yield f"postgresql://{user}@127.0.0.1:{port}/pooled", switch
         finally:
             pooler.terminate()
             pooler.wait()
+
+
+def _as_user(database: str) -> list[str]:
+    """PgBouncer does not run as root, and only the server's owner may enter the folder of its socket."""
+    if os.geteuid() != 0:
+        return []
+    sockets = parse_url(database).query.get("host")
+    return ["-u", pwd.getpwuid(os.stat(str(sockets)).st_uid).pw_name if sockets else "nobody"]
