@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,57 @@ def test_stop_resume_and_extend_are_obeyed_by_workers_elsewhere(
     assert start_worker(study.name, log=tmp_path / "log").wait(timeout=30) == 0
     assert examine(engine, study, Plan(budget=6))["wrong"] == []
     engine.dispose()
+
+
+TOMORROW = """
+import datetime, os, runpy, sys, time
+
+class Tomorrow(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return super().now(tz) + datetime.timedelta(days=1)
+
+now = time.time
+time.time = lambda: now() + 86400
+datetime.datetime = Tomorrow
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_worker_whose_clock_is_wrong_writes_the_databases_times(storage_url: str) -> None:
+    engine = create_database(parse_url(storage_url))
+    study, _ = submit(engine, make_spec(Plan(budget=2)))
+    command = [sys.executable, "-c", TOMORROW, str(HERE / "free_worker.py"), study.name]
+    environment = os.environ | {"HPO_STORAGE": storage_url} | QUICK
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE) as worker:
+        assert worker.wait(timeout=60) == 0
+    with engine.connect() as connection:
+        rows = connection.execute(sa.select(trials.c.datetime_start, trials.c.datetime_complete)).all()
+    assert len(rows) == 2
+    for began, ended in rows:
+        now = datetime.now(UTC).replace(tzinfo=None)
+        assert now - timedelta(minutes=5) < began < ended < now + timedelta(seconds=5)
+    engine.dispose()
+
+
+def test_a_scheduler_is_told_by_a_code_of_its_own_that_a_worker_was_stopped(
+    postgresql_url: str, hpo: Callable[..., Any], start: Any, tmp_path: Path
+) -> None:
+    """Slurm and Kubernetes take 0 for done."""
+    from conftest import write_study
+
+    hpo("submit", write_study(tmp_path), HPO_STORAGE=postgresql_url)
+    for option, code in ((["--exit-code-when-stopped", "75"], 75), ([], 0)):
+        worker = start("worker", "--forever", *option, HPO_STORAGE=postgresql_url)
+        engine = storage.open_engine(parse_url(postgresql_url))
+        wait_until(lambda engine=engine: budget.count(engine, 1).running == 1)  # type: ignore[misc]
+        engine.dispose()
+        worker.terminate()
+        assert worker.wait(timeout=10) == code
+    refused = hpo("worker", "--exit-code-when-stopped", "256", HPO_STORAGE=postgresql_url)
+    assert refused.returncode == 2
 
 
 def test_sigterm_ends_a_worker_while_the_database_is_away(tmp_path: Path) -> None:

@@ -148,6 +148,36 @@ def test_a_run_says_how_many_images_there_are_as_soon_as_that_is_known(
     engine.dispose()
 
 
+def test_a_log_says_now_and_then_what_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a terminal nothing was said for as long as a trial took."""
+    monkeypatch.setattr(display, "QUIET_SECS", 0.0)
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    study, _ = submit(engine, make_spec())
+    looks = iter([True, True, False])
+
+    def working() -> bool:
+        budget.claim(engine, study.key, "host:1")
+        return next(looks)
+
+    display.follow(engine, study, working)
+    said = capsys.readouterr().err
+    assert said.count("0 of 6 trials finished; ") == 2
+    assert "baseline" in said or "trial" in said
+    engine.dispose()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full disk")
+@pytest.mark.parametrize("arguments", [["status"], ["top", "loose", "--csv"], ["best", "loose", "--json"]])
+def test_a_table_for_a_full_disk_is_one_line(constrained: Path, arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "hpo", *arguments]
+        ran = subprocess.run(command, cwd=constrained, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines() == ["hpo: no space left for what is written: the output"]
+
+
 def tight_objective(max_clean_drop: float) -> dict[str, object]:
     noise = {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.5}
     return {"clean": 0.5, "max_clean_drop": max_clean_drop, "perturbations": [noise]}
