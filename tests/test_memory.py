@@ -103,10 +103,10 @@ def little_memory() -> Iterator[Path]:
 def test_a_run_goes_on_after_the_kernel_killed_a_worker_for_its_memory(
     little_memory: Path, tmp_path: Path, data_root: Path
 ) -> None:
-    """A batch of 640 at 64 px takes more than the group may have, of 16 it does not."""
-    search = {"batch_size": {"choices": [16, 640]}, "learning_rate": 0.01, "frozen_layers": 0}
+    """A batch of 400 at 64 px takes more than the group may have, of 16 it does not."""
+    search = {"batch_size": {"choices": [16, 400]}, "learning_rate": 0.01, "frozen_layers": 0}
     changes = {"model": {"weights": "none", "input_size": 64}, "training": {"epochs": 1, "horizontal_flip": False}}
-    data = {"name": "digits", "validation_fraction": 0.05, "images_per_class": 65}
+    data = {"name": "digits", "validation_fraction": 0.05, "images_per_class": 42}
     study = write_study(tmp_path, budget=3, sampler={"name": "grid"}, search=search, data=data, **changes)
     command = [sys.executable, "-m", "hpo", "run", study, "--workers", "1"]
     ran = subprocess.run(
@@ -121,4 +121,4 @@ def test_a_run_goes_on_after_the_kernel_killed_a_worker_for_its_memory(
     assert "worker 1 was killed by the kernel, since memory ran out; it starts again in 1 s" in ran.stderr
     engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
     bad = [trial for trial in all_trials(engine, "study", "state = 'complete'") if trial.out_of_memory]
-    assert [trial.params["batch_size"] for trial in bad] == [640]
+    assert [trial.params["batch_size"] for trial in bad] == [400]
