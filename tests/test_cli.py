@@ -46,7 +46,8 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     """On PostgreSQL, with a password; on SQLite in test_new_study.py."""
     storage_url = parse_url(postgresql_url).set(password=SECRET).render_as_string(hide_password=False)
     storage = {"HPO_STORAGE": storage_url}
-    ran = hpo("run", write_study(tmp_path), "--workers", "2", **storage)
+    study = write_study(tmp_path, sampler={"name": "auto"})
+    ran = hpo("run", study, "--workers", "2", **storage)
     assert ran.returncode == 0, ran.stderr
     assert "Best configurations of study" in ran.stdout
     assert "tuning images, the same for all trials" in ran.stdout
