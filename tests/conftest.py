@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -35,6 +36,7 @@ ONE_THREAD = {"HPO_THREADS": "1"}
 """For workers of their own: as many tests run at once as there are cores."""
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as there are cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of workers that have more would spin
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and pass that on
 
 
 @pytest.fixture(scope="session")
