@@ -245,10 +245,12 @@ def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
         from hpo.launch.machine import visible_gpus
         from hpo.launch.memory import check_memory
         from hpo.lazy_objective import LazyObjective
+        from hpo.search.attributes import SPLIT_KEY
 
+        objective = LazyObjective(spec, threads, open_artifacts())
         if not visible_gpus():
-            check_memory([spec], 1, click.echo)
-        return LazyObjective(spec, threads, open_artifacts())
+            check_memory(spec, objective.about[SPLIT_KEY]["train"], 1, click.echo)
+        return objective
 
     return load
 

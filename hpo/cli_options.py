@@ -32,9 +32,9 @@ def csv_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def most_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    return click.option("-n", "most", type=click.IntRange(min=1), default=10, show_default=True, help="How many.")(
-        command
-    )
+    return click.option(
+        "-n", "most", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many."
+    )(command)
 
 
 def spec_arguments(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -73,7 +73,7 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
     from hpo.spec import trial_as_toml
 
     engine, found = open_study(study, storage)
-    _refuse_both(as_json, as_csv)
+    _refuse_several(json=as_json, csv=as_csv, toml=as_toml)
     results = best_trials(engine, study, 1)
     if not results:
         raise NothingCompleteError(study)
@@ -209,7 +209,7 @@ def dashboard(
 
 def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -> bool:
     """Prints JSON or CSV if one is asked for."""
-    _refuse_both(as_json, as_csv)
+    _refuse_several(json=as_json, csv=as_csv)
     if as_json:
         click.echo(json.dumps([result.as_json() for result in results], indent=2))
     elif as_csv:
@@ -217,9 +217,10 @@ def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -
     return as_json or as_csv
 
 
-def _refuse_both(as_json: bool, as_csv: bool) -> None:
-    if as_json and as_csv:
-        raise InputError("--json and --csv: give one of them")
+def _refuse_several(**options: bool) -> None:
+    given = [f"--{name}" for name, is_given in options.items() if is_given]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)}: give one of them")
 
 
 def _print_csv(results: "Sequence[TrialResult]") -> None:

@@ -134,7 +134,7 @@ def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[
         out.print(line)
     if best.baseline and not chosen:
         out.print(f"{nothing_beats_baseline(study)}.")
-    if baseline and baseline.number != best.number:
+    if baseline and baseline.number != best.number and measured:
         out.print(_comparison(best, baseline))
 
 

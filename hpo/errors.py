@@ -15,6 +15,7 @@ What was asked to stop ends with 0, and at once with 130 when it was asked twice
 """
 
 import difflib
+import shlex
 from collections.abc import Iterable
 
 
@@ -68,7 +69,9 @@ class NothingCompleteError(HpoError):
     """A study has no complete trial yet."""
 
     def __init__(self, study: str) -> None:
-        super().__init__(f"study '{study}' has no complete trial yet; `hpo status {study}` shows how far it is")
+        super().__init__(
+            f"study '{study}' has no complete trial yet; `hpo status {shlex.quote(study)}` shows how far it is"
+        )
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

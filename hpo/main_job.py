@@ -18,7 +18,7 @@ from hpo.artifacts import open_artifacts
 from hpo.errors import StorageError, StudyError
 from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
 from hpo.launch.machine import how_many_workers, visible_gpus
-from hpo.launch.memory import check_memory
+from hpo.launch.memory import check_memory, most_mib
 from hpo.search import heartbeats
 from hpo.search.budget import count
 from hpo.search.burial import bury
@@ -26,6 +26,7 @@ from hpo.search.conditions import StudyKey
 from hpo.search.network_drive import check_network_drive
 from hpo.search.outages import outlast
 from hpo.search.queries import best_trials
+from hpo.search.status import read_split
 from hpo.search.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
 from hpo.search.study import Study, find_studies, open_studies, submit
 from hpo.spec import ModelSpec, Spec
@@ -43,14 +44,14 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
 
     workers: None for as many as this machine takes.
     """
-    workers = how_many_workers(workers, [spec])
+    how_many_workers(workers)  # a number that cannot be is said first
     url = parse_url(storage)
-    _check_memory([spec], workers)
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
     if images.skipped:
         click.echo(f"{display.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
+    workers = _workers_for(spec, len(images.train), workers)
     logs = _logs() / spec.folder_name
     with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:
         _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
@@ -73,15 +74,16 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
 
 def launch(names: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
     """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
-    how_many_workers(workers)  # a number that cannot be is said first
+    counted = how_many_workers(workers)
     engine = open_engine(parse_url(storage))
     studies = find_studies(engine, names, partial(click.echo, err=True))
     for study in studies if names else ():
         study.refuse()
     check_network_drive(engine, partial(click.echo, err=True))
-    specs = [study.spec for study in (studies if names else ()) if not study.refused]
-    workers = how_many_workers(workers, specs)
-    _check_memory(specs, workers)
+    for study in studies if names else ():
+        split = read_split(engine, study)
+        counted = min(counted, _workers_for(study.spec, split.train if split else None, workers))
+    workers = counted
     logs = _logs() / studies[0].spec.folder_name if len(names) == 1 else _logs()
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
     stop_on_signals()
@@ -148,9 +150,15 @@ def _bury(storage: str, worker: str, out_of_memory: bool) -> bool:
         return True
 
 
-def _check_memory(specs: Sequence[Spec], workers: int) -> None:
+def _workers_for(spec: Spec, images: int | None, asked: int | None) -> int:
+    """As many as asked for, else as memory allows; says so where it may not be enough. Raises InputError.
+
+    images: to train on, if that is known.
+    """
+    workers = how_many_workers(asked, most_mib(spec, images))
     if not visible_gpus():
-        check_memory(specs, workers, partial(click.echo, err=True))
+        check_memory(spec, images, workers, partial(click.echo, err=True))
+    return workers
 
 
 def _counted(workers: int) -> str:

@@ -53,7 +53,12 @@ def write_study_file(file: Path, images: Path | None) -> str:
         ) from None
     try:
         with file.open("xb") as stream:
-            stream.write(content)
+            try:
+                stream.write(content)
+                stream.flush()
+            except OSError:  # a full disk: half a file would be in the way of the next attempt
+                file.unlink()
+                raise
     except OSError as error:
         raise InputError(f"{file} cannot be written: {error.strerror}") from None
     return "scikit-learn's handwritten digits" if found is None else _summary(found)

@@ -30,7 +30,8 @@ def test_what_a_worker_takes_grows_with_batches_images_and_network() -> None:
     deep = make_spec(model={"name": "resnet50", "weights": "none", "input_size": 1000})
     assert 1000 < worker_mib(spec, 16) < worker_mib(spec, 64) < 2000
     assert worker_mib(spec, 64) < worker_mib(large, 64) < worker_mib(deep, 64)
-    assert most_mib([spec, large]) == most_mib([large]) == worker_mib(large, 64) > 20_000
+    assert most_mib(spec) < most_mib(large) == worker_mib(large, 64) > 20_000
+    assert worker_mib(large, 512, images=48) == worker_mib(large, 48), "a batch holds no more than there are"
 
 
 def test_what_cannot_fit_is_refused_and_what_may_not_fit_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,15 +40,15 @@ def test_what_cannot_fit_is_refused_and_what_may_not_fit_is_said(monkeypatch: py
     smallest, largest = worker_mib(spec, 16), worker_mib(spec, 64)
     monkeypatch.setattr(memory, "whole_mib", lambda: smallest - 1)
     with pytest.raises(InputError, match=r"study 'study': a worker with batches of 16 at 1000 px takes about .* GiB"):
-        check_memory([spec], 1, said.append)
+        check_memory(spec, None, 1, said.append)
     assert said == []
     monkeypatch.setattr(memory, "whole_mib", lambda: largest - 1)
-    check_memory([spec], 1, said.append)
+    check_memory(spec, None, 1, said.append)
     assert "a worker with batches of 64 at 1000 px may take about" in said.pop()
     monkeypatch.setattr(memory, "whole_mib", lambda: 2 * largest - 1)
-    check_memory([spec], 1, said.append)
+    check_memory(spec, None, 1, said.append)
     assert said == []
-    check_memory([spec], 2, said.append)
+    check_memory(spec, None, 2, said.append)
     assert "2 workers with" in said[0]
     assert "fewer workers" in said[0]
 
@@ -57,7 +58,7 @@ def test_auto_takes_no_more_workers_than_there_is_memory_for(monkeypatch: pytest
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("hpo.launch.machine.cores", lambda: 8)
     monkeypatch.setattr("hpo.launch.machine.available_mib", lambda: 3 * worker_mib(spec, 64) + 1)
-    assert how_many_workers(None, [spec]) == 3
+    assert how_many_workers(None, most_mib(spec)) == 3
     assert how_many_workers(None) == 8
 
 

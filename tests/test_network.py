@@ -255,3 +255,19 @@ def test_the_seed_alone_decides_random_weights(seed: int) -> None:
     first = network(seed=seed)
     torch.manual_seed(seed + 2)
     assert fingerprint(network(seed=seed).resnet.state_dict()) == fingerprint(first.resnet.state_dict())
+
+
+def test_weights_that_were_cut_short_or_hold_nan_are_refused(tmp_path: Path) -> None:
+    network = build_network("resnet18", 5, {}, 32, 0, seed=1)
+    whole = weights_as_bytes(network)
+    file = tmp_path / "weights.safetensors"
+    for length in (len(whole) // 2, len(whole) - 100, 100):
+        file.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"weights.safetensors is cut short or damaged; fetch it again"):
+            read_weights("resnet18", str(file))
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            network.resnet.conv1.weight[0, 0, 0, 0] = value
+        file.write_bytes(weights_as_bytes(network))
+        with pytest.raises(WeightsError, match=r"conv1\.weight holds NaN or infinity"):
+            read_weights("resnet18", str(file))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ from conftest import Hpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_trees import write_class_folders, write_tiny_imagenet, zip_tree
+from test_image_cache import may_mount
 
 from hpo.errors import InputError
 from hpo.new_study import Look, digits_study, image_study, look_at, write_study_file
@@ -116,6 +119,20 @@ def test_a_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "mine.toml").read_text() == "mine"
     with pytest.raises(InputError, match="cannot be written: No such file or directory"):
         write_study_file(tmp_path / "absent" / "s.toml", None)
+
+
+WRITE = "import sys; from pathlib import Path; from hpo.new_study import *; write_study_file(Path(sys.argv[1]), None)"
+
+
+@pytest.mark.skipif(not may_mount(), reason="needs to mount")
+def test_a_full_disk_is_left_without_half_a_file(tmp_path: Path) -> None:
+    full = (
+        'mount -t tmpfs -o size=4k tmpfs "$1" && head -c 4096 /dev/zero > "$1/full"; "$2" -c "$3" "$1/s.toml"; ls "$1"'
+    )
+    given = ["unshare", "--map-root-user", "--mount", "sh", "-c", full, "sh", str(tmp_path), sys.executable, WRITE]
+    ran = subprocess.run(given, capture_output=True, text=True)
+    assert "s.toml cannot be written: No space left on device" in ran.stderr
+    assert ran.stdout.split() == ["full"]
 
 
 def test_images_that_make_no_study_are_refused_and_nothing_is_written(tmp_path: Path) -> None:

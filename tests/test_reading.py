@@ -198,6 +198,26 @@ def test_a_table_for_a_full_disk_is_one_line(constrained: Path, arguments: list[
     assert ran.stderr.splitlines() == ["hpo: no space left for what is written: the output"]
 
 
+def test_infeasible_trials_are_sorted_as_it_was_asked_for(hpo: Hpo, constrained: Path) -> None:
+    for sort, ascending in (("score:asc", True), ("learning_rate", False), ("score", False)):
+        found = json.loads(hpo("top", "tight", "--sort", sort, "--json").stdout)
+        infeasible = [trial for trial in found if not trial["feasible"]]
+        assert len(infeasible) > 2
+        field = sort.removesuffix(":asc")
+        values = [trial["params"][field] if field in trial["params"] else trial[field] for trial in infeasible]
+        if sort == "score":
+            values = [trial["clean_accuracy"] for trial in infeasible]  # the least infeasible first
+        assert values == sorted(values, reverse=not ascending), sort
+
+
+def test_options_that_exclude_each_other_and_numbers_out_of_range_are_refused(hpo: Hpo, constrained: Path) -> None:
+    refused = hpo("best", "loose", "--csv", "--toml")
+    assert (refused.returncode, refused.stderr) == (2, "hpo: --csv and --toml: give one of them\n")
+    refused = hpo("top", "loose", "-n", "9" * 20)
+    assert refused.returncode == 2
+    assert "is not in the range 1<=x<=1000000" in refused.stderr
+
+
 def tight_objective(max_clean_drop: float) -> dict[str, object]:
     noise = {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.5}
     return {"clean": 0.5, "max_clean_drop": max_clean_drop, "perturbations": [noise]}

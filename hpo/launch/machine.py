@@ -4,12 +4,10 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 
 from hpo.cores import cores
 from hpo.errors import InputError
-from hpo.launch.memory import LEAST_MIB_A_WORKER, available_mib, most_mib
-from hpo.spec import Spec
+from hpo.launch.memory import LEAST_MIB_A_WORKER, available_mib
 
 MOST_WORKERS_A_CORE = 4
 WORKERS_A_GPU = 4
@@ -19,14 +17,14 @@ GPU_MIB_A_WORKER = 6 * 1024
 NVIDIA_SMI_SECS = 20
 
 
-def how_many_workers(asked: int | None, specs: Sequence[Spec] = ()) -> int:
+def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
     """As many as asked for; with None as this machine takes: one a core, or WORKERS_A_GPU on each GPU, as far as cores
-    and memory go, whichever of these studies they are at. Raises InputError for what is no such number, and for so many
+    and memory go, which on a CPU is `mib_a_worker` each. Raises InputError for what is no such number, and for so many
     that none would come to work.
     """
     if asked is None:
         gpus = gpus_mib(visible_gpus())
-        return workers_that_fit(cores(), available_mib(), gpus, LEAST_MIB_A_WORKER if gpus else most_mib(specs))
+        return workers_that_fit(cores(), available_mib(), gpus, LEAST_MIB_A_WORKER if gpus else mib_a_worker)
     most = MOST_WORKERS_A_CORE * cores()
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"workers: {asked!r} is not a whole number from 1 to {most}, nor auto (None in Python)")

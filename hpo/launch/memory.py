@@ -3,7 +3,7 @@ killed a process for the want of it.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from hpo.cores import cpu_multiplies_bf16
@@ -59,37 +59,37 @@ def killed_for_memory() -> int:
         return 0
 
 
-def worker_mib(spec: Spec, batch_size: int) -> int:
-    """What a worker that computes on the CPU takes, more or less."""
+def worker_mib(spec: Spec, batch_size: int, images: int | None = None) -> int:
+    """What a worker that computes on the CPU takes, more or less. images: to train on, if that is known."""
     step = BYTES_A_PIXEL[spec.model.name] * (SHARE_IN_BF16 if cpu_multiplies_bf16() else 1)
-    return round(BASE_MIB + step * batch_size * spec.model.input_size**2 / 2**20)
+    batch = batch_size if images is None else min(batch_size, images)
+    return round(BASE_MIB + step * batch * spec.model.input_size**2 / 2**20)
 
 
-def most_mib(specs: Sequence[Spec]) -> int:
-    """What a worker on a CPU has to have for any trial of these studies."""
-    return max([LEAST_MIB_A_WORKER, *(worker_mib(spec, max(_batch_sizes(spec))) for spec in specs)])
+def most_mib(spec: Spec, images: int | None = None) -> int:
+    """What a worker on a CPU has to have for any trial of a study."""
+    return max(LEAST_MIB_A_WORKER, worker_mib(spec, max(_batch_sizes(spec)), images))
 
 
-def check_memory(specs: Sequence[Spec], workers: int, say: Callable[[str], None]) -> None:
-    """Raises InputError if this machine has not the memory for a single worker of a study that computes on the CPU, not
-    even with its smallest batches; says so if it may not be enough for all of them with the largest.
+def check_memory(spec: Spec, images: int | None, workers: int, say: Callable[[str], None]) -> None:
+    """Raises InputError if this machine has not the memory for a single worker that computes on the CPU, not even with
+    the smallest batches of the study; says so if it may not be enough for all of them with the largest.
     """
     whole = whole_mib()
-    for spec in specs:
-        smallest, largest = min(_batch_sizes(spec)), max(_batch_sizes(spec))
-        if (needed := worker_mib(spec, smallest)) > whole:
-            raise InputError(
-                f"study '{spec.name}': a worker with batches of {smallest} at {spec.model.input_size} px takes about "
-                f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; lower model.input_size or "
-                "search.batch_size"
-            )
-        if (needed := workers * worker_mib(spec, largest)) > whole:
-            who, instead = ("a worker", "") if workers == 1 else (f"{workers} workers", "fewer workers (--workers), ")
-            say(
-                f"study {spec.name}: {who} with batches of {largest} at {spec.model.input_size} px may take about "
-                f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; a trial that the kernel kills for it "
-                f"gets the worst score. Less is taken by {instead}a lower model.input_size or search.batch_size"
-            )
+    smallest, largest = min(_batch_sizes(spec)), max(_batch_sizes(spec))
+    if (needed := worker_mib(spec, smallest, images)) > whole:
+        raise InputError(
+            f"study '{spec.name}': a worker with batches of {smallest} at {spec.model.input_size} px takes about "
+            f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; lower model.input_size or "
+            "search.batch_size"
+        )
+    if (needed := workers * worker_mib(spec, largest, images)) > whole:
+        who, instead = ("a worker", "") if workers == 1 else (f"{workers} workers", "fewer workers (--workers), ")
+        say(
+            f"study {spec.name}: {who} with batches of {largest} at {spec.model.input_size} px may take about "
+            f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; a trial that the kernel kills for it "
+            f"gets the worst score. Less is taken by {instead}a lower model.input_size or search.batch_size"
+        )
 
 
 def _batch_sizes(spec: Spec) -> list[int]:

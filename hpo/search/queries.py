@@ -93,19 +93,20 @@ def in_iso_8601(time: datetime | None) -> str | None:
 
 
 def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort: str = "score") -> list[TrialResult]:
-    """The complete trials with the highest scores (or other values, as `--sort` says): feasible ones first, then the
-    least infeasible; ties to the earlier one. A `where` that names the state looks at all trials.
+    """The complete trials with the highest scores, or other values, as `--sort` says: feasible ones first, then the
+    others, the least infeasible first unless they are sorted otherwise; ties to the earlier one. A `where` that names
+    the state looks at all trials.
 
     Raises InputError if `where` or `sort` cannot be read.
     """
     t = trial_results
     condition, fields = parse_where(where) if where else (sa.true(), set[str]())
     name, ascending = parse_sort(sort)
-    infeasible_by = sa.case((t.c.feasible, 0), else_=-t.c.clean_accuracy)
+    infeasible_by = [sa.case((t.c.feasible, 0), else_=-t.c.clean_accuracy)] if sort == "score" else []
     query = (
         sa.select(t.c.number)
         .where(t.c.study == study, condition)
-        .order_by(t.c.feasible.desc(), infeasible_by, _nulls_last(t.c[name], ascending), t.c.number)
+        .order_by(t.c.feasible.desc(), *infeasible_by, _nulls_last(t.c[name], ascending), t.c.number)
         .limit(most)
     )
     if "state" not in fields:

@@ -392,5 +392,6 @@ def check_fingerprints(
         if given != known:
             raise StudyError(
                 f"study '{study.name}': this machine's {name} differ from the study's "
-                f"(fingerprint {given[:12]}, not {known[:12]}); use the same {name} on every machine"
+                f"(fingerprint {given[:12]}, not {known[:12]}); use the same {name} on every machine, or "
+                f"another study name if you changed them (--set name=…)"
             )

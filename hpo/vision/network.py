@@ -179,6 +179,9 @@ def read_weights(name: str, weights: str) -> Weights:
         raise WeightsError(f"model.weights: {path} cannot be read: {reason or 'it is cut short'}") from None
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict){_listed(tensors)}")
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"model.weights: {path}: {key} holds NaN or infinity; give other weights")
     return {short: tensors[long] for long, short in without_prefix(tensors).items()}
 
 

@@ -44,6 +44,8 @@ def weights_file(weights: str) -> Path | None:
     except OSError as error:
         raise WeightsError(f"model.weights: {path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
+        if head[8:10] == b'{"':
+            raise WeightsError(f"model.weights: {path} is cut short or damaged; fetch it again") from None
         of_pytorch = "what torch.save writes; name it .pth" if head.startswith((b"PK", b"\x80")) else None
         reason = f" but {kind}" if (kind := of_pytorch or _what_instead(head)) else f": {error}"
         raise WeightsError(f"model.weights: {path} is no .safetensors file{reason}") from None
