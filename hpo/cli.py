@@ -242,13 +242,13 @@ def _is_released(word: "Event") -> bool:
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
     def load(spec: "Spec") -> Any:
         from hpo.artifacts import open_artifacts
-        from hpo.launch.machine import visible_gpus
+        from hpo.launch.machine import may_have_gpu
         from hpo.launch.memory import check_memory
         from hpo.lazy_objective import LazyObjective
         from hpo.search.attributes import SPLIT_KEY
 
         objective = LazyObjective(spec, threads, open_artifacts())
-        if not visible_gpus():
+        if not may_have_gpu():
             check_memory(spec, objective.about[SPLIT_KEY]["train"], 1, click.echo)
         return objective
 

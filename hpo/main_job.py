@@ -17,7 +17,7 @@ from hpo import display
 from hpo.artifacts import open_artifacts
 from hpo.errors import StorageError, StudyError
 from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
-from hpo.launch.machine import how_many_workers, visible_gpus
+from hpo.launch.machine import how_many_workers, may_have_gpu
 from hpo.launch.memory import check_memory, most_mib
 from hpo.search import heartbeats
 from hpo.search.budget import count
@@ -156,7 +156,7 @@ def _workers_for(spec: Spec, images: int | None, asked: int | None) -> int:
     images: to train on, if that is known.
     """
     workers = how_many_workers(asked, most_mib(spec, images))
-    if not visible_gpus():
+    if not may_have_gpu():
         check_memory(spec, images, workers, partial(click.echo, err=True))
     return workers
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from conftest import ONE_THREAD, give_parameter, make_spec, open_fresh, write_study
 
 from hpo.errors import InputError
-from hpo.launch import memory
+from hpo.launch import machine, memory
 from hpo.launch.machine import how_many_workers
 from hpo.launch.memory import check_memory, most_mib, worker_mib
 from hpo.search import budget
@@ -60,6 +60,16 @@ def test_auto_takes_no_more_workers_than_there_is_memory_for(monkeypatch: pytest
     monkeypatch.setattr("hpo.launch.machine.available_mib", lambda: 3 * worker_mib(spec, 64) + 1)
     assert how_many_workers(None, most_mib(spec)) == 3
     assert how_many_workers(None) == 8
+
+
+def test_a_gpu_is_known_also_without_nvidias_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On a GPU a batch that does not fit is split: nothing is refused for the memory beside it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(machine, "GPU_DEVICES", (str(tmp_path / "nvidiactl"),))
+    assert not machine.may_have_gpu()
+    (tmp_path / "nvidiactl").touch()
+    assert machine.may_have_gpu()
 
 
 @pytest.mark.parametrize("out_of_memory", [True, False])

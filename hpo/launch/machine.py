@@ -15,6 +15,8 @@ WORKERS_A_GPU = 4
 GPU_MIB_A_WORKER = 6 * 1024
 """CUDA itself, ResNet-18 at 64 px with batches of 512, and the images that are prepared at once, with room to spare."""
 NVIDIA_SMI_SECS = 20
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+"""Of drivers by NVIDIA, AMD, and Windows below Linux."""
 
 
 def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
@@ -48,6 +50,11 @@ def visible_gpus() -> list[str]:
         listed = (gpu.strip() for gpu in chosen.split(","))
         return list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), listed))  # -1 hides what follows
     return _nvidia_smi("index")
+
+
+def may_have_gpu() -> bool:
+    """Also where nvidia-smi is missing, as in some containers, or the GPU is another maker's."""
+    return bool(visible_gpus()) or any(map(os.path.exists, GPU_DEVICES))
 
 
 def gpus_mib(gpus: list[str]) -> list[int]:
