@@ -10,7 +10,6 @@ before them stands for the address that stays the same. Eight workers share a st
 import argparse
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from faults import HERE, Plan, examine, make_spec
-from postgresql_servers import switchable_pgbouncer
+from postgresql_servers import free_port, switchable_pgbouncer
 
 from hpo.launch.local import start_fleet, stop_fleet, tend
 from hpo.search import budget
@@ -40,12 +39,6 @@ listen_addresses = '127.0.0.1'
 unix_socket_directories = ''
 fsync = off
 """
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 @dataclass

@@ -45,6 +45,12 @@ def fresh_database(server: str, template: str = "template1") -> str:
     return parse_url(server).set(database=name).render_as_string(hide_password=False)
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 @contextlib.contextmanager
 def pgbouncer(database: str, pool_size: int = 5) -> Iterator[str]:
     """The URL of a PgBouncer in transaction mode, without prepared statements, before the database with this URL."""
@@ -55,10 +61,7 @@ def pgbouncer(database: str, pool_size: int = 5) -> Iterator[str]:
 @contextlib.contextmanager
 def switchable_pgbouncer(database: str, pool_size: int = 5) -> Iterator[tuple[str, Callable[[str], None]]]:
     """The same, and what puts it before another database."""
-    user = parse_url(database).username
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    user, port = parse_url(database).username, free_port()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         file = Path(folder, "pgbouncer.ini")

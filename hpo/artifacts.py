@@ -68,8 +68,10 @@ class Artifacts:
         try:
             with _as_os_error(), self._store.open_reader(self._prefix + name) as stream:
                 return stream.read()
-        except (ArtifactNotFound, PermissionError) as error:
-            if isinstance(error, PermissionError) and self._folder is not None:
+        except ArtifactNotFound:
+            return None
+        except PermissionError:
+            if self._folder is not None:
                 raise
             return None
 

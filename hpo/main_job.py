@@ -17,8 +17,8 @@ from hpo import display
 from hpo.artifacts import open_artifacts
 from hpo.errors import StorageError, StudyError
 from hpo.launch.local import Fleet, release, start_fleet, stop_fleet, tend
-from hpo.launch.machine import how_many_workers, may_have_gpu
-from hpo.launch.memory import check_memory, most_mib
+from hpo.launch.machine import check_workers, how_many_workers, may_have_gpu
+from hpo.launch.memory import LEAST_MIB_A_WORKER, check_memory, most_mib
 from hpo.search import heartbeats
 from hpo.search.budget import count
 from hpo.search.burial import bury
@@ -44,14 +44,14 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
 
     workers: None for as many as this machine takes.
     """
-    how_many_workers(workers)  # a number that cannot be is said first
+    check_workers(workers)  # before anything that takes long
     url = parse_url(storage)
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with display.StepProgress() as progress:
         images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
     if images.skipped:
         click.echo(f"{display.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
-    workers = _workers_for(spec, len(images.train), workers)
+    workers = _workers_for([(spec, len(images.train))], workers)
     logs = _logs() / spec.folder_name
     with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:
         _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
@@ -74,16 +74,14 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
 
 def launch(names: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
     """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
-    counted = how_many_workers(workers)
+    check_workers(workers)
     engine = open_engine(parse_url(storage))
     studies = find_studies(engine, names, partial(click.echo, err=True))
     for study in studies if names else ():
         study.refuse()
     check_network_drive(engine, partial(click.echo, err=True))
-    for study in studies if names else ():
-        split = read_split(engine, study)
-        counted = min(counted, _workers_for(study.spec, split.train if split else None, workers))
-    workers = counted
+    splits = [(study.spec, read_split(engine, study)) for study in (studies if names else ())]
+    workers = _workers_for([(spec, split.train if split else None) for spec, split in splits], workers)
     logs = _logs() / studies[0].spec.folder_name if len(names) == 1 else _logs()
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
     stop_on_signals()
@@ -150,14 +148,16 @@ def _bury(storage: str, worker: str, out_of_memory: bool) -> bool:
         return True
 
 
-def _workers_for(spec: Spec, images: int | None, asked: int | None) -> int:
+def _workers_for(studies: Sequence[tuple[Spec, int | None]], asked: int | None) -> int:
     """As many as asked for, else as memory allows; says so where it may not be enough. Raises InputError.
 
-    images: to train on, if that is known.
+    studies: with how many images there are to train on, if that is known.
     """
-    workers = how_many_workers(asked, most_mib(spec, images))
+    needed = max((most_mib(spec, images) for spec, images in studies), default=LEAST_MIB_A_WORKER)
+    workers = how_many_workers(asked, needed)
     if not may_have_gpu():
-        check_memory(spec, images, workers, partial(click.echo, err=True))
+        for spec, images in studies:
+            check_memory(spec, images, workers, partial(click.echo, err=True))
     return workers
 
 

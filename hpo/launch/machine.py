@@ -27,6 +27,14 @@ def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) 
     if asked is None:
         gpus = gpus_mib(visible_gpus())
         return workers_that_fit(cores(), available_mib(), gpus, LEAST_MIB_A_WORKER if gpus else mib_a_worker)
+    check_workers(asked)
+    return asked
+
+
+def check_workers(asked: int | None) -> None:
+    """Raises InputError as `how_many_workers`, without a look at memory and GPUs."""
+    if asked is None:
+        return
     most = MOST_WORKERS_A_CORE * cores()
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"workers: {asked!r} is not a whole number from 1 to {most}, nor auto (None in Python)")
@@ -35,7 +43,6 @@ def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) 
             f"--workers: {asked} is too many for {cores()} cores; at most {most}, or auto: one a core, or "
             f"{WORKERS_A_GPU} on each GPU"
         )
-    return asked
 
 
 def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int], mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
@@ -54,7 +61,7 @@ def visible_gpus() -> list[str]:
 
 def may_have_gpu() -> bool:
     """Also where nvidia-smi is missing, as in some containers, or the GPU is another maker's."""
-    return bool(visible_gpus()) or any(map(os.path.exists, GPU_DEVICES))
+    return any(map(os.path.exists, GPU_DEVICES))
 
 
 def gpus_mib(gpus: list[str]) -> list[int]:
