@@ -2,7 +2,8 @@
 
 After an epoch the tensors are copied aside, which is quick; a thread makes a file of them while the next epoch trains.
 Where epochs are short not each of them leaves a checkpoint: a network of 11 million weights is one of 135 MB. What was
-measured last is always kept when a trial is left between two epochs, as when it is paused.
+measured last is always kept when a trial is left between two epochs, as when it is paused; before that one that cannot
+be written, to a full disk say, keeps no trial from going on.
 """
 
 import time
@@ -19,7 +20,7 @@ Take = Callable[[], Callable[[], None]]
 
 
 class CheckpointWriter:
-    """Of one trial. Errors in writing are raised by the next call but `close`."""
+    """Of one trial."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
@@ -39,10 +40,10 @@ class CheckpointWriter:
         self._offered = None
 
     def flush(self) -> None:
-        """The trial is left: writes what was offered last, and waits for it."""
+        """The trial is left: writes what was offered last, and waits for it. Raises OSError."""
         if self._offered is not None:
             self._start()
-        self._finish()
+        self._finish(needed=True)
 
     def close(self) -> None:
         """Waits for what is being written; what comes of it matters to nobody any more."""
@@ -55,10 +56,14 @@ class CheckpointWriter:
             self._started = time.monotonic()
             self._writing = self._thread.submit(_timed, take())
 
-    def _finish(self) -> None:
+    def _finish(self, needed: bool = False) -> None:
         writing, self._writing = self._writing, None
-        if writing is not None:
-            self._pause_secs = max(LEAST_SECS, writing.result() / MOST_OF_THE_TIME)
+        try:
+            if writing is not None:
+                self._pause_secs = max(LEAST_SECS, writing.result() / MOST_OF_THE_TIME)
+        except OSError:
+            if needed:
+                raise
 
 
 def _timed(write: Callable[[], None]) -> float:

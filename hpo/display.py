@@ -226,6 +226,7 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
         parts.append(Text(f"… and {len(running) - RUNNING_SHOWN} more; --json has all"))
     for record in records:
         name = record.study.name
+        parts += [Text(f"{name}: {line}") for line in _troubles(record.running)]
         for number, traceback in record.failures:
             reason = traceback.strip() if tracebacks else traceback.strip().splitlines()[-1]
             parts.append(Text(f"{name}: trial {number} failed: {reason}"))
@@ -287,6 +288,10 @@ def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table
     return table
 
 
+def _troubles(running: Sequence[RunningTrial]) -> list[str]:
+    return [f"trial {trial.number} waits: {trial.trouble}" for trial in running if trial.trouble]
+
+
 class EndedTrials:
     """Says of a study's trials what became of them, each once."""
 
@@ -328,6 +333,7 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
         transient=True,
     )
     split = None
+    troubles: list[str] = []
     with bar:
         task = bar.add_task("trials", total=study.budget)
         while True:
@@ -339,6 +345,9 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
             if ended.say_new():
                 said_at = time.monotonic()
             counts, running = outlast(partial(progress, engine, study), say)
+            troubles, before = _troubles(running), troubles
+            for trouble in set(troubles).difference(before):
+                say(trouble)
             doing = _running_line(running, study.spec.training.epochs)
             bar.update(task, completed=counts.finished, description=doing)
             if not out.is_terminal and time.monotonic() - said_at > QUIET_SECS and still_working:

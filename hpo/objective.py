@@ -1,6 +1,7 @@
 """Where the two worlds meet: a trial's parameters become a training run, and what it measured a score."""
 
 import contextlib
+import errno
 import json
 import uuid
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -72,7 +73,7 @@ class RobustAccuracy:
         with _device_errors(MemoryError):
             yield from self._go_on(training, trial, measured)
         if trial.baseline and self.spec.search.may_start_from_baseline:
-            self.artifacts.write(self.baseline_weights, weights_as_bytes(training.averaged))
+            self._keep(self.baseline_weights, weights_as_bytes(training.averaged))
 
     def _go_on(self, training: Training, trial: Trial, measured: list[Measurement]) -> Generator[Measurement]:
         resumed_after = len(measured)
@@ -95,6 +96,14 @@ class RobustAccuracy:
         for number in numbers:
             self.artifacts.remove(self._checkpoint_name(number))
 
+    def _keep(self, name: str, content: bytes) -> None:
+        """For others to go on with. Raises OSError."""
+        try:
+            self.artifacts.write(name, content)
+        except OSError as error:
+            reason = f"HPO_ARTIFACTS: {self.artifacts.location}/{name} cannot be written: {error.strerror or error}"
+            raise OSError(error.errno or errno.EIO, reason) from error
+
     def _checkpoint_name(self, number: int) -> str:
         return f"{self.spec.folder_name}/trial-{number}.checkpoint.safetensors"
 
@@ -116,12 +125,7 @@ class RobustAccuracy:
         copies = copied_aside(training.tensors())
 
         def write() -> None:
-            name = self._checkpoint_name(trial.number)
-            try:
-                self.artifacts.write(name, checkpoint_as_bytes(copies(), header))
-            except OSError as error:
-                where = f"{self.artifacts.location}/{name}"
-                raise OSError(error.errno, f"no checkpoint can be written: {error.strerror or error}", where) from error
+            self._keep(self._checkpoint_name(trial.number), checkpoint_as_bytes(copies(), header))
             for number in set(trial.continues) - {trial.number}:  # this one takes the place of those before it
                 self.artifacts.remove(self._checkpoint_name(number))
 

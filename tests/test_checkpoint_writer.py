@@ -114,3 +114,19 @@ def test_a_full_disk_is_an_error_where_the_checkpoint_is_needed_and_none_at_the_
     writer._pause_secs = 0
     train(writer, store, 1)
     writer.close()
+
+
+def test_a_trial_that_is_not_left_goes_on_without_a_checkpoint_until_one_can_be_written(
+    writer: CheckpointWriter, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_writer, "LEAST_SECS", 0)
+    writer._pause_secs = 0
+    store.fails = True
+    for _ in range(3):
+        train(writer, store, 1)
+        assert isinstance(writer._writing.exception(), OSError)  # type: ignore[union-attr]
+        time.sleep(0.01)
+    store.fails = False
+    train(writer, store, 1)
+    writer.flush()
+    assert store.written == [4]

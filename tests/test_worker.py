@@ -1,7 +1,9 @@
 """What the worker does when things go wrong in a trial, and what a slot carries from one trial to the next."""
 
 import errno
+import io
 import math
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +12,11 @@ import pytest
 import sqlalchemy as sa
 from conftest import give_parameter, make_spec, optuna_storage, run, running, states
 from free_objective import FreeObjective
+from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
-from hpo.errors import DataError, StorageError, StudyError, WorkerError
+from hpo.display import status_view
+from hpo.errors import DataError, InputError, StorageError, StudyError, WorkerError
 from hpo.parameters import Params
 from hpo.search import attributes, budget, failures, heartbeats
 from hpo.search.claims import TrialLost
@@ -21,6 +25,7 @@ from hpo.search.history import History
 from hpo.search.measurement import Trial
 from hpo.search.outages import is_outage
 from hpo.search.records import finish, record_epoch
+from hpo.search.status import status
 from hpo.search.study import extend, find_studies, resume, submit
 from hpo.search.tables import study_user_attributes, trial_system_attributes, trial_user_attributes, trials
 from hpo.search.worker import work
@@ -42,7 +47,7 @@ def caused(cause: Exception) -> Exception:
         (OSError(errno.ESTALE, "lost NFS"), 3, "retry"),
         (caused(ConnectionResetError()), 0, "retry"),
         (TimeoutError(), 0, "retry"),
-        (OSError(errno.EIO, "lost disk"), len(failures.RETRY_SECS), "fail"),
+        (OSError(errno.EIO, "lost disk"), len(failures.RETRY_SECS), "leave"),
         (FileNotFoundError(errno.ENOENT, "no file"), 0, "fail"),
         (ValueError("a bug"), 0, "fail"),
     ],
@@ -98,6 +103,42 @@ def test_what_passes_is_tried_again_in_the_same_trial(engine: sa.Engine, monkeyp
 
     study = run(engine, make_spec(budget=3), lose_the_disk)
     assert states(study) == ["COMPLETE"] * 3
+
+
+def test_while_a_trial_waits_status_says_for_what(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "RETRY_SECS", (0.01,))
+    study, said = submit(engine, make_spec(budget=1))[0], []
+    full = iter([OSError(errno.ENOSPC, "No space left on device", "/artifacts/x")])
+
+    def fill_the_disk(params: Params) -> None:
+        if (error := next(full, None)) is not None:
+            raise error
+
+    def look(secs: float) -> None:
+        running = status(engine, study)
+        out = Console(width=200, file=io.StringIO())
+        out.print(status_view([running], tracebacks=False))
+        said.append((running.running[0].trouble, out.file.getvalue()))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(time, "sleep", look)
+    run(engine, make_spec(budget=1), fill_the_disk)
+    (trouble, shown) = said[0]
+    assert trouble == "/artifacts/x: No space left on device"
+    assert "trial 0 waits: /artifacts/x: No space left on device" in shown
+
+
+def test_what_does_not_pass_is_the_machines_trouble_and_no_failure(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "RETRY_SECS", (0.01, 0.01))
+
+    def full_disk(params: Params) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/artifacts/x")
+
+    with pytest.raises(InputError, match="/artifacts/x: No space left on device"):
+        run(engine, make_spec(budget=3), full_disk)
+    assert budget.count(engine, 1) == budget.Counts(failed=1, waiting=3)
+    assert "failure" not in run(engine, make_spec(budget=3)).trials[0].user_attrs
 
 
 def test_a_configuration_that_fails_is_not_tried_again_unless_it_is_the_baseline(engine: sa.Engine) -> None:

@@ -18,6 +18,8 @@ SKIPPED_KEY = "skipped_images"
 """The names of the images that could not be decoded and were left out, as `data.bad_images = "skip"` asks for."""
 ARTIFACTS_KEY = "artifacts"
 """Where the study's workers keep pictures, checkpoints and weights: HPO_ARTIFACTS in full, without secrets."""
+TROUBLE_KEY = "trouble"
+"""Of a trial: what it waits for to pass, a full disk say."""
 ROWS_AT_ONCE = 500
 """In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
 server takes it for active, not for idle in a transaction.

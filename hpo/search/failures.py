@@ -23,7 +23,8 @@ PASSING = {
 @dataclass(frozen=True)
 class Decision:
     """retry: the same worker takes the trial up again after `wait_secs`; score worst: the trial is finished, so that
-    the sampler learns of it; leave: the worker ends, others may do better; fail: another configuration is tried.
+    the sampler learns of it; leave: it is this machine's trouble, others may do better; fail: another configuration is
+    tried.
     """
 
     action: Literal["retry", "score worst", "leave", "fail"]
@@ -36,9 +37,16 @@ def decide(error: BaseException, attempt: int) -> Decision:
         return Decision("score worst")
     if isinstance(error, InputError | StorageError | MachineError):  # this machine's images, weights, network, device
         return Decision("leave")
-    if is_passing(error) and attempt < len(RETRY_SECS):
-        return Decision("retry", RETRY_SECS[attempt])
+    if is_passing(error):
+        return Decision("retry", RETRY_SECS[attempt]) if attempt < len(RETRY_SECS) else Decision("leave")
     return Decision("fail")
+
+
+def in_words(error: BaseException) -> str:
+    """The error in a line; of a file its name and the reason, without what programmers want to know."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return repr(error)
 
 
 def is_passing(error: BaseException | None) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from hpo.search import attributes
+from hpo.search.attributes import TROUBLE_KEY
 from hpo.search.budget import database_now, lock_study
 from hpo.search.claims import Hold, lock_held, token_of
 from hpo.search.conditions import is_baseline
@@ -65,6 +66,13 @@ def record_epoch(
         attributes.upsert(connection, trial_intermediate_values, [row], ("trial_id", "step"))
         attributes.write(connection, trial_user_attributes, hold.trial_id, {"epochs": epochs})
         attributes.write(connection, trial_system_attributes, hold.trial_id, notes)
+
+
+def record_trouble(engine: sa.Engine, hold: Hold, trouble: str | None) -> None:
+    """Why the trial waits; None once it goes on. Raises TrialLost."""
+    with writing(engine) as connection:
+        lock_held(connection, hold)
+        attributes.write(connection, trial_user_attributes, hold.trial_id, {TROUBLE_KEY: trouble})
 
 
 def finish(

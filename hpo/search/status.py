@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from hpo.search import attributes
-from hpo.search.attributes import SPLIT_KEY
+from hpo.search.attributes import SPLIT_KEY, TROUBLE_KEY
 from hpo.search.budget import Counts, count_in, database_now
 from hpo.search.queries import TrialResult, best_trials, in_iso_8601
 from hpo.search.study import Study, latest_failures
@@ -21,7 +21,9 @@ RECENT_TRIALS = 20
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that runs now. epoch: the last one that it finished, or that the trial finished that it goes on from."""
+    """A trial that runs now. epoch: the last one that it finished, or that the trial finished that it goes on from;
+    trouble: what it waits for to pass, if it does.
+    """
 
     number: int
     worker: str | None
@@ -29,6 +31,7 @@ class RunningTrial:
     started_at: datetime | None
     secs_since_start: float
     secs_since_heartbeat: float | None
+    trouble: str | None
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,8 @@ def _count_interrupted(connection: sa.Connection, study_id: int) -> int:
 
 
 def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
-    worker, continues = trial_user_attributes.alias(), trial_user_attributes.alias()
+    keys = ("worker", "continues", TROUBLE_KEY)
+    kept = {key: trial_user_attributes.alias() for key in keys}
     epoch = (
         sa.select(sa.func.max(trial_intermediate_values.c.step))
         .where(trial_intermediate_values.c.trial_id == trials.c.trial_id)
@@ -156,17 +160,16 @@ def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
             trials.c.number,
             trials.c.datetime_start,
             epoch.label("epoch"),
-            worker.c.value_json.label("worker"),
-            continues.c.value_json.label("continues"),
+            *(kept[key].c.value_json.label(key) for key in keys),
             trial_heartbeats.c.heartbeat,
             sa.type_coerce(database_now(connection), sa.DateTime).label("now"),
         )
-        .outerjoin(worker, (worker.c.trial_id == trials.c.trial_id) & (worker.c.key == "worker"))
-        .outerjoin(continues, (continues.c.trial_id == trials.c.trial_id) & (continues.c.key == "continues"))
         .outerjoin(trial_heartbeats, trial_heartbeats.c.trial_id == trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "RUNNING")
         .order_by(trials.c.number)
     )
+    for key, attribute in kept.items():
+        query = query.outerjoin(attribute, (attribute.c.trial_id == trials.c.trial_id) & (attribute.c.key == key))
     rows = connection.execute(query).all()
     earlier = {row.number: json.loads(row.continues) for row in rows if row.epoch is None and row.continues}
     done = _last_epochs(connection, study_id, {number for numbers in earlier.values() for number in numbers})
@@ -178,6 +181,7 @@ def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
             started_at=row.datetime_start,
             secs_since_start=_secs_between(row.datetime_start, row.now) or 0.0,
             secs_since_heartbeat=_secs_between(row.heartbeat, row.now),
+            trouble=json.loads(row.trouble) if row.trouble else None,
         )
         for row in rows
     ]

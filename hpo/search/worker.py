@@ -23,12 +23,12 @@ from hpo.search import budget, heartbeats, rungs
 from hpo.search.budget import DEVICE_FAILED, Claim, Counts
 from hpo.search.claims import Hold, TrialDeleted, TrialLost, new_token
 from hpo.search.conditions import StudyKey
-from hpo.search.failures import decide
+from hpo.search.failures import decide, in_words
 from hpo.search.garbage import collecting_rarely
 from hpo.search.measurement import Measurement, Objective, Picture, Trial
 from hpo.search.outages import PATIENCE_SECS, outlast
 from hpo.search.queries import baseline_trial, best_trials
-from hpo.search.records import WORST_SCORE, finish, finish_with_worst_score, record_epoch, record_params
+from hpo.search.records import WORST_SCORE, finish, finish_with_worst_score, record_epoch, record_params, record_trouble
 from hpo.search.rungs import Verdict
 from hpo.search.study import (
     Study,
@@ -277,10 +277,14 @@ def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, searc
                 return f"trial {trial.number} complete with the worst score: out of memory ({error})"
             if decision.action in ("fail", "score worst"):
                 _discard(objective, trial.number, *trial.continues)  # another configuration is tried
+            if decision.action == "leave" and not isinstance(error, InputError | StorageError | MachineError):
+                raise InputError(in_words(error)) from error
             if decision.action != "retry":
                 raise
-            worker.say(f"trial {trial.number} goes on in {decision.wait_secs:g} s after: {error!r}")
+            worker.say(f"trial {trial.number} goes on in {decision.wait_secs:g} s: {in_words(error)}")
+            worker.outlast(record_trouble, worker.engine, claim.hold, in_words(error))
             time.sleep(decision.wait_secs)
+            worker.outlast(record_trouble, worker.engine, claim.hold, None)
             trial = replace(trial, continues=(trial.number, *claim.slot.continues))
     raise AssertionError("unreachable")
 
