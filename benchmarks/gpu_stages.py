@@ -274,9 +274,8 @@ def start(given: Result) -> Result:
         synchronize()
         found[name] = round(time.perf_counter() - started, 3)
 
-    with timed("import torch, torchvision"):
+    with timed("import torch"):
         import torch
-        import torchvision  # noqa: F401
     with timed("CUDA context"):
         torch.zeros(1, device="cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -231,8 +231,6 @@ def _is_released(word: "Event") -> bool:
 
     try:
         with deferred():
-            import torchvision  # noqa: F401
-
             import hpo.objective  # noqa: F401
         return word.wait()
     except Stopped:

@@ -25,6 +25,8 @@ from hpo.launch.local import worker_name
 from hpo.search.burial import bury
 from hpo.search.queries import trials_in
 from hpo.search.storage import open_engine, parse_url
+from hpo.vision.checkpoints import weights_as_bytes
+from hpo.vision.network import build_network
 
 SECRET = "s3cret-word"  # noqa: S105
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -132,13 +134,18 @@ def test_a_search_that_starts_from_the_baselines_weights(hpo: Hpo, tmp_path: Pat
 
 
 def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> None:
-    study = write_study(tmp_path, budget=2, training={"epochs": 1, "horizontal_flip": False})
+    (tmp_path / "w.safetensors").write_bytes(weights_as_bytes(build_network("resnet18", 3, {}, 32, 0, seed=0)))
+    training, model = {"epochs": 1, "horizontal_flip": False}, {"weights": "w.safetensors"}
+    study = write_study(tmp_path, budget=2, training=training, model=model)
     assert "submitted" in hpo("submit", study).stderr
     assert "nothing changed" in hpo("submit", study).stderr
     assert json.loads(hpo("status", "--json").stdout)[0]["waiting"] == 2
     assert "no complete trial yet" in one_line(hpo("best", "study"), exit_code=1)
-    worked = hpo("worker", "study", "--threads", "1")
+    worked = hpo("worker", "study", "--threads", "1", PYTHONPROFILEIMPORTTIME="1")
     assert worked.returncode == 0, worked.stderr
+    imported = {line.rpartition("|")[2].strip() for line in worked.stderr.splitlines()}
+    assert "torch" in imported
+    assert not imported & {"torchvision", "torch._dynamo", "sympy"}, "half of a worker's start would be theirs"
     assert "trial 1 complete" in worked.stdout
     assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 2
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from conftest import make_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +19,7 @@ from hpo.lazy_objective import LazyObjective
 from hpo.parameters import FREEZABLE_LAYERS
 from hpo.vision.checkpoints import weights_as_bytes
 from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights, units
+from hpo.vision.resnet import IMAGENET_WEIGHTS, RESNETS, build_resnet
 from hpo.vision.weights_file import weights_file, without_prefix
 
 
@@ -59,6 +61,22 @@ def test_every_network_by_name_has_the_units_that_a_study_file_may_freeze(name: 
     assert net(torch.rand(2, 3, 40, 40)).shape == (2, 7)
     assert [p.requires_grad for p in net.resnet.fc.parameters()] == [True, True]
     assert not any(p.requires_grad for p in net.resnet.layer4.parameters())
+
+
+@pytest.mark.parametrize("name", RESNETS)
+def test_a_resnet_is_torchvisions(name: str) -> None:
+    """The same tensors from the same seed, the same logits, the same weights from ImageNet."""
+    torch.manual_seed(3)
+    theirs = getattr(torchvision.models, name)(num_classes=7)
+    torch.manual_seed(3)
+    ours = build_resnet(name, 7)
+    assert [key for key, _ in ours.named_modules()] == [key for key, _ in theirs.named_modules()]
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(torch.equal(ours.state_dict()[key], tensor) for key, tensor in theirs.state_dict().items())
+    images = torch.rand(3, 3, 40, 56)
+    assert torch.equal(ours(images), theirs(images))
+    assert torch.equal(ours.eval()(images), theirs.eval()(images))
+    assert torchvision.models.get_model_weights(name).DEFAULT.url == IMAGENET_WEIGHTS[name]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])

@@ -23,7 +23,8 @@ from hpo.vision.evaluation import EvaluationSet, evaluate
 from hpo.vision.images import Split
 from hpo.vision.inference import Inference
 from hpo.vision.network import build_network, fingerprint
-from hpo.vision.training import MOMENTUM, EpochResult, Recipe, Training, fine_tune
+from hpo.vision.sgd import MOMENTUM
+from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
 
 PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
 CPU = torch.device("cpu")
@@ -84,7 +85,7 @@ def test_a_step_is_a_plain_update_to_the_last_bit(compute: Compute) -> None:
     """As a script has it: the rate a number, momentum made by the first step."""
     training, plain = start(compute), start(compute)
     part = plain.network.trainable_part
-    groups = [{k: group[k] for k in ("params", "weight_decay")} for group in plain.optimizer.param_groups]
+    groups = [{"params": parameters, "weight_decay": decay} for parameters, decay in plain.optimizer.groups]
     optimizer = torch.optim.SGD(groups, lr=1.0, momentum=MOMENTUM, nesterov=True, fused=True)
     losses = 0.0
     for number, rate in enumerate((0.03, 0.1 / 3, 0.05, 0.007)):

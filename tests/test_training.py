@@ -197,14 +197,12 @@ def test_the_tuning_images_are_perturbed_as_the_spec_says(digits: ImageSet) -> N
 def test_batchnorm_and_biases_have_no_weight_decay() -> None:
     network = build_network("resnet18", 10, {}, 32, 2, seed=0)
     recipe = Recipe(1, 1, 0.1, 5e-4, 0.0, Augmentation(0, [], False), 0)
-    decayed, free = Training(network, recipe, FP32).optimizer.param_groups
-    assert (decayed["weight_decay"], free["weight_decay"]) == (5e-4, 0)
+    (decayed, some_decay), (free, no_decay) = Training(network, recipe, FP32).optimizer.groups
+    assert (some_decay, no_decay) == (5e-4, 0)
     names = {id(p): name for name, p in network.named_parameters()}
-    assert all("bn" in names[id(p)] or "downsample.1" in names[id(p)] or "bias" in names[id(p)] for p in free["params"])
-    assert all(
-        "conv" in names[id(p)] or "downsample.0" in names[id(p)] or "fc" in names[id(p)] for p in decayed["params"]
-    )
-    assert len(decayed["params"]) + len(free["params"]) == sum(p.requires_grad for p in network.parameters())
+    assert all("bn" in names[id(p)] or "downsample.1" in names[id(p)] or "bias" in names[id(p)] for p in free)
+    assert all("conv" in names[id(p)] or "downsample.0" in names[id(p)] or "fc" in names[id(p)] for p in decayed)
+    assert len(decayed) + len(free) == sum(p.requires_grad for p in network.parameters())
 
 
 def test_trained_weights_differ_only_where_they_may(digits: ImageSet) -> None:

@@ -1,26 +1,24 @@
-"""torchvision's ResNets with a new head, a frozen part counted from the input, and weights loaded without pickle."""
+"""ResNets with a new head, a frozen part counted from the input, and weights loaded without pickle."""
 
 import pickle
 import re
 import urllib.error
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.hub import load_state_dict_from_url
 from torch.nn import functional as F
 
 from hpo.errors import WeightsError
+from hpo.vision.resnet import IMAGENET_WEIGHTS, ResNet, build_resnet
 from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
 from hpo.vision.winograd import replace_convolutions
-
-if TYPE_CHECKING:
-    from torchvision.models.resnet import ResNet
 
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
@@ -55,7 +53,7 @@ class Normalise(nn.Module):
 class Head(nn.Module):
     """Logits, float32 (n, classes), of the last unit's output; never in fewer bits, which would leave ties."""
 
-    def __init__(self, resnet: "ResNet") -> None:
+    def __init__(self, resnet: ResNet) -> None:
         super().__init__()
         self.pool = resnet.avgpool
         self.linear = resnet.fc
@@ -72,7 +70,7 @@ class Classifier(nn.Module):
     whatever `train()` says. Output: logits, float32 (n, classes).
     """
 
-    def __init__(self, resnet: "ResNet", input_size: int, frozen_layers: int) -> None:
+    def __init__(self, resnet: ResNet, input_size: int, frozen_layers: int) -> None:
         super().__init__()
         self.resnet = resnet
         self.normalise = Normalise(input_size)
@@ -101,7 +99,7 @@ class Classifier(nn.Module):
         return cast(Tensor, self.trainable_part(features))
 
 
-def units(resnet: "ResNet") -> list[nn.Module]:
+def units(resnet: ResNet) -> list[nn.Module]:
     """The stem, then each residual block, from the input on: what `frozen_layers` counts."""
     stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
     blocks = [block for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4) for block in layer]
@@ -115,18 +113,15 @@ def build_network(
 
     Raises WeightsError that names the tensors that do not fit.
     """
-    import torchvision  # takes a second: not before a network is needed
-
-    make = partial(getattr(torchvision.models, name), num_classes=classes)
     with torch.device("meta"):
-        resnet = make()
+        resnet = build_resnet(name, classes)
     given = _fitting(weights, resnet.state_dict(), name)
     if set(given) == set(resnet.state_dict()):  # drawing numbers for nothing takes a fifth of a second
         resnet.load_state_dict(given, assign=True)
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            resnet = make()
+            resnet = build_resnet(name, classes)
         resnet.load_state_dict(given, strict=False)
     replace_convolutions(resnet)
     return Classifier(resnet, input_size, frozen_layers).to(memory_format=torch.channels_last)
@@ -213,11 +208,9 @@ def _listed(entries: Mapping[str, object]) -> str:
 
 
 def _imagenet_weights(name: str) -> Weights:
-    import torchvision
-
-    entry = torchvision.models.get_model_weights(name).DEFAULT
+    url = IMAGENET_WEIGHTS[name]
     try:
-        return cast(Weights, entry.get_state_dict(progress=False, check_hash=True, weights_only=True))
+        return load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
     except (OSError, urllib.error.URLError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise WeightsError(

@@ -35,10 +35,12 @@ def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoot
     labels = upload(torch.from_numpy(train.labels), compute.device)
     weight = torch.zeros_like(network.resnet.fc.weight, device="cpu").requires_grad_()
     bias = torch.zeros_like(network.resnet.fc.bias, device="cpu").requires_grad_()
+    adding = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
+    vars(adding).setdefault("__dynamo_disable", adding)  # else it waits for the import of the compiler, as in sgd.py
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        optimizer.zero_grad()
+        weight.grad = bias.grad = None
         logits = F.linear(features, weight.to(compute.device), bias.to(compute.device))
         value = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         value = value.cpu() + L2 * weight.square().sum()

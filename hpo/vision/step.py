@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from hpo.vision.device import Compute
 from hpo.vision.memory import Portions, fitting, is_out_of_memory
+from hpo.vision.sgd import Sgd
 
 WARM_UPS = 3
 """Steps before a recording, in which libraries set themselves up: PyTorch's own advice."""
@@ -30,7 +31,7 @@ class Step:
     def __init__(
         self,
         part: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: Sgd,
         compute: Compute,
         batch_size: int,
         label_smoothing: float,
@@ -44,14 +45,12 @@ class Step:
         self.compute = compute
         self.label_smoothing = label_smoothing
         self.portions = portions
-        self.rate = torch.zeros((), device=compute.device)
+        self.rate = optimizer.rate
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=compute.device)
-        for group in optimizer.param_groups:
-            group["lr"] = self.rate
 
     def run(self, features: Tensor, labels: Tensor) -> None:
         """features: what the part takes, n images; labels: int64 (n,). In micro-batches if memory is short."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.forget_gradients()
         loss_sum = torch.zeros_like(self.loss_sum)
         parts = math.ceil(len(labels) / self.portions.micro_batch)
         part = self.compiled if len(labels) == self.batch_size and parts == 1 else self.part  # of one shape alone
@@ -66,9 +65,8 @@ class Step:
 
     def changes(self) -> list[Tensor]:
         """All that a run changes, in place."""
-        states = (value for state in self.optimizer.state.values() for value in state.values())
-        kept = [value for value in states if isinstance(value, Tensor)]
-        return [*(p.data for p in self.part.parameters()), *self.part.buffers(), *kept, self.loss_sum]
+        momentum = self.optimizer.momentum.values()
+        return [*(p.data for p in self.part.parameters()), *self.part.buffers(), *momentum, self.loss_sum]
 
 
 class Recorder(Protocol):

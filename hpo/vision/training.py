@@ -29,9 +29,9 @@ from hpo.vision.evaluation import Accuracy, EvaluationSet, embedded, evaluate
 from hpo.vision.inference import Inference
 from hpo.vision.memory import Portions
 from hpo.vision.network import Classifier
+from hpo.vision.sgd import Sgd
 from hpo.vision.step import CudaRecorder, Recorder, Runner, Step
 
-MOMENTUM = 0.9
 WARMUP_SHARE = 0.1
 """Of all updates: the learning rate rises linearly, then falls as half a cosine."""
 LAST_RATE = 0.3
@@ -85,7 +85,8 @@ class Training:
         self.averaged = deepcopy(self.network).eval().requires_grad_(False) if recipe.averages else self.network
         self.average = Average(self.averaged.trainable_part, trainable_part) if recipe.averages else None
         self.portions = Portions(recipe.batch_size, compute.images_at_once(network.normalise.size, recipe.batch_size))
-        self.optimizer = _optimizer(network, recipe)
+        trainable = (parameter for parameter in network.parameters() if parameter.requires_grad)
+        self.optimizer = Sgd(trainable, recipe.weight_decay)
         step = Step(
             trainable_part,
             self.optimizer,
@@ -134,7 +135,7 @@ class Training:
 
     def _momentum(self) -> dict[str, Tensor]:
         return {
-            name: self.optimizer.state[parameter]["momentum_buffer"]
+            name: self.optimizer.momentum[parameter]
             for name, parameter in self.network.named_parameters()
             if parameter.requires_grad
         }
@@ -221,18 +222,3 @@ def _schedule(progress: float, last: float) -> float:
         return (progress + WARMUP_SHARE / 10) / (WARMUP_SHARE * 1.1)
     fallen = 0.5 * (1 - math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))
     return 1 - (1 - last) * fallen
-
-
-def _optimizer(network: Classifier, recipe: Recipe) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; BatchNorm and biases (all one-dimensional) without weight decay."""
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    optimizer = torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=MOMENTUM, nesterov=True, fused=True)
-    for (
-        parameter
-    ) in trainable:  # here, so that they stay where they are; of 0 the first step makes what it would make of none
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer

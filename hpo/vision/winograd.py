@@ -74,9 +74,8 @@ def replace_convolutions(network: nn.Module) -> None:
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and _is_plain(child):
-                convolution = nn.utils.skip_init(
-                    WinogradConv2d, child.in_channels, child.out_channels, 3, padding=1, bias=child.bias is not None
-                )
+                channels, has_bias = (child.in_channels, child.out_channels), child.bias is not None
+                convolution = WinogradConv2d(*channels, 3, padding=1, bias=has_bias, device="meta")
                 convolution.weight, convolution.bias = child.weight, child.bias
                 setattr(parent, name, convolution)
 

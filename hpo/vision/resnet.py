@@ -1,0 +1,116 @@
+"""ResNets as torchvision has them, tensor for tensor and draw for draw, without its import: with the operators of other
+networks that brings PyTorch's compiler, and each worker would wait for it as long as for PyTorch itself.
+
+He et al., Deep Residual Learning for Image Recognition (2015); the stride of a bottleneck is its 3x3 convolution's, as
+in torchvision ("v1.5").
+"""
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+WIDTHS = (64, 128, 256, 512)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, added to what came in."""
+
+    expansion = 1
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(channels, width, 3, stride)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = _convolution(width, width, 3)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = _downsample(channels, width, stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.relu(self.bn1(self.conv1(features)))
+        inner = self.bn2(self.conv2(inner))
+        inner += features if self.downsample is None else self.downsample(features)
+        return cast(Tensor, self.relu(inner))
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between two of 1x1, added to what came in."""
+
+    expansion = 4
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(channels, width, 1)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = _convolution(width, width, 3, stride)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = _convolution(width, width * self.expansion, 1)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = _downsample(channels, width * self.expansion, stride)
+
+    def forward(self, features: Tensor) -> Tensor:
+        inner = self.relu(self.bn1(self.conv1(features)))
+        inner = self.relu(self.bn2(self.conv2(inner)))
+        inner = self.bn3(self.conv3(inner))
+        inner += features if self.downsample is None else self.downsample(features)
+        return cast(Tensor, self.relu(inner))
+
+
+class ResNet(nn.Module):
+    """Normalised images, float (n, 3, h, w), to logits (n, classes)."""
+
+    def __init__(self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], classes: int) -> None:
+        super().__init__()
+        self.conv1 = _convolution(3, WIDTHS[0], 7, 2)
+        self.bn1 = nn.BatchNorm2d(WIDTHS[0])
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        channels, layers = WIDTHS[0], []
+        for number, (width, depth) in enumerate(zip(WIDTHS, depths, strict=True)):
+            blocks = []
+            for position in range(depth):
+                blocks.append(block(channels, width, 2 if number and not position else 1))
+                channels = width * block.expansion
+            layers.append(nn.Sequential(*blocks))
+        self.layer1, self.layer2, self.layer3, self.layer4 = layers
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # that would bring the compiler too
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        features = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        return cast(Tensor, self.fc(torch.flatten(self.avgpool(features), 1)))
+
+
+RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+}
+IMAGENET_WEIGHTS = {
+    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
+    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
+    "resnet50": "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
+}
+"""torchvision's own; each name ends in the first digits of the file's SHA-256."""
+
+
+def build_resnet(name: str, classes: int) -> ResNet:
+    """name: one of RESNETS."""
+    return ResNet(*RESNETS[name], classes)
+
+
+def _convolution(channels: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, size, stride, padding=size // 2, bias=False)
+
+
+def _downsample(channels: int, width: int, stride: int) -> nn.Module | None:
+    """What a block's input needs to be added to its output; None if nothing."""
+    if stride == 1 and channels == width:
+        return None
+    return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))
