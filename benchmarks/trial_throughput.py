@@ -67,7 +67,7 @@ def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
     training = Training(network, objective._recipe(params), objective.compute)
     training.network.train()
     recipe = training.recipe
-    prepared = Batches(objective.images.train, recipe.augmentation, training.frozen_part, recipe.seed)
+    prepared = Batches(objective._training_images, recipe.augmentation, training.frozen_part, recipe.seed)
     epochs = (prepared.of_epoch(epoch, BATCH_SIZE, training.portions) for epoch in range(1, 100))
     stream = itertools.chain.from_iterable(epochs)
     training.runner.step.rate.fill_(0.01)
