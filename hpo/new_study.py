@@ -2,6 +2,7 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median_low
@@ -10,9 +11,10 @@ from typing import Literal
 import tomli_w
 
 from hpo.errors import DataError, InputError
-from hpo.vision.sources import Listing, list_image_folder, list_tiny_imagenet, open_tree
+from hpo.vision.sources import Listing, in_words, list_image_folder, list_tiny_imagenet, open_tree, printable
 
 IMAGES_LOOKED_AT = 200
+BAD_SHOWN = 3
 INPUT_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 BATCH_SIZES = (16, 32, 64, 128)
 TUNING_IMAGES = 500
@@ -26,7 +28,8 @@ Kind = Literal["tiny-imagenet", "image-folder"]
 @dataclass(frozen=True)
 class Look:
     """What was found of a source of images. kind: as `data.name`; train: how many images each class has to learn from;
-    test: how many there are to test on in all; sizes: the shorter sides of some images in pixels, ascending.
+    test: how many there are to test on in all; sizes: the shorter sides of some images in pixels, ascending; left_out:
+    how many files are of types that are not read, by suffix; bad: paths of images that cannot be decoded.
     """
 
     kind: Kind
@@ -34,6 +37,8 @@ class Look:
     train: dict[str, int]
     test: int
     sizes: list[int]
+    left_out: Mapping[str, int]
+    bad: list[str]
 
 
 def write_study_file(file: Path, images: Path | None) -> str:
@@ -68,7 +73,7 @@ def look_at(images: Path) -> Look:
     """The images of a folder or zip. Raises InputError if no study can be made of them."""
     try:
         kind, listing = _list(images)
-        sizes = _shorter_sides(listing)
+        sizes, bad = _shorter_sides(listing)
     except DataError as error:
         raise InputError(f"--images: {str(error).removeprefix('data.archive: ')}") from None
     counted = Counter(label for _, label in listing.train)
@@ -79,7 +84,7 @@ def look_at(images: Path) -> Look:
                 f"--images: class {name} has a single image to learn from; at least 2 are needed, one of them to score "
                 "trials"
             )
-    return Look(kind, images, train, len(listing.test), sizes)
+    return Look(kind, images, train, len(listing.test), sizes, listing.left_out, bad)
 
 
 def _list(images: Path) -> tuple[Kind, Listing]:
@@ -91,18 +96,19 @@ def _list(images: Path) -> tuple[Kind, Listing]:
         return "image-folder", list_image_folder(tree)
 
 
-def _shorter_sides(listing: Listing) -> list[int]:
-    """Of images from all over the training images. Raises DataError for one that is none."""
+def _shorter_sides(listing: Listing) -> tuple[list[int], list[str]]:
+    """Of images from all over the training images; and those that cannot be decoded. Raises DataError if none can."""
     every = max(1, len(listing.train) // IMAGES_LOOKED_AT)
-    sides = []
+    sides, bad = [], []
     for path, _ in listing.train[::every]:
         try:
             with listing.open_image(path) as image:
                 sides.append(min(image.size))
         except Exception as error:  # whatever Pillow's decoders raise
-            reason = str(error).split("\n")[0]
-            raise DataError(f"{listing.where}: {path} cannot be decoded: {reason}") from None
-    return sorted(sides)
+            bad.append(f"{printable(path)} ({printable(str(error).splitlines()[0] if str(error) else repr(error))})")
+    if not sides:
+        raise DataError(f"{listing.where}: no image can be decoded; the first of them: {bad[0]}")
+    return sorted(sides), bad
 
 
 def _summary(found: Look) -> str:
@@ -110,9 +116,12 @@ def _summary(found: Look) -> str:
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     first, last = found.sizes[0], found.sizes[-1]
     size = f"{first}" if first == last else f"{first} to {last}"
+    others = f"; left out, of types that are not read: {in_words(found.left_out)}" if found.left_out else ""
+    bad = f"; cannot be decoded: {', '.join(found.bad[:BAD_SHOWN])}" if found.bad else ""
+    bad += f" and {len(found.bad) - BAD_SHOWN} more" if len(found.bad) > BAD_SHOWN else ""
     return (
         f"{len(found.train):,} classes with {each} images each to learn from, and {found.test:,} to test on, "
-        f"{size} px on their shorter side"
+        f"{size} px on their shorter side{others}{bad}"
     )
 
 
@@ -136,6 +145,7 @@ def image_study(file: Path, found: Look) -> str:
                 f"validation_fraction = {fraction}", f"of each class: {tuning:,} or so, which score the trials (tuning)"
             ),
             _line("# images_per_class = 100", "learn from so many of each class, for a first look"),
+            _line(f'{"" if found.bad else "# "}bad_images = "skip"', "leave out what cannot be decoded, up to 1 %"),
         ],
         [
             _line('weights = "imagenet"', 'downloaded (45 MB); or "none", or a .safetensors or .pth file'),

@@ -284,6 +284,34 @@ def test_links_that_lead_in_a_circle_or_nowhere_end(tmp_path: Path) -> None:
     assert images.fingerprint == expected
 
 
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".jfif", "JPEG"), (".JPE", "JPEG"), (".avif", "AVIF"), (".jp2", "JPEG2000")]
+)
+def test_images_by_suffixes_that_are_less_known(tmp_path: Path, suffix: str, kind: str) -> None:
+    source = write_class_folders(tmp_path / "source")
+    for image in list((source / "cats").iterdir()):
+        with Image.open(image) as opened:
+            opened.convert("RGB").save(image.with_suffix(suffix), kind)
+        image.unlink()
+    images = load(tmp_path, source)
+    assert sizes(images) == (16, 4)
+    assert images.left_out == {}
+
+
+def test_files_of_types_that_are_not_read_are_counted_and_named(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "source")
+    for name in ("1.HEIC", "2.heic", "noted"):
+        (source / "cats" / name).touch()
+    (source / "README.md").touch()
+    assert load(tmp_path, source).left_out == {".heic": 2, "no suffix": 1}
+    for image in (source / "cats").glob("*.png"):
+        image.unlink()
+    shutil.rmtree(tmp_path / "root")
+    assert "cats/, only files of types that are not read (2 .heic, 1 no suffix); convert them" in refusal(
+        tmp_path, source
+    )
+
+
 def test_a_link_to_nowhere_that_should_be_an_image_or_a_class_is_named(tmp_path: Path) -> None:
     source = write_class_folders(tmp_path / "source", ("cats", "dogs", "newts"))
     (source / "cats" / "7.png").unlink()

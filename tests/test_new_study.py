@@ -135,6 +135,15 @@ def test_a_full_disk_is_left_without_half_a_file(tmp_path: Path) -> None:
     assert ran.stdout.split() == ["full"]
 
 
+def test_what_cannot_be_used_of_images_is_said_and_left_out(tmp_path: Path) -> None:
+    source = write_class_folders(tmp_path / "photos", each=9)
+    (source / "cats" / "0.png").write_bytes(b"no image")
+    (source / "dogs" / "1.heic").touch()
+    said = write_study_file(tmp_path / "s.toml", source)
+    assert "left out, of types that are not read: 1 .heic; cannot be decoded: cats/0.png (not an image)" in said
+    assert load_spec(tmp_path / "s.toml").data.bad_images == "skip"
+
+
 def test_images_that_make_no_study_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     few = write_class_folders(tmp_path / "few", each=2)
     damaged = write_class_folders(tmp_path / "damaged", each=4)

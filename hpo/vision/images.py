@@ -15,7 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -40,7 +40,7 @@ from hpo.vision.sources import (
 )
 from hpo.vision.splits import stratified_split
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 """Raised when pixels or files of the cache become others."""
 TINY_IMAGENET_SIZE = 64
 LOOKED_AT = 10_000
@@ -96,6 +96,8 @@ class ImageSet:
     """SHA-256 of all pixels, labels and class names, whatever the split."""
     skipped: tuple[str, ...] = ()
     """Paths of the images that cannot be decoded and were left out, as data.bad_images = "skip" allows."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many files in the folders of classes are of types that are not read, by suffix."""
 
 
 def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress | None = None) -> ImageSet:
@@ -133,6 +135,7 @@ def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress |
         classes=tuple(meta["classes"]),
         fingerprint=meta["fingerprint"],
         skipped=tuple(meta["bad"]),
+        left_out=meta["left_out"],
     )
 
 
@@ -249,6 +252,7 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
             "size": size,
             "images": total,
             "bad": bad,
+            "left_out": listing.left_out,
         }
         (building / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         building.chmod(0o755)  # mkdtemp's folders are private; other users of this machine may share the cache

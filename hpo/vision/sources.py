@@ -9,9 +9,10 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -21,7 +22,10 @@ from hpo.errors import DataError
 from hpo.vision.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
 from hpo.vision.splits import stratified_split
 
-IMAGE_SUFFIXES = {".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".tif", ".tiff"}
+IMAGE_SUFFIXES = {
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+}
 LEFT_BY_SYSTEMS = {
     "__MACOSX",
     "__pycache__",
@@ -34,6 +38,7 @@ LEFT_BY_SYSTEMS = {
 """Folders that file managers, storage boxes and programs leave beside what people put there."""
 WNIDS, ANNOTATIONS = "wnids.txt", "val_annotations.txt"
 TINY_IMAGENET_LAYOUT = f"{WNIDS}, train/<wnid>/images/, val/images/, val/{ANNOTATIONS}"
+SUFFIXES_SHOWN = 5
 HELD_OUT_FRACTION = 0.2
 """Share of a source without official test images that becomes the locked test set."""
 SPLIT_NAMES = re.compile(
@@ -51,13 +56,16 @@ METHODS = {9: "Deflate64, as Windows Explorer takes for much data", 93: "Zstanda
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a source. `train` and `test` are (path, label) pairs; labels index `classes`."""
+    """The images of a source. `train` and `test` are (path, label) pairs; labels index `classes`. left_out: how many
+    files of other types lie in folders, by suffix.
+    """
 
     where: str
     classes: tuple[str, ...]
     train: list[tuple[str, int]]
     test: list[tuple[str, int]]
     open_image: Callable[[str], AbstractContextManager[Image.Image]]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -338,7 +346,18 @@ def _listing(
 ) -> Listing:
     """Names of folders that are no UTF-8 are not for print; those of classes are."""
     classes = tuple(name.encode(errors="backslashreplace").decode() for name in folders)
-    return Listing(tree.where, classes, train, test, tree.open_image)
+    return Listing(tree.where, classes, train, test, tree.open_image, _other_files(tree, ""))
+
+
+def _other_files(tree: Tree, folder: str) -> dict[str, int]:
+    """How many files below a folder (with a slash at its end; "" for all folders) are no images, by suffix."""
+    others = [path for path in tree.files if "/" in path and path.startswith(folder) and not _is_image(path)]
+    return dict(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others).most_common())
+
+
+def in_words(left_out: Mapping[str, int]) -> str:
+    """`12 .heic, 1 no suffix`, the most frequent first."""
+    return printable(", ".join(f"{count:,} {suffix}" for suffix, count in list(left_out.items())[:SUFFIXES_SHOWN]))
 
 
 def _splits(by_folder: dict[str, list[str]], top: str) -> dict[str, str]:
@@ -387,8 +406,11 @@ def _labelled(
         raise DataError(f"data.archive: {shown} must hold two folders or more, a folder a class; found {len(names)}")
     for name in names:
         if not found.get(name):
+            others = _other_files(tree, f"{top}{name}/")
+            why = f", only files of types that are not read ({in_words(others)}); convert them to JPEG or PNG"
             raise DataError(
                 f"data.archive: {tree.where}: class {printable(name)} has no images in {top}{printable(name)}/"
+                f"{why if others else ''}"
             )
     for name in sorted(set(found) - set(names)):
         raise DataError(f"data.archive: {tree.where}: {top}{printable(name)}/ is no class of the training images")
