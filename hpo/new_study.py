@@ -2,8 +2,8 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median_low
 from typing import Literal
@@ -37,8 +37,8 @@ class Look:
     train: dict[str, int]
     test: int
     sizes: list[int]
-    left_out: Mapping[str, int]
-    bad: list[str]
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    bad: Sequence[str] = ()
 
 
 def write_study_file(file: Path, images: Path | None) -> str:
@@ -107,7 +107,7 @@ def _shorter_sides(listing: Listing) -> tuple[list[int], list[str]]:
         except Exception as error:  # whatever Pillow's decoders raise
             bad.append(f"{printable(path)} ({printable(str(error).splitlines()[0] if str(error) else repr(error))})")
     if not sides:
-        raise DataError(f"{listing.where}: no image can be decoded; the first of them: {bad[0]}")
+        raise DataError(f"{listing.where}: none of its images can be decoded, {bad[0]} for one")
     return sorted(sides), bad
 
 

@@ -156,7 +156,7 @@ def test_images_that_make_no_study_are_refused_and_nothing_is_written(tmp_path: 
     for images, expected in {
         tmp_path / "absent": "--images: .*absent does not exist",
         few: "--images: class cats has a single image to learn from; at least 2 are needed",
-        damaged: "--images: .*damaged: .* cannot be decoded",
+        damaged: "--images: .*damaged: none of its images can be decoded",
         tmp_path / "empty.zip": "--images: ",
         undecodable: "--images: the path must be UTF-8",
     }.items():
