@@ -93,21 +93,29 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
         if len(names) == 1 and not forever:
             display.follow(engine, studies[0], partial(tend, fleet))
         else:
-            _follow_all(engine, names, partial(tend, fleet))
+            _follow_all(engine, names, partial(tend, fleet), logs)
     for study in find_studies(engine, names):
         _say_how_far(engine, study)
 
 
-def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], bool]) -> None:
-    """Says what became of the trials of all studies that workers are at, until `working()` is false."""
+def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], bool], logs: Path) -> None:
+    """Says what became of the trials of all studies that workers are at, and where to look if none runs, until
+    `working()` is false.
+    """
     say = partial(click.echo, err=True)
     followed: dict[StudyKey, display.EndedTrials] = {}
-    looked = 0.0
+    looked, said, ran_at = 0.0, False, time.monotonic()
     while True:
         still_working = working()  # before the look at the database, so that the last trials are not missed
         if time.monotonic() - looked > LOOK_SECS or not still_working:
             looked = time.monotonic()
-            still_open = [study for study, _ in outlast(partial(open_studies, engine, names), say)]
+            found = outlast(partial(open_studies, engine, names), say)
+            still_open = [study for study, _ in found]
+            if not found or any(counts.running for _, counts in found):
+                ran_at, said = time.monotonic(), False
+            elif time.monotonic() - ran_at > display.QUIET_SECS and not said:
+                said = True
+                say(f"no trial of {', '.join(study.name for study in still_open)} runs; the logs in {logs}/ say why")
             for study in still_open:
                 if study.key not in followed:
                     followed[study.key] = display.EndedTrials(engine, study, say, f"{study.name}: ")

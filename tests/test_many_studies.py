@@ -52,7 +52,7 @@ def test_a_study_that_cannot_be_worked_on_here_is_skipped_and_said_once(engine: 
         expected = 0 if study.name == "broken" else 3
         assert budget.count(engine, study.study_id).finished == expected
     assert [line for line in said if "broken" in line] == [
-        "study broken cannot be worked on here, others go on: data.archive: broken.zip does not exist"
+        "study broken cannot be worked on here for now: data.archive: broken.zip does not exist"
     ]
 
 

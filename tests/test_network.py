@@ -3,8 +3,10 @@
 import argparse
 import os
 import pickle
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -248,15 +250,34 @@ def test_weights_under_the_suffix_of_another_kind_are_said_to_be(tmp_path: Path)
         read_weights("resnet18", str(tmp_path / "b.pth"))
 
 
+def test_what_training_scripts_keep_beside_weights_is_no_obstacle(tmp_path: Path) -> None:
+    beside = {
+        "args": argparse.Namespace(lr=0.1, out="a"),
+        "best": np.float64(0.7),
+        "steps": np.int64(5),
+        "ok": np.bool_(1),
+    }
+    torch.save({"state_dict": network().resnet.state_dict(), **beside}, tmp_path / "theirs.pth")
+    assert fingerprint(read_weights("resnet18", str(tmp_path / "theirs.pth"))) == fingerprint(
+        network().resnet.state_dict()
+    )
+
+
+def test_weights_that_are_whole_numbers_are_refused() -> None:
+    weights = {name: tensor.long() for name, tensor in network().resnet.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"conv1\.weight holds whole numbers \(torch\.int64\)"):
+        build_network("resnet18", 5, weights, 32, 0, seed=0)
+
+
 def test_why_a_pth_file_cannot_be_read(tmp_path: Path) -> None:
-    torch.save({"state_dict": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "args.pth")
+    torch.save({"state_dict": {}, "args": Fraction(1, 2)}, tmp_path / "args.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
     torch.save({"epoch": 3, "conv1.weight": torch.zeros(1)}, tmp_path / "epoch.pth")
     torch.save({"w": torch.zeros(1)}, tmp_path / "cut.pth", _use_new_zipfile_serialization=False)
     os.truncate(tmp_path / "cut.pth", 100)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": 1}, protocol=4))
     for name, words in {
-        "args": r"holds more than tensors \(argparse\.Namespace\), which could run code",
+        "args": r"holds more than tensors \(fractions\.Fraction\), which could run code",
         "module": r"holds more than tensors \(torch\.nn\.modules\.linear\.Linear\)",
         "epoch": r"must hold tensors by name \(a state dict\), not epoch$",
         "cut": "cannot be read: it is cut short",

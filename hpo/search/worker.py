@@ -172,7 +172,7 @@ def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: floa
         if len(names) == 1:
             raise
         if study.key not in worker.skipped:
-            worker.say(f"study {study.name} cannot be worked on here, others go on: {error}")
+            worker.say(f"study {study.name} cannot be worked on here for now: {error}")
         worker.skipped[study.key] = time.monotonic() + SKIP_SECS, error
     return taken
 

@@ -116,7 +116,7 @@ def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress |
         raise unusable(folder, error) from None
     _check_bad_images(data, meta["source"], meta["bad"], meta["images"])
     try:
-        kept, tuning = stratified_split(labels["train"], data.validation_fraction, seed)
+        kept, tuning = stratified_split(labels["train"], meta["classes"], data.validation_fraction, seed)
     except ValueError as error:
         raise DataError(
             f"data.validation_fraction: no tuning images can be split from the training images: {error}"

@@ -1,13 +1,15 @@
 """ResNets with a new head, a frozen part counted from the input, and weights loaded without pickle."""
 
+import argparse
 import pickle
 import re
 import urllib.error
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -27,6 +29,13 @@ Weights = dict[str, Tensor]
 STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
 """What checkpoints call the network's state dict, beside the optimizer's and others."""
 MOST_NESTED = 3
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.float64(0).__reduce__()[0],  # what makes NumPy's scalars
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
+]
+"""What training scripts keep beside the weights, their arguments and best accuracy: values that run no code."""
 
 
 class Normalise(nn.Module):
@@ -144,12 +153,18 @@ def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str
         for key in body
         if key in given and given[key].shape != body[key].shape
     ]
+    problems += [
+        f"{key} holds whole numbers ({given[key].dtype})"
+        for key in body
+        if key in given and body[key].is_floating_point() and not given[key].is_floating_point()
+    ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         prefixes = [f"'{prefix}'" for prefix in prefixes_in(weights) if prefix]
         more += f"; their names begin with {' and '.join(prefixes)}" if prefixes else ""
         raise WeightsError(
-            f"model.weights: do not fit model.name = '{name}'; give this network's, or name theirs: "
+            f"model.weights: do not fit model.name = '{name}'; give weights of this network, or "
+            f"set model.name to the one that they are of: "
             f"{'; '.join(problems[:4])}{more}"
         )
     head = {k: t for k, t in weights.items() if k in own and k.startswith(HEAD) and t.shape == own[k].shape}
@@ -192,7 +207,10 @@ def _why_not_unpickled(error: pickle.UnpicklingError) -> str:
 
 def _load_pth(path: Path) -> Weights:
     """A state dict, also from within a checkpoint, under one of the names that people give it."""
-    with warnings.catch_warnings(action="ignore"):  # of other pickle protocols, before it refuses what it does not know
+    quiet = warnings.catch_warnings(
+        action="ignore"
+    )  # of other pickle protocols, before it refuses what it does not know
+    with quiet, torch.serialization.safe_globals(HARMLESS):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(loaded, dict):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")

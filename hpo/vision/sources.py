@@ -10,7 +10,7 @@ import re
 import stat
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -315,7 +315,7 @@ def list_image_folder(tree: Tree) -> Listing:
     splits = _splits(by_folder, top)
     if not splits:
         train, classes = _labelled(tree, by_folder, top, None)
-        kept, held_out = _hold_out_test_images([label for _, label in train], tree.where)
+        kept, held_out = _hold_out_test_images([label for _, label in train], classes, tree.where)
         return _listing(tree, classes, [train[i] for i in kept], [train[i] for i in held_out])
     found = f"the folders {', '.join(printable(f'{top}{name}/') for name in splits)}, named as splits"
     trains = [name for name, kind in splits.items() if kind == "train"]
@@ -426,22 +426,25 @@ def list_digits() -> Listing:
     digits = load_digits()
     scans = (digits.images * (255 / 16)).round().astype(np.uint8)
     labels = [int(label) for label in digits.target]
-    kept, held_out = _hold_out_test_images(labels, "digits")
+    classes = tuple(str(name) for name in digits.target_names)
+    kept, held_out = _hold_out_test_images(labels, classes, "digits")
     return Listing(
         where="scikit-learn's digits",
-        classes=tuple(str(name) for name in digits.target_names),
+        classes=classes,
         train=[(str(i), labels[i]) for i in kept],
         test=[(str(i), labels[i]) for i in held_out],
         open_image=lambda path: nullcontext(Image.fromarray(scans[int(path)])),
     )
 
 
-def _hold_out_test_images(labels: list[int], where: str) -> tuple[list[int], list[int]]:
+def _hold_out_test_images(labels: list[int], classes: Sequence[str], where: str) -> tuple[list[int], list[int]]:
     """(kept, held out) positions; the same for ever, so that the test set stays locked whatever a study's seed is."""
     try:
-        kept, held_out = stratified_split(np.array(labels), HELD_OUT_FRACTION, seed=0)
+        kept, held_out = stratified_split(np.array(labels), classes, HELD_OUT_FRACTION, seed=0)
     except ValueError as error:
-        raise DataError(f"data.archive: {where}: too few images to hold out a test set: {error}") from None
+        raise DataError(
+            f"data.archive: {where}: too few images to hold out a test set: {printable(str(error))}"
+        ) from None
     return kept.tolist(), held_out.tolist()
 
 
