@@ -207,9 +207,7 @@ def _why_not_unpickled(error: pickle.UnpicklingError) -> str:
 
 def _load_pth(path: Path) -> Weights:
     """A state dict, also from within a checkpoint, under one of the names that people give it."""
-    quiet = warnings.catch_warnings(
-        action="ignore"
-    )  # of other pickle protocols, before it refuses what it does not know
+    quiet = warnings.catch_warnings(action="ignore")  # PyTorch's of other pickle protocols, which it then refuses
     with quiet, torch.serialization.safe_globals(HARMLESS):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(loaded, dict):
