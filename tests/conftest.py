@@ -214,7 +214,7 @@ def make_spec(**changes: object) -> Spec:
 def write_study(folder: Path, **changes: object) -> str:
     """A study file on digits that trains for seconds; its path."""
     small = {
-        "data": {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1},
+        "data": {"name": "digits", "images_per_class": 8, "validation_fraction": 0.05},
         "training": {"epochs": 2, "horizontal_flip": False},
         "budget": 4,
     }

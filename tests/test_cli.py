@@ -121,7 +121,7 @@ def check_that_the_best_run_again_gives_the_same_accuracies(
 
 def test_a_search_that_starts_from_the_baselines_weights(hpo: Hpo, tmp_path: Path) -> None:
     search = {"initial_weights": "baseline", "learning_rate": {"low": 0.01, "high": 0.03}, "batch_size": 16}
-    data = {"name": "digits", "images_per_class": 30, "validation_fraction": 0.1}  # enough for the baseline to learn
+    data = {"name": "digits", "images_per_class": 30, "validation_fraction": 0.05}  # enough for the baseline to learn
     hpo("submit", write_study(tmp_path, budget=2, search=search, data=data))
     ran = hpo("worker", "study")
     assert ran.returncode == 0, ran.stderr
@@ -217,7 +217,7 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
     hpo: Hpo, start: Start, tmp_path: Path
 ) -> None:
-    data = {"name": "digits", "images_per_class": 25, "validation_fraction": 0.1}
+    data = {"name": "digits", "images_per_class": 25, "validation_fraction": 0.03}
     changes = {"budget": 1, "training": {"epochs": 4, "horizontal_flip": False}, "data": data}
     study = write_study(tmp_path, **changes)
     elsewhere = ("--storage", "sqlite:///unbroken.db")

@@ -24,7 +24,7 @@ BF16 = Compute(torch.device("cpu"), bf16=True)
 
 @pytest.fixture(scope="module")
 def digits(data_root: object) -> ImageSet:
-    data = DataSpec(name="digits", root=str(data_root), validation_fraction=0.2, images_per_class=40)
+    data = DataSpec(name="digits", root=str(data_root), validation_fraction=0.08, images_per_class=40)
     return load_images(data, 32, seed=0)
 
 

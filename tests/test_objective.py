@@ -22,7 +22,7 @@ from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.network import build_network
 from hpo.vision.probe import fitted_head
 
-DATA = {"name": "digits", "images_per_class": 15, "validation_fraction": 0.1}
+DATA = {"name": "digits", "images_per_class": 8, "validation_fraction": 0.05}
 PARAMS = {
     "batch_size": 16,
     "learning_rate": 0.05,
