@@ -30,7 +30,7 @@ FP32 = Compute(torch.device("cpu"), bf16=False)
 
 @pytest.fixture(scope="module")
 def digits(data_root: Path) -> ImageSet:
-    data = DataSpec(name="digits", root=str(data_root), validation_fraction=0.1, images_per_class=24)
+    data = DataSpec(name="digits", root=str(data_root), validation_fraction=0.06, images_per_class=16)
     return load_images(data, 32, seed=0)
 
 
