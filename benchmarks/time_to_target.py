@@ -69,7 +69,7 @@ def export_images(spec: Spec, folder: Path, scored: str = "tuning") -> None:
         path = folder / "train" / f"{label:05}" / f"{row}.png"  # ImageFolder numbers classes by name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images.train.pixels[row]).save(path)
-    perturbations = [(p.name, p.severity) for p in spec.objective.perturbations]
+    perturbations = spec.objective.perturbations
     tuning = build_evaluation_set(getattr(images, scored), perturbations, torch.device("cpu"))
     arrays = {name: pixels.numpy() for name, pixels in tuning.conditions.items()}
     np.savez(folder / "tuning.npz", labels=tuning.labels.numpy(), **arrays)

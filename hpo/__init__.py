@@ -8,7 +8,8 @@
 submit, run: put a study into the database; and work on it here until its budget is used.
 best, top, load_results, pareto, history: what was found, as TrialResult records; Results has to_pandas().
 load_spec, Spec: a study file, checked.
-perturb: the perturbations that studies score on.
+perturb: the perturbations that studies score on. Perturbation: the class that one of your own is below, uniform and
+normal: the random numbers it draws, derive_keys: keys for draws of another purpose.
 HpoError and the classes below it: what can go wrong that you can mend, each in one line.
 
 `storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Only `run` and `perturb` load torch.
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
         WeightsError,
         WorkerError,
     )
+    from hpo.parameters import Section
+    from hpo.perturbation import Perturbation
     from hpo.search.queries import TrialResult
     from hpo.spec import Spec, load_spec
+    from hpo.vision.random_bits import derive_keys, normal, uniform
 
 __all__ = [
     "DataError",
@@ -44,7 +48,9 @@ __all__ = [
     "InputError",
     "MachineError",
     "NothingCompleteError",
+    "Perturbation",
     "Results",
+    "Section",
     "Spec",
     "SpecError",
     "StorageError",
@@ -53,22 +59,31 @@ __all__ = [
     "WeightsError",
     "WorkerError",
     "best",
+    "derive_keys",
     "history",
     "load_results",
     "load_spec",
+    "normal",
     "pareto",
     "perturb",
     "run",
     "submit",
     "top",
+    "uniform",
 ]
+_ELSEWHERE = {
+    "Section": "hpo.parameters",
+    "Perturbation": "hpo.perturbation",
+    **dict.fromkeys(("derive_keys", "normal", "uniform"), "hpo.vision.random_bits"),
+}
 
 
 def __getattr__(name: str) -> Any:
     """Loads what is asked for when it is asked for, so that `hpo --help` need not wait for it."""
     if name not in __all__:
         raise AttributeError(f"module 'hpo' has no attribute '{name}'")
-    return getattr(import_module("hpo.errors" if name.endswith("Error") else "hpo.api"), name)
+    module = _ELSEWHERE.get(name) or ("hpo.errors" if name.endswith("Error") else "hpo.api")
+    return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpo.errors import InputError, NothingCompleteError
+from hpo.perturbation import PERTURBATIONS
 from hpo.search.queries import TrialResult, all_trials, best_trials, improvements, pareto_front
 from hpo.search.storage import DEFAULT_STORAGE, create_database, open_engine, parse_url
 from hpo.search.study import find_studies
 from hpo.search.study import submit as submit_spec
-from hpo.spec import PERTURBATION_NAMES, Spec, load_spec
+from hpo.spec import Spec, load_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,16 +107,15 @@ def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:
 def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Tensor":
     """Perturbed images: the perturbations that studies score on, a function of position, severity and seed alone.
 
-    name: `gaussian-noise` (severity: standard deviation) or `pixel-recolor` (severity: share of the pixels), severity
-    from 0, which changes nothing, to 1. images: float32 (n, 3, height, width) in [0, 1], not changed; the result is
-    like it. Raises InputError.
+    name: one of hpo's, such as `gaussian-noise` (severity: standard deviation) or `pixel-recolor` (severity: share of
+    the pixels), or of an installed package's; severity: from 0, which changes nothing, to 1. images:
+    float32 (n, 3, height, width) in [0, 1], not changed; the result is like it. Raises InputError.
     """
     import torch
 
-    from hpo.vision import perturbations
+    from hpo.vision import evaluation
 
-    if name not in PERTURBATION_NAMES:
-        raise InputError(f"no perturbation '{name}'; there are: {', '.join(PERTURBATION_NAMES)}")
+    kind = PERTURBATIONS.find(name)
     if not isinstance(severity, int | float) or not 0 <= severity <= 1:
         raise InputError(f"severity must be a number from 0 to 1, not {severity!r}")
     is_batch = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] == 3
@@ -124,4 +124,4 @@ def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Ten
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise InputError("images must have values from 0 to 1; divide 8-bit ones by 255")
     keys = torch.arange(len(images), device=images.device)
-    return perturbations.perturb(name, images, keys, severity, seed)
+    return evaluation.perturb(kind, name, images, keys, severity, seed)

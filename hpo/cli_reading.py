@@ -101,19 +101,18 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
     """The best configurations of a study, best first.
 
     Complete trials; a --where that names the state looks at all. Fields: score, clean_accuracy, perturbed_accuracy,
-    gaussian_noise, pixel_recolor, batch_size, learning_rate, frozen_layers, augmentation_strength, initial_weights,
-    number, state, worker, started_at, finished_at, baseline, feasible.
+    the accuracy under each perturbation (gaussian_noise, pixel_recolor, …), batch_size, learning_rate, frozen_layers,
+    augmentation_strength, initial_weights, number, state, worker, started_at, finished_at, baseline, feasible.
     """
     from hpo import display
-    from hpo.search.filters import parse_where
+    from hpo.search.filters import names_state
     from hpo.search.queries import best_trials
 
     engine, found = open_study(study, storage)
     results = best_trials(engine, study, most, where, sort)
     if not _print_data(results, as_json, as_csv):
         if where and not results:
-            _, fields = parse_where(where)
-            others = "" if "state" in fields else "; name the state to look at others, as in: state = 'pruned'"
+            others = "" if names_state(where) else "; name the state to look at others, as in: state = 'pruned'"
             raise HpoError(f"study '{study}' has no complete trial where {where}{others}")
         chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
         display.print_best(display.console(), engine, found, results, " ".join(filter(None, chosen)))

@@ -29,6 +29,8 @@ class LazyObjective:
 
     def __init__(self, spec: Spec, threads: int | None, artifacts: Artifacts) -> None:
         artifacts.check()
+        for perturbation in spec.objective.perturbations:
+            _ = perturbation.scored_severity  # raises InputError if it is not installed here
         self._spec = spec
         self._threads = threads
         self._artifacts = artifacts

@@ -18,7 +18,7 @@ from hpo.errors import DataError, MachineError, WeightsError
 from hpo.parameters import Params
 from hpo.provenance import made_by
 from hpo.search.measurement import Measurement, Picture, Trial
-from hpo.spec import Spec
+from hpo.spec import CLEAN, Spec
 from hpo.vision.augmentation import Augmentation
 from hpo.vision.batches import TrainingImages
 from hpo.vision.checkpoints import (
@@ -30,7 +30,7 @@ from hpo.vision.checkpoints import (
 )
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.disk import locked
-from hpo.vision.evaluation import CLEAN, build_evaluation_set
+from hpo.vision.evaluation import build_evaluation_set
 from hpo.vision.images import data_root, load_images
 from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
@@ -50,7 +50,7 @@ class RobustAccuracy:
         self.spec = spec
         self.artifacts = artifacts
         self.compute: Compute = choose_compute(threads)
-        self.perturbations = [(p.name, p.severity) for p in spec.objective.perturbations]
+        self.perturbations = spec.objective.perturbations
         self.pretrained = read_weights(spec.model.name, spec.model.weights)
         self.images = load_images(spec.data, spec.model.input_size, spec.seed)
         self.fingerprints = {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained)}

@@ -42,6 +42,11 @@ class Section(BaseModel):
     )
 
 
+def is_kept(info: ValidationInfo) -> bool:
+    """Whether it is read with a study, which may have been submitted before something was refused, or elsewhere."""
+    return isinstance(info.context, dict) and bool(info.context.get("kept", False))
+
+
 class Range(Section):
     """`{ low = 0.1, high = 1.0 }`: all values between, ends included."""
 
@@ -127,10 +132,7 @@ class SearchSpec(Section):
     @field_validator("batch_size")
     @classmethod
     def _check_batch_size(cls, value: Value | Range | Choices, info: ValidationInfo) -> Value | Range | Choices:
-        kept = isinstance(info.context, dict) and info.context.get(
-            "kept", False
-        )  # with a study of before it was refused
-        _checkvalues_in(value, 1 if kept else 2, 65536, integer=True)
+        _checkvalues_in(value, 1 if is_kept(info) else 2, 65536, integer=True)
         return value
 
     @field_validator("learning_rate")

@@ -13,16 +13,21 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
+    PlainValidator,
+    SerializeAsAny,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
+from pydantic_core import PydanticKnownError
 
-from hpo.errors import SpecError
+from hpo.errors import InputError, SpecError
 from hpo.overrides import apply_override
-from hpo.parameters import FREEZABLE_LAYERS, SearchSpec, Section, values_in
-from hpo.spec_errors import explain
+from hpo.parameters import FREEZABLE_LAYERS, SearchSpec, Section, is_kept, values_in
+from hpo.perturbation import PERTURBATIONS, NotInstalled, Perturbation
+from hpo.spec_errors import explain, with_allowed_keys
 
 
 def _checked_path(text: str) -> str:
@@ -47,6 +52,8 @@ WEIGHTS_WITHOUT_FILE = ("imagenet", "none")
 """Values of `model.weights` that name no file."""
 
 
+CLEAN = "clean"
+"""What the accuracy on unperturbed images is called."""
 NEWER_DATA_KEYS = ("bad_images", "max_bad_share")
 
 
@@ -113,39 +120,25 @@ class TrainingSpec(Section):
     """
 
 
-class PerturbationSpec(Section):
-    """What every perturbation has."""
-
-    weight: Annotated[float, Field(gt=0, le=1)]
-    """Share of this accuracy in the score."""
-
-
-class GaussianNoise(PerturbationSpec):
-    """Independent normal noise on every value of every pixel."""
-
-    name: Literal["gaussian-noise"]
-    sigma: Annotated[float, Field(gt=0, le=1)]
-    """Standard deviation on the [0, 1] pixel range."""
-
-    @property
-    def severity(self) -> float:
-        return self.sigma
-
-
-class PixelRecolor(PerturbationSpec):
-    """A random subset of the pixels gets random colours."""
-
-    name: Literal["pixel-recolor"]
-    fraction: Annotated[float, Field(gt=0, le=1)]
-    """Share of the pixels."""
-
-    @property
-    def severity(self) -> float:
-        return self.fraction
-
-
-Perturbation = Annotated[GaussianNoise | PixelRecolor, Field(discriminator="name")]
-PERTURBATION_NAMES = ("gaussian-noise", "pixel-recolor")
+def _perturbation(given: Any, info: ValidationInfo) -> Perturbation:
+    """A table as the member of its name reads it."""
+    if isinstance(given, Perturbation):
+        return given
+    if not isinstance(given, Mapping):
+        raise PydanticKnownError("model_type", {"class_name": Perturbation.__name__})
+    name = given.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"name is required: {' or '.join(PERTURBATIONS.names())}")
+    try:
+        kind = PERTURBATIONS.find(name)
+    except InputError as error:
+        if is_kept(info):
+            return NotInstalled.model_validate(given)
+        raise ValueError(str(error)) from None
+    try:
+        return kind.model_validate(given, context=info.context)
+    except ValidationError as error:
+        raise with_allowed_keys(error, kind) from None
 
 
 class ObjectiveSpec(Section):
@@ -155,12 +148,18 @@ class ObjectiveSpec(Section):
     """Weight of the clean accuracy; with those of the perturbations it sums to 1."""
     max_clean_drop: Annotated[float, Field(ge=0, le=1)] | None = None
     """A trial is feasible if its clean accuracy is at most so far below the baseline's."""
-    perturbations: Annotated[list[Perturbation], Field(min_length=1)]
+    perturbations: Annotated[
+        list[Annotated[SerializeAsAny[Perturbation], PlainValidator(_perturbation)]], Field(min_length=1)
+    ]
 
     @model_validator(mode="after")
     def _check(self) -> "ObjectiveSpec":
         names = [perturbation.name for perturbation in self.perturbations]
         for name in names:
+            if name == CLEAN:
+                raise ValueError(
+                    f"no perturbation may be called '{CLEAN}', which is what unperturbed images are called"
+                )
             if names.count(name) > 1:
                 raise ValueError(f"perturbation '{name}' is listed twice; keep one of them")
         weights = [self.clean, *(perturbation.weight for perturbation in self.perturbations)]

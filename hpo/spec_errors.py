@@ -4,11 +4,11 @@ import types
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from hpo.errors import nearest
 
-_UNION_TAGS = {"range", "choices", "value", "gaussian-noise", "pixel-recolor"}
+_UNION_TAGS = {"range", "choices", "value"}
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
@@ -27,10 +27,19 @@ def _path(details: ErrorDetails) -> list[str]:
     path = [str(part) for part in details["loc"]]
     if path[-1:] and path[-1] in ("int", "float", "str"):
         path.pop()
-    position = {"search": 2, "objective": 3}.get(path[0]) if path else None
-    if position is not None and len(path) > position and path[position] in _UNION_TAGS:
-        path.pop(position)
+    if path[:1] == ["search"] and len(path) > 2 and path[2] in _UNION_TAGS:
+        path.pop(2)
     return path
+
+
+def with_allowed_keys(error: ValidationError, model: type[BaseModel]) -> ValidationError:
+    """The same with the keys of the model, which cannot be told from the place of a table whose name chooses it."""
+    lines = []
+    for details in error.errors(include_url=False):
+        context = {**details.get("ctx", {}), "reason": details["msg"], "allowed": list(model.model_fields)}
+        kind = PydanticCustomError(details["type"], "{reason}", context)
+        lines.append(InitErrorDetails(type=kind, loc=details["loc"], input=details["input"]))
+    return ValidationError.from_exception_data(model.__name__, lines)
 
 
 def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
@@ -38,7 +47,7 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
     match details["type"]:
         case "extra_forbidden":
             key = _path(details)[-1]
-            allowed = _keys_at(model, [str(part) for part in details["loc"][:-1]])
+            allowed = details.get("ctx", {}).get("allowed") or _keys_at(model, [str(p) for p in details["loc"][:-1]])
             return f"unknown key; allowed here: {', '.join(allowed)}.{nearest(key, allowed)}"
         case "missing":
             return "required, but not given"
@@ -46,13 +55,6 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
             expected = str(details.get("ctx", {}).get("expected", ""))
             allowed = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
             return f"must be {expected}, not {_short(given)}.{nearest(str(given), allowed)}"
-        case "union_tag_invalid":
-            context = details.get("ctx", {})
-            expected, tag = str(context.get("expected_tags", "")), str(context.get("tag", ""))
-            allowed = [word.strip(" '") for word in expected.split(",")]
-            return f"name must be one of {expected}, not '{tag}'.{nearest(tag, allowed)}"
-        case "union_tag_not_found":
-            return "name is required: gaussian-noise or pixel-recolor"
         case "value_error":
             return str(details.get("ctx", {}).get("error", details["msg"]))
         case "bool_type" | "bool_parsing":

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from some_perturbations import perturbations
 
 from hpo.vision.augmentation import Augmentation
 
-PERTURBATIONS = [("gaussian-noise", 0.1), ("pixel-recolor", 0.05)]
+PERTURBATIONS = perturbations(sigma=0.1, fraction=0.05)
 
 
 def images(count: int, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from some_perturbations import perturbations
 from torch import Tensor, nn
 
 from hpo.spec import DataSpec
@@ -17,7 +18,7 @@ from hpo.vision.inference import Inference
 from hpo.vision.network import Classifier, build_network
 from hpo.vision.probe import fitted_head
 
-PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
+PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 FP32 = Compute(torch.device("cpu"), bf16=False)
 BF16 = Compute(torch.device("cpu"), bf16=True)
 

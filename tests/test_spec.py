@@ -119,7 +119,8 @@ def test_only_a_near_miss_is_suggested(word: str, allowed: list[str], meant: str
 
 def test_another_perturbation_is_not_suggested_for_one_that_does_not_exist(tmp_path: Path) -> None:
     message = refused(tmp_path, GOOD, "objective.perturbations.gaussian-noise.name=gaussian-blur")
-    assert message.endswith("name must be one of 'gaussian-noise', 'pixel-recolor', not 'gaussian-blur'.")
+    assert "no perturbation 'gaussian-blur'; there are: gaussian-noise, pixel-recolor" in message
+    assert "Did you mean" not in message
 
 
 def test_a_perturbation_given_twice_is_refused(tmp_path: Path) -> None:
@@ -158,7 +159,7 @@ def test_overrides_reach_every_kind_of_key(tmp_path: Path) -> None:
     assert spec.data.archive == str(Path.cwd() / "a b.zip")
     assert isinstance(spec.search.learning_rate, Range)
     assert spec.search.learning_rate.high == 0.5
-    assert spec.objective.perturbations[1].severity == 0.4
+    assert spec.objective.perturbations[1].scored_severity == 0.4
 
 
 def test_the_baseline_is_plain_fine_tuning_as_near_as_the_file_allows() -> None:

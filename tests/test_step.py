@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from some_perturbations import perturbations
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +27,7 @@ from hpo.vision.network import build_network, fingerprint
 from hpo.vision.sgd import MOMENTUM
 from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
 
-PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
+PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 CPU = torch.device("cpu")
 FP32 = Compute(CPU, bf16=False)
 BF16 = Compute(CPU, bf16=True)

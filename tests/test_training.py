@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from some_perturbations import perturbations
 from torch import nn
 
 from hpo.spec import DataSpec
@@ -17,14 +18,13 @@ from hpo.vision.augmentation import Augmentation
 from hpo.vision.batches import TrainingImages
 from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
 from hpo.vision.device import Compute
-from hpo.vision.evaluation import build_evaluation_set, evaluate
+from hpo.vision.evaluation import build_evaluation_set, evaluate, perturb
 from hpo.vision.images import ImageSet, Split, load_images
 from hpo.vision.inference import Inference
 from hpo.vision.network import build_network, fingerprint
-from hpo.vision.perturbations import perturb
 from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
 
-PERTURBATIONS = [("gaussian-noise", 0.3), ("pixel-recolor", 0.2)]
+PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 FP32 = Compute(torch.device("cpu"), bf16=False)
 
 
@@ -176,8 +176,9 @@ def test_evaluation_agrees_with_a_slow_reference(digits: ImageSet) -> None:
         for row, key, label in zip(digits.tuning.rows, digits.tuning.keys, digits.tuning.labels, strict=True):
             pixels = torch.from_numpy(np.array(digits.tuning.pixels[row])).permute(2, 0, 1)[None].float() / 255
             shown = {"clean": pixels}
-            for name, severity in PERTURBATIONS:
-                perturbed = perturb(name, pixels, torch.tensor([key]), severity, replicate=0)
+            for p in PERTURBATIONS:
+                name, key_of = p.name, torch.tensor([key])
+                perturbed = perturb(type(p), name, pixels, key_of, p.scored_severity, replicate=0)
                 shown[name] = (perturbed * 255).round() / 255
             for name, image in shown.items():
                 correct[name] += int(network(image).argmax() == label)

@@ -18,7 +18,9 @@ def note_attributes(spec: Spec) -> dict[str, Any]:
 def explain(spec: Spec) -> str:
     """Which images and network, what is searched, what the score is, and how to read the trials."""
     conditions = [(f"{spec.objective.clean:g}", "clean accuracy")]
-    conditions += [(f"{p.weight:g}", f"accuracy under {p.name} {p.severity:g}") for p in spec.objective.perturbations]
+    conditions += [
+        (f"{p.weight:g}", f"accuracy under {p.name} {p.scored_severity:g}") for p in spec.objective.perturbations
+    ]
     score = " + ".join(f"{weight} × {what}" for weight, what in conditions)  # noqa: RUF001
     training, tuned = spec.training, spec.objective
     lines = [

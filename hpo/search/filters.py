@@ -9,7 +9,8 @@ import io
 import operator
 import tokenize
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeGuard
 
@@ -17,9 +18,23 @@ import sqlalchemy as sa
 
 from hpo.errors import InputError, nearest
 from hpo.search.tables import TRIAL_STATES
-from hpo.search.views import KINDS, trial_results
+from hpo.search.views import KINDS, Kind, trial_results
 
-FIELDS = tuple(name for name in KINDS if name not in ("study", "params"))
+
+@dataclass(frozen=True)
+class Field:
+    """What may be compared: of which kind it is, and its SQL."""
+
+    kind: Kind
+    column: sa.ColumnElement[Any]
+
+
+Fields = Mapping[str, Field]
+FIELDS: Fields = {
+    name: Field(kind, trial_results.c[name])
+    for name, kind in KINDS.items()
+    if name not in ("study", "params", "accuracies")
+}
 MOST_CHARACTERS = 1000
 EXAMPLE = "batch_size >= 128 and clean_accuracy > 0.6"
 
@@ -39,28 +54,36 @@ class _FilterError(ValueError):
     """The message says what is not allowed, and what is."""
 
 
-def parse_where(text: str) -> tuple[sa.ColumnElement[bool], set[str]]:
-    """A condition on `trial_results`, and the fields that it names. Raises InputError."""
+def parse_where(text: str, fields: Fields = FIELDS) -> sa.ColumnElement[bool]:
+    """A condition on `trial_results`. Raises InputError."""
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"--where: longer than {MOST_CHARACTERS} characters")
     try:
-        with warnings.catch_warnings(action="ignore"):  # such as `1 is 1`
-            tree = ast.parse(_in_python(text), mode="eval").body
-        return _condition(tree), {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & set(FIELDS)
+        return _condition(_read(text), fields)
     except _FilterError as error:
         raise InputError(f"--where: {error}") from None
     except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):
         raise InputError(f"--where: {_quoted(text)} cannot be read; write for example: {EXAMPLE}") from None
 
 
-def parse_sort(text: str) -> tuple[str, bool]:
+def names_state(text: str) -> bool:
+    """Whether a condition that could be parsed says something of the state."""
+    return any(isinstance(node, ast.Name) and node.id == "state" for node in ast.walk(_read(text)))
+
+
+def _read(text: str) -> ast.expr:
+    with warnings.catch_warnings(action="ignore"):  # such as `1 is 1`
+        return ast.parse(_in_python(text), mode="eval").body
+
+
+def parse_sort(text: str, fields: Fields = FIELDS) -> tuple[Field, bool]:
     """`field` or `field:asc`: (field, whether ascending). Raises InputError."""
     name, _, direction = text.partition(":")
     if direction not in ("", "asc", "desc"):
         raise InputError(f"--sort: {_quoted(direction)} is no direction; allowed: asc, desc")
-    if name not in FIELDS:
-        raise InputError(f"--sort: {_unknown(name)}")
-    return name, direction == "asc"
+    if name not in fields:
+        raise InputError(f"--sort: {_unknown(name, fields)}")
+    return fields[name], direction == "asc"
 
 
 def _in_python(text: str) -> str:
@@ -80,65 +103,69 @@ def _in_python(text: str) -> str:
     return tokenize.untokenize(tokens).strip()
 
 
-def _condition(node: ast.expr) -> sa.ColumnElement[bool]:
+def _condition(node: ast.expr, fields: Fields) -> sa.ColumnElement[bool]:
     match node:
         case ast.BoolOp(op=ast.And()):
-            return sa.and_(*map(_condition, node.values))
+            return sa.and_(*(_condition(value, fields) for value in node.values))
         case ast.BoolOp(op=ast.Or()):
-            return sa.or_(*map(_condition, node.values))
+            return sa.or_(*(_condition(value, fields) for value in node.values))
         case ast.UnaryOp(op=ast.Not()):
-            return sa.not_(_condition(node.operand))
+            return sa.not_(_condition(node.operand, fields))
         case ast.Compare():
             operands = [node.left, *node.comparators]
             pairs = zip(operands, node.ops, operands[1:], strict=False)
-            return sa.and_(*(_comparison(left, op, right) for left, op, right in pairs))
-        case ast.Name() if KINDS.get(node.id) == "flag":
-            return _field(node.id).is_(sa.true())
+            return sa.and_(*(_comparison(left, op, right, fields) for left, op, right in pairs))
+        case ast.Name() if _field(node.id, fields).kind == "flag":
+            return fields[node.id].column.is_(sa.true())
         case ast.Name():
-            raise _FilterError(f"{_field(node.id).name} must be compared with something, as in: {EXAMPLE}")
+            raise _FilterError(f"{node.id} must be compared with something, as in: {EXAMPLE}")
     raise _FilterError(f"{_quoted(ast.unparse(node))} is not a comparison; write for example: {EXAMPLE}")
 
 
-def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr) -> sa.ColumnElement[bool]:
-    if not _is_field(left) and _is_field(right) and type(op) in _COMPARISONS:
-        compared: sa.ColumnElement[bool] = _COMPARISONS[type(op)](_value(left, right.id), _field(right.id))
+def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, fields: Fields) -> sa.ColumnElement[bool]:
+    if not _is_field(left, fields) and _is_field(right, fields) and type(op) in _COMPARISONS:
+        compared: sa.ColumnElement[bool] = _COMPARISONS[type(op)](
+            _value(left, right.id, fields), fields[right.id].column
+        )
         return compared
     if not isinstance(left, ast.Name):
-        raise _FilterError(f"{_quoted(ast.unparse(left))} is not a field; {_allowed()}")
-    field = _field(left.id)
+        raise _FilterError(f"{_quoted(ast.unparse(left))} is not a field; {_allowed(fields)}")
+    field = _field(left.id, fields)
+    column = field.column
     if isinstance(right, ast.Constant) and right.value is None:
         if isinstance(op, ast.Is | ast.Eq):
-            return field.is_(None)
+            return column.is_(None)
         if isinstance(op, ast.IsNot | ast.NotEq):
-            return field.is_not(None)
+            return column.is_not(None)
     if isinstance(op, ast.In | ast.NotIn) and isinstance(right, ast.List | ast.Tuple | ast.Set):
-        values = [_value(item, left.id) for item in right.elts]
-        return field.in_(values) if isinstance(op, ast.In) else field.not_in(values)
+        values = [_value(item, left.id, fields) for item in right.elts]
+        return column.in_(values) if isinstance(op, ast.In) else column.not_in(values)
     if type(op) not in _COMPARISONS:
         raise _FilterError(
             f"{left.id} can be compared with =, !=, <, <=, >, >=, in (…), is null; not "
             f"as in {_quoted(ast.unparse(right))}"
         )
-    if isinstance(right, ast.Name) and (_is_field(right) or KINDS[left.id] != "text"):
-        if KINDS.get(right.id, KINDS[left.id]) != KINDS[left.id]:
+    if isinstance(right, ast.Name) and (_is_field(right, fields) or field.kind != "text"):
+        other = _field(right.id, fields)
+        if other.kind != field.kind:
             raise _FilterError(f"{left.id} and {right.id} cannot be compared")
-        return _COMPARISONS[type(op)](field, _field(right.id))  # type: ignore[no-any-return]
-    return _COMPARISONS[type(op)](field, _value(right, left.id))  # type: ignore[no-any-return]
+        return _COMPARISONS[type(op)](column, other.column)  # type: ignore[no-any-return]
+    return _COMPARISONS[type(op)](column, _value(right, left.id, fields))  # type: ignore[no-any-return]
 
 
-def _is_field(node: ast.expr) -> TypeGuard[ast.Name]:
-    return isinstance(node, ast.Name) and node.id in FIELDS
+def _is_field(node: ast.expr, fields: Fields) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and node.id in fields
 
 
-def _field(name: str) -> sa.ColumnClause[Any]:
-    if name not in FIELDS:
-        raise _FilterError(_unknown(name))
-    return trial_results.c[name]
+def _field(name: str, fields: Fields) -> Field:
+    if name not in fields:
+        raise _FilterError(_unknown(name, fields))
+    return fields[name]
 
 
-def _value(node: ast.expr, field: str) -> Any:
+def _value(node: ast.expr, field: str, fields: Fields) -> Any:
     """What stands for a value, as the field's column keeps it."""
-    _field(field)
+    kind = _field(field, fields).kind
     if field == "state" and isinstance(node, ast.Name):  # a word that cannot be mistaken, also without quotes
         return _state(node.id)
     try:
@@ -146,7 +173,7 @@ def _value(node: ast.expr, field: str) -> Any:
     except (ValueError, TypeError):
         value = None
     is_number = isinstance(value, int | float)
-    match KINDS[field]:
+    match kind:
         case "number" if is_number and not isinstance(value, bool):
             return _as_float(value)
         case "flag" if is_number and value in (0, 1):
@@ -161,7 +188,7 @@ def _value(node: ast.expr, field: str) -> Any:
         "text": "text in quotes",
         "time": "a time in quotes",
     }
-    raise _FilterError(f"{field} is compared with {expected[KINDS[field]]}, not with {_quoted(ast.unparse(node))}")
+    raise _FilterError(f"{field} is compared with {expected[kind]}, not with {_quoted(ast.unparse(node))}")
 
 
 def _can_be_stored(text: str) -> bool:
@@ -193,12 +220,12 @@ def _as_utc(text: str) -> datetime:
         raise _FilterError(f"{_quoted(text)} is not a time; write for example '2026-11-30 18:00' (UTC)") from None
 
 
-def _unknown(name: str) -> str:
-    return f"{_quoted(name)} is not a field; {_allowed()}.{nearest(name.lower(), FIELDS)}"
+def _unknown(name: str, fields: Fields) -> str:
+    return f"{_quoted(name)} is not a field; {_allowed(fields)}.{nearest(name.lower(), fields)}"
 
 
-def _allowed() -> str:
-    return f"fields: {', '.join(FIELDS)}"
+def _allowed(fields: Fields) -> str:
+    return f"fields: {', '.join(fields)}"
 
 
 def _quoted(text: str) -> str:

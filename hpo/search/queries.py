@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from hpo.parameters import SearchSpec
 from hpo.search.conditions import is_paused
-from hpo.search.filters import parse_sort, parse_where
+from hpo.search.filters import FIELDS, Field, Fields, names_state, parse_sort, parse_where
 from hpo.search.tables import studies, trial_user_attributes, trials
-from hpo.search.views import ACCURACY_COLUMNS, trial_results
+from hpo.search.views import trial_results
 
 T = TypeVar("T")
 
@@ -78,13 +78,18 @@ class TrialResult:
             "feasible": self.feasible,
             "score": self.score,
             "clean_accuracy": self.clean_accuracy,
-            **{ACCURACY_COLUMNS.get(name, name): value for name, value in self.perturbed_accuracy.items()},
+            **{as_column(name): value for name, value in self.perturbed_accuracy.items()},
             **self.params,
             "images": self.images,
             "worker": self.worker,
             "started_at": self.started_at,
             "finished_at": self.finished_at,
         }
+
+
+def as_column(name: str) -> str:
+    """What the accuracy under a perturbation is called where a hyphen cannot stand."""
+    return name.replace("-", "_")
 
 
 def in_iso_8601(time: datetime | None) -> str | None:
@@ -100,23 +105,42 @@ def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort:
     Raises InputError if `where` or `sort` cannot be read.
     """
     t = trial_results
-    condition, fields = parse_where(where) if where else (sa.true(), set[str]())
-    name, ascending = parse_sort(sort)
+    allowed = _fields(engine, study) if where or sort != "score" else FIELDS
+    condition = parse_where(where, allowed) if where else sa.true()
+    by, ascending = parse_sort(sort, allowed)
     infeasible_by = [sa.case((t.c.feasible, 0), else_=-t.c.clean_accuracy)] if sort == "score" else []
     query = (
         sa.select(t.c.number)
         .where(t.c.study == study, condition)
-        .order_by(t.c.feasible.desc(), *infeasible_by, _nulls_last(t.c[name], ascending), t.c.number)
+        .order_by(t.c.feasible.desc(), *infeasible_by, _nulls_last(by.column, ascending), t.c.number)
         .limit(most)
     )
-    if "state" not in fields:
+    if not where or not names_state(where):
         query = query.where(t.c.state == "complete", t.c.score.is_not(None))
     return _read(engine, study, query)
 
 
+def _fields(engine: sa.Engine, study: str) -> Fields:
+    """What `--where` may name: the columns, and the accuracies that the study's trials have without one."""
+    t = trial_results
+    query = sa.select(t.c.accuracies).where(t.c.study == study, t.c.accuracies.is_not(None)).limit(1)
+    with engine.connect() as connection:
+        text = connection.scalar(query)
+    names = {as_column(name): name for name in (json.loads(text) if text else {})}
+    measured = {column: _accuracy(engine, name) for column, name in names.items() if column.isidentifier()}
+    return {**FIELDS, **{column: field for column, field in measured.items() if column not in FIELDS}}
+
+
+def _accuracy(engine: sa.Engine, name: str) -> Field:
+    accuracies = trial_results.c.accuracies
+    if engine.dialect.name == "postgresql":
+        return Field("number", sa.cast(accuracies, sa.JSON)[name].as_float())
+    return Field("number", sa.func.json_extract(accuracies, f'$."{name}"'))
+
+
 def all_trials(engine: sa.Engine, study: str, where: str = "") -> list[TrialResult]:
     """The trials of a study, in whatever state, by number. Raises InputError if `where` cannot be read."""
-    condition = parse_where(where)[0] if where else sa.true()
+    condition = parse_where(where, _fields(engine, study)) if where else sa.true()
     t = trial_results
     return _read(engine, study, sa.select(t.c.number).where(t.c.study == study, condition).order_by(t.c.number))
 

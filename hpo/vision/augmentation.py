@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpo.perturbation import Perturbation
 from hpo.vision.device import upload
-from hpo.vision.perturbations import PERTURBATIONS
 from hpo.vision.random_bits import derive_keys, uniform
 
 PERTURBED_SHARE = 0.5
@@ -46,10 +46,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """strength: 0 to 1; perturbations: (name, the severity that is scored)."""
+    """strength: 0 to 1; perturbations: those that are scored."""
 
     strength: float
-    perturbations: Sequence[tuple[str, float]]
+    perturbations: Sequence[Perturbation]
     horizontal_flip: bool
 
     def __call__(self, images: Tensor, image_keys: Tensor, seed: int, epoch: int) -> Tensor:
@@ -73,10 +73,11 @@ class Augmentation:
         counts = group.bincount(minlength=len(perturbed))[: len(perturbed)].tolist()
         severities = torch.zeros_like(how_much)
         perturbation_keys = keys.clone()
-        for (name, scored), mine in zip(perturbed, _slices(counts), strict=True):
+        for perturbation, mine in zip(perturbed, _slices(counts), strict=True):
             images = order[mine]
-            severities[mine] = how_much[images] * (self.strength * SEVERITY_AT_FULL_STRENGTH * scored)
-            perturbation_keys[mine] = derive_keys(keys[images], name)
+            most = self.strength * SEVERITY_AT_FULL_STRENGTH * perturbation.scored_severity
+            severities[mine] = how_much[images] * most
+            perturbation_keys[mine] = derive_keys(keys[images], perturbation.name)
         geometry = uniform(derive_keys(keys, "geometry"), 3)[order]
         return Plan(order, order.argsort(), geometry, perturbation_keys, severities, tuple(counts))
 
@@ -91,8 +92,8 @@ class Augmentation:
                 upload(plan.keys, device),
                 upload(plan.severities, device),
             )
-            for (name, _), mine in zip(self.perturbations, _slices(plan.counts), strict=True):
-                pixels[mine] = PERTURBATIONS[name](pixels[mine], keys[mine], severities[mine])
+            for perturbation, mine in zip(self.perturbations, _slices(plan.counts), strict=True):
+                pixels[mine] = perturbation.apply(pixels[mine], keys[mine], severities[mine])
         return by_row.index_select(0, upload(plan.back, device)).permute(0, 3, 1, 2)
 
     def _flip_and_crop(self, images: Tensor, order: Tensor, draws: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpo.perturbation import Perturbation
+from hpo.spec import CLEAN
 from hpo.vision.device import SCORED_AT_ONCE_BY_A_CPU
 from hpo.vision.images import Split
 from hpo.vision.inference import Inference
 from hpo.vision.memory import Portions, fitting
-from hpo.vision.perturbations import perturb
+from hpo.vision.random_bits import derive_keys
 
-CLEAN = "clean"
 TUNING_REPLICATE = 0
 """The final report draws other replicates."""
 MOST_KEPT_BYTES = 2**30
@@ -46,20 +47,33 @@ class EvaluationSet:
     at_once: int = SCORED_AT_ONCE_BY_A_CPU
 
 
+def perturb(
+    kind: type[Perturbation], name: str, pixels: Tensor, image_keys: Tensor, severity: float, replicate: int
+) -> Tensor:
+    """The perturbation of this name of n images, seeded by image, name and replicate."""
+    keys = derive_keys(image_keys, name, "replicate", replicate)
+    return kind.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
+
+
 def build_evaluation_set(
     split: Split,
-    perturbations: Sequence[tuple[str, float]],
+    perturbations: Sequence[Perturbation],
     device: torch.device,
     replicate: int = TUNING_REPLICATE,
     at_once: int = SCORED_AT_ONCE_BY_A_CPU,
 ) -> EvaluationSet:
-    """The images of `split`, clean and under each (name, severity), rounded to 8 bits as an image file would be."""
+    """The images of `split`, clean and under each perturbation, rounded to 8 bits as an image file would be."""
     clean = torch.from_numpy(split.pixels[split.rows]).permute(0, 3, 1, 2).to(device)
     keys = torch.from_numpy(split.keys).to(device)
     conditions = {CLEAN: clean}
-    for name, severity in perturbations:
+    for perturbation in perturbations:
+        kind, name, severity = type(perturbation), perturbation.name, perturbation.scored_severity
         batches = [
-            perturb(name, images.float().div(255), batch_keys, severity, replicate).mul_(255).round_().to(torch.uint8)
+            perturb(kind, name, images.float().div(255), batch_keys, severity, replicate)
+            .clamp(0, 1)
+            .mul_(255)
+            .round_()
+            .to(torch.uint8)
             for images, batch_keys in zip(clean.split(at_once), keys.split(at_once), strict=True)
         ]
         conditions[name] = torch.cat(batches).contiguous(memory_format=torch.channels_last)

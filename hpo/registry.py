@@ -1,0 +1,62 @@
+"""Where members of hpo's doors are looked up by name: a file each in a folder of hpo, and the entry points of installed
+packages. Nothing else that a study file or a database names is ever imported.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
+from typing import Generic, TypeVar
+
+from hpo.errors import InputError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Door(Generic[T]):
+    """One kind of members. what: a member, in people's words; folder: hpo's package that has a file for each, whose
+    name is the member's with underscores; group: of the entry points; base: the class that each member's is below.
+    """
+
+    what: str
+    folder: str
+    group: str
+    base: type[T]
+
+    def names(self) -> list[str]:
+        """Of all members, hpo's own first."""
+        return list(dict.fromkeys([*_files_in(self.folder), *_installed(self.group)]))
+
+    def find(self, name: str) -> type[T]:
+        """The member of this name. Raises InputError if there is none, or if its package cannot be loaded."""
+        if name in _files_in(self.folder):
+            return self._class_in(name)
+        if name not in _installed(self.group):
+            allowed = self.names()
+            raise InputError(f"no {self.what} '{name}'; there are: {', '.join(allowed)}.{nearest(name, allowed)}")
+        found = _installed(self.group)[name]
+        try:
+            member = found.load()
+        except Exception as error:  # whatever the package's own code raises
+            raise InputError(f"{self.what} '{name}' ({found.value}) cannot be loaded: {error!r}") from error
+        if not (isinstance(member, type) and issubclass(member, self.base)):
+            raise InputError(f"{self.what} '{name}' ({found.value}) is no subclass of hpo.{self.base.__name__}")
+        return member
+
+    def _class_in(self, name: str) -> type[T]:
+        module = import_module(f"{self.folder}.{name.replace('-', '_')}")
+        own = (each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__)
+        return next(each for each in own if isinstance(each, type) and issubclass(each, self.base))
+
+
+@cache
+def _files_in(folder: str) -> tuple[str, ...]:
+    modules = iter_modules(import_module(folder).__path__)
+    return tuple(sorted(module.name.replace("_", "-") for module in modules))
+
+
+@cache
+def _installed(group: str) -> dict[str, EntryPoint]:
+    return {found.name: found for found in entry_points(group=group)}
