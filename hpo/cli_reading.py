@@ -102,7 +102,8 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
 
     Complete trials; a --where that names the state looks at all. Fields: score, clean_accuracy, perturbed_accuracy,
     the accuracy under each perturbation (gaussian_noise, pixel_recolor, …), batch_size, learning_rate, frozen_layers,
-    augmentation_strength, initial_weights, number, state, worker, started_at, finished_at, baseline, feasible.
+    augmentation_strength, initial_weights and others that the study searches, number, state, worker, started_at,
+    finished_at, baseline, feasible.
     """
     from hpo import display
     from hpo.search.filters import names_state

@@ -15,7 +15,7 @@ import hpo
 from hpo.artifacts import Artifacts
 from hpo.checkpoint_writer import CheckpointWriter
 from hpo.errors import DataError, MachineError, WeightsError
-from hpo.parameters import Params
+from hpo.parameters import PARAMETERS, Params
 from hpo.provenance import made_by
 from hpo.search.measurement import Measurement, Picture, Trial
 from hpo.spec import CLEAN, Spec
@@ -190,11 +190,15 @@ class RobustAccuracy:
             epochs=training.epochs,
             batch_size=int(params["batch_size"]),
             learning_rate=float(params["learning_rate"]),
-            weight_decay=training.weight_decay,
-            label_smoothing=training.label_smoothing,
+            weight_decay=float(params.get("weight_decay", training.weight_decay)),
+            label_smoothing=float(params.get("label_smoothing", training.label_smoothing)),
+            optimizer=str(params.get("optimizer", "sgd")),
             compile=training.compile,
             augmentation=Augmentation(
-                float(params["augmentation_strength"]), self.perturbations, training.horizontal_flip
+                float(params["augmentation_strength"]),
+                self.perturbations,
+                training.horizontal_flip,
+                float(params.get("perturbed_share", PARAMETERS["perturbed_share"].good)),
             ),
             seed=self.spec.seed,
             averages=bool(self.pretrained),

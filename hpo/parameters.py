@@ -1,17 +1,22 @@
 """The parameters of a trial, and what a study file's [search] may say of each: a value, a range, choices."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
+    SerializerFunctionWrapHandler,
     Tag,
     ValidationInfo,
+    create_model,
     field_validator,
+    model_serializer,
     model_validator,
 )
 
@@ -20,18 +25,6 @@ Params = dict[str, Value]
 
 FREEZABLE_LAYERS = {"resnet18": 9, "resnet34": 17, "resnet50": 17}
 """The most `frozen_layers` of each network: the stem and its residual blocks."""
-
-PLAIN_FINE_TUNING: Params = {
-    "batch_size": 128,
-    "learning_rate": 0.02,
-    "frozen_layers": 0,
-    "augmentation_strength": 0.0,
-    "initial_weights": "pretrained",
-}
-"""A parameter that a study file leaves out is fixed at this."""
-
-KNOWN_TO_BE_GOOD: Params = PLAIN_FINE_TUNING | {"batch_size": 64, "augmentation_strength": 1.0}
-"""Where the study file names no default, trial 1 tries what is nearest to this, and the baseline with strength 0."""
 
 
 class Section(BaseModel):
@@ -103,68 +96,160 @@ def values_in(parameter: Value | Range | Choices) -> list[Value]:
     return list(parameter.choices) if isinstance(parameter, Choices) else [parameter]
 
 
-def _checkvalues_in(parameter: Value | Range | Choices, low: float, high: float, integer: bool) -> None:
+@dataclass(frozen=True)
+class Row:
+    """A parameter.
+
+    kind: of its values; low, high: the bounds of numbers; words: all that there are, the plain one first; log: whether
+    choices are searched on a logarithmic scale; plain: what it is fixed at where a study file leaves it out, None if
+    trials then do without it, as [training] says; good: what trial 1 tries where the file names no default; help: what
+    it does.
+    """
+
+    name: str
+    kind: Literal["whole", "number", "word"]
+    plain: Value | None
+    good: Value
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    log: bool = False
+    words: tuple[str, ...] = ()
+
+
+PARAMETERS = {
+    row.name: row
+    for row in (
+        Row(
+            "batch_size",
+            "whole",
+            plain=128,
+            good=64,
+            low=2,
+            high=65536,
+            log=True,
+            help="Images an update, 2 to 65536: BatchNorm learns nothing from one. Searched on a logarithmic scale.",
+        ),
+        Row(
+            "learning_rate",
+            "number",
+            plain=0.02,
+            good=0.02,
+            low=1e-9,
+            high=10,
+            log=True,
+            help="The optimizer's peak learning rate, above 0, at most 10.",
+        ),
+        Row(
+            "frozen_layers",
+            "whole",
+            plain=0,
+            good=0,
+            low=0,
+            high=max(FREEZABLE_LAYERS.values()),
+            help="How many units, from the input on, keep their initial weights: the stem, then each residual block.",
+        ),
+        Row(
+            "augmentation_strength",
+            "number",
+            plain=0.0,
+            good=1.0,
+            low=0,
+            high=1,
+            help="0 (no perturbed training images) to 1 (with up to twice the severity that is scored).",
+        ),
+        Row(
+            "initial_weights",
+            "word",
+            plain="pretrained",
+            good="pretrained",
+            words=("pretrained", "baseline"),
+            help="`pretrained` (those of [model]), or `baseline` (what the study's own baseline trial learned).",
+        ),
+        Row(
+            "weight_decay",
+            "number",
+            plain=None,
+            good=5e-4,
+            low=0,
+            high=1,
+            log=True,
+            help="As training.weight_decay, which it takes the place of.",
+        ),
+        Row(
+            "label_smoothing",
+            "number",
+            plain=None,
+            good=0.1,
+            low=0,
+            high=0.99,
+            help="As training.label_smoothing, which it takes the place of.",
+        ),
+        Row(
+            "perturbed_share",
+            "number",
+            plain=None,
+            good=0.5,
+            low=0,
+            high=1,
+            help="The share of the training images that are perturbed, 0.5 where it is left out.",
+        ),
+        Row(
+            "optimizer",
+            "word",
+            plain=None,
+            good="sgd",
+            words=("sgd", "adamw"),
+            help="`sgd` (with Nesterov momentum; where it is left out) or `adamw`, which takes lower learning rates.",
+        ),
+    )
+}
+"""All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
+
+
+def _check(row: Row, parameter: Value | Range | Choices, is_kept: bool) -> None:
+    if row.kind == "word":
+        if isinstance(parameter, Range) or any(word not in row.words for word in values_in(parameter)):
+            words = [f"'{word}'" for word in row.words]
+            raise ValueError(f"must be {', '.join(words)}, or {{ choices = [{', '.join(words)}] }}")
+        return
+    low = 1 if row.name == "batch_size" and is_kept else row.low  # before 1 was refused
+    whole = row.kind == "whole"
     for value in values_in(parameter):
-        allowed = f"{'a whole number' if integer else 'a number'} from {low:g} to {high:g}"
-        if isinstance(value, str) or (integer and not isinstance(value, int)) or not low <= value <= high:
+        allowed = f"{'a whole number' if whole else 'a number'} from {low:g} to {row.high:g}"
+        if isinstance(value, str) or (whole and not isinstance(value, int)) or not low <= value <= row.high:
             raise ValueError(f"{str(value)[:60]} is not {allowed}")
 
 
-class SearchSpec(Section):
-    """The parameters of a trial: a value fixes one; a range or a list of choices searches it."""
-
-    batch_size: Parameter = PLAIN_FINE_TUNING["batch_size"]
-    """Images an update, 2 to 65536: BatchNorm learns nothing from one. Searched on a logarithmic scale."""
-    learning_rate: Parameter = PLAIN_FINE_TUNING["learning_rate"]
-    """Peak learning rate of SGD, above 0, at most 10."""
-    frozen_layers: Parameter = PLAIN_FINE_TUNING["frozen_layers"]
-    """How many units, from the input on, keep their initial weights: the stem, then each residual block."""
-    augmentation_strength: Parameter = PLAIN_FINE_TUNING["augmentation_strength"]
-    """0 (no perturbed training images) to 1 (half of them, with up to twice the severity that is scored)."""
-    initial_weights: Parameter = PLAIN_FINE_TUNING["initial_weights"]
-    """`pretrained` (those of [model]), or `baseline` (what the study's own baseline trial learned)."""
+class Search(Section):
+    """The parameters of a trial, a key for each of PARAMETERS: a value fixes one; a range or a list of choices searches
+    it.
+    """
 
     @field_validator("*")
     @classmethod
-    def _fix_a_single_choice(cls, value: Value | Range | Choices) -> Value | Range | Choices:
-        return value.choices[0] if isinstance(value, Choices) and len(value.choices) == 1 else value
-
-    @field_validator("batch_size")
-    @classmethod
-    def _check_batch_size(cls, value: Value | Range | Choices, info: ValidationInfo) -> Value | Range | Choices:
-        _checkvalues_in(value, 1 if is_kept(info) else 2, 65536, integer=True)
+    def _check(cls, value: Value | Range | Choices | None, info: ValidationInfo) -> Value | Range | Choices | None:
+        if value is None:
+            return None
+        if isinstance(value, Choices) and len(value.choices) == 1:
+            value = value.choices[0]
+        _check(PARAMETERS[str(info.field_name)], value, is_kept(info))
         return value
 
-    @field_validator("learning_rate")
-    @classmethod
-    def _check_learning_rate(cls, value: Value | Range | Choices) -> Value | Range | Choices:
-        _checkvalues_in(value, 1e-9, 10, integer=False)
-        return value
-
-    @field_validator("frozen_layers")
-    @classmethod
-    def _check_frozen_layers(cls, value: Value | Range | Choices) -> Value | Range | Choices:
-        _checkvalues_in(value, 0, max(FREEZABLE_LAYERS.values()), integer=True)
-        return value
-
-    @field_validator("augmentation_strength")
-    @classmethod
-    def _check_augmentation_strength(cls, value: Value | Range | Choices) -> Value | Range | Choices:
-        _checkvalues_in(value, 0, 1, integer=False)
-        return value
-
-    @field_validator("initial_weights")
-    @classmethod
-    def _check_initial_weights(cls, value: Value | Range | Choices) -> Value | Range | Choices:
-        allowed = ("pretrained", "baseline")
-        if isinstance(value, Range) or any(word not in allowed for word in values_in(value)):
-            raise ValueError("must be 'pretrained', 'baseline', or { choices = ['pretrained', 'baseline'] }")
-        return value
+    @model_serializer(mode="wrap")
+    def _without_what_is_left_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study that names none of the newer parameters is what it was before there were such."""
+        return {key: value for key, value in handler(self).items() if value is not None}
 
     def parameters(self) -> Iterator[tuple[str, Value | Range | Choices]]:
-        """(name, what the file says of it) of every parameter, in the order above."""
-        for name in type(self).model_fields:
-            yield name, getattr(self, name)
+        """(name, what the file says of it) of every parameter that trials have, in the table's order."""
+        for name in PARAMETERS:
+            if (parameter := getattr(self, name)) is not None:
+                yield name, parameter
+
+    def values(self, name: str) -> list[Value]:
+        """Those that the file names of a parameter: both ends of a range, the choices, or the fixed value."""
+        return values_in(getattr(self, name))
 
     def baseline(self) -> Params:
         """The parameters of the baseline trial: the file's defaults, augmentation strength 0, the given weights."""
@@ -197,12 +282,29 @@ class SearchSpec(Section):
     @property
     def may_start_from_baseline(self) -> bool:
         """Whether a trial may need the weights that the baseline trial learned."""
-        return "baseline" in values_in(self.initial_weights)
+        return "baseline" in self.values("initial_weights")
+
+
+if TYPE_CHECKING:
+    SearchSpec = Search
+else:
+    SearchSpec = create_model(
+        "SearchSpec",
+        __base__=Search,
+        __module__=__name__,
+        **{
+            row.name: (
+                Parameter if row.plain is not None else Parameter | None,
+                Field(default=row.plain, description=row.help),
+            )
+            for row in PARAMETERS.values()
+        },
+    )
 
 
 def _default(name: str, parameter: Value | Range | Choices) -> Value:
     given = parameter.default if isinstance(parameter, Range | Choices) else None
-    return _nearest(parameter, KNOWN_TO_BE_GOOD[name] if given is None else given)
+    return _nearest(parameter, PARAMETERS[name].good if given is None else given)
 
 
 def _nearest(parameter: Value | Range | Choices, value: Value) -> Value:

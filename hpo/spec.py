@@ -25,7 +25,7 @@ from pydantic_core import PydanticKnownError
 
 from hpo.errors import InputError, SpecError
 from hpo.overrides import apply_override
-from hpo.parameters import FREEZABLE_LAYERS, SearchSpec, Section, is_kept, values_in
+from hpo.parameters import FREEZABLE_LAYERS, PARAMETERS, SearchSpec, Section, is_kept
 from hpo.perturbation import PERTURBATIONS, NotInstalled, Perturbation
 from hpo.spec_errors import explain, with_allowed_keys
 
@@ -220,13 +220,13 @@ class Spec(Section):
     @model_validator(mode="after")
     def _check(self) -> "Spec":
         most = FREEZABLE_LAYERS[self.model.name]
-        for value in values_in(self.search.frozen_layers):
+        for value in self.search.values("frozen_layers"):
             if isinstance(value, int) and value > most:
                 raise ValueError(f"search.frozen_layers: {value} is more than the {most} of {self.model.name}")
         if not self.search.searched and self.budget > 2:
             raise ValueError(
                 "search: nothing to search; give a range or choices to one of "
-                f"{', '.join(SearchSpec.model_fields)}, or budget = 2 for one fixed configuration and the baseline"
+                f"{', '.join(PARAMETERS)}, or budget = 2 for one fixed configuration and the baseline"
             )
         if self.warm_start == self.name:
             raise ValueError("warm_start: a study cannot start from itself; name an earlier one, or leave it out")

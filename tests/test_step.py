@@ -24,7 +24,7 @@ from hpo.vision.evaluation import EvaluationSet, evaluate
 from hpo.vision.images import Split
 from hpo.vision.inference import Inference
 from hpo.vision.network import build_network, fingerprint
-from hpo.vision.sgd import MOMENTUM
+from hpo.vision.optimizers import MOMENTUM
 from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
 
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)

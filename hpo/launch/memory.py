@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hpo.cores import cpu_multiplies_bf16
 from hpo.errors import InputError
-from hpo.parameters import values_in
 from hpo.spec import Spec
 
 CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -93,7 +92,7 @@ def check_memory(spec: Spec, images: int | None, workers: int, say: Callable[[st
 
 
 def _batch_sizes(spec: Spec) -> list[int]:
-    return [int(value) for value in values_in(spec.search.batch_size)]
+    return [int(value) for value in spec.search.values("batch_size")]
 
 
 def _gib(mib: int) -> str:

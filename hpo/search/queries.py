@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from hpo.parameters import SearchSpec
+from hpo.parameters import PARAMETERS
 from hpo.search.conditions import is_paused
 from hpo.search.filters import FIELDS, Field, Fields, names_state, parse_sort, parse_where
 from hpo.search.tables import studies, trial_user_attributes, trials
@@ -121,21 +121,25 @@ def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort:
 
 
 def _fields(engine: sa.Engine, study: str) -> Fields:
-    """What `--where` may name: the columns, and the accuracies that the study's trials have without one."""
+    """What `--where` may name: the columns, and accuracies and parameters of the study that have none."""
     t = trial_results
-    query = sa.select(t.c.accuracies).where(t.c.study == study, t.c.accuracies.is_not(None)).limit(1)
+    query = sa.select(t.c.accuracies, t.c.params).where(t.c.study == study, t.c.accuracies.is_not(None)).limit(1)
     with engine.connect() as connection:
-        text = connection.scalar(query)
-    names = {as_column(name): name for name in (json.loads(text) if text else {})}
-    measured = {column: _accuracy(engine, name) for column, name in names.items() if column.isidentifier()}
-    return {**FIELDS, **{column: field for column, field in measured.items() if column not in FIELDS}}
+        row = connection.execute(query).first()
+    fields = dict(FIELDS)
+    for column, text in zip((t.c.accuracies, t.c.params), row or (), strict=bool(row)):
+        for name, value in json.loads(text or "{}").items():
+            if as_column(name).isidentifier():
+                fields.setdefault(as_column(name), _in_json(engine, column, name, value))
+    return fields
 
 
-def _accuracy(engine: sa.Engine, name: str) -> Field:
-    accuracies = trial_results.c.accuracies
+def _in_json(engine: sa.Engine, column: sa.ColumnElement[Any], name: str, value: Any) -> Field:
+    is_text = isinstance(value, str)
     if engine.dialect.name == "postgresql":
-        return Field("number", sa.cast(accuracies, sa.JSON)[name].as_float())
-    return Field("number", sa.func.json_extract(accuracies, f'$."{name}"'))
+        found = sa.cast(column, sa.JSON)[name]
+        return Field("text", found.as_string()) if is_text else Field("number", found.as_float())
+    return Field("text" if is_text else "number", sa.func.json_extract(column, f'$."{name}"'))
 
 
 def all_trials(engine: sa.Engine, study: str, where: str = "") -> list[TrialResult]:
@@ -301,4 +305,4 @@ def _result(row: dict[str, Any], details: dict[str, Any]) -> TrialResult:
 
 def _in_order(params: dict[str, Any]) -> dict[str, Any]:
     """As in a study file; SQL gives them in an order of its own."""
-    return {name: params[name] for name in [*SearchSpec.model_fields, *sorted(params)] if name in params}
+    return {name: params[name] for name in [*PARAMETERS, *sorted(params)] if name in params}

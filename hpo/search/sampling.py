@@ -15,15 +15,12 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from hpo.parameters import Params
+from hpo.parameters import PARAMETERS, Params
 from hpo.search.budget import Claim
 from hpo.search.history import History, starting_trial, with_estimates
 from hpo.search.ordered_choices import OrderedChoicesSampler
 from hpo.spec import Spec
 
-INTEGERS = {"batch_size", "frozen_layers"}
-LOGARITHMIC = {"batch_size", "learning_rate"}
-"""Numeric choices of these are searched on a logarithmic scale."""
 MOST_REDRAWS = 20
 STARTUP_TRIALS = {"tpe": 10, "gp": 4}
 """At most so many trials are drawn at random before a sampler learns from what it sees."""
@@ -115,21 +112,29 @@ def distributions(spec: Spec, given: Mapping[str, Any]) -> dict[str, BaseDistrib
 
 def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
     """What a parameter is drawn from: a single value where the spec fixes it, so that the trial has it all the same."""
-    parameter = getattr(spec.search, name)
-    if name == "initial_weights":
-        both = parameter != "pretrained"
-        return CategoricalDistribution(["pretrained", "baseline"] if both else ["pretrained"])
+    row, parameter = PARAMETERS[name], getattr(spec.search, name)
+    if row.kind == "word":
+        return CategoricalDistribution(row.words if parameter != row.words[0] else row.words[:1])
     low = high = given
     logarithmic = False
     if hasattr(parameter, "choices"):
-        low, high, logarithmic = min(parameter.choices), max(parameter.choices), name in LOGARITHMIC
+        low, high, logarithmic = (
+            min(parameter.choices),
+            max(parameter.choices),
+            _is_logarithmic(name, parameter.choices),
+        )
     elif hasattr(parameter, "low"):
         low, high, logarithmic = parameter.low, parameter.high, parameter.log
     if given is not None:  # the baseline may lie outside of what is searched
         low, high = min(low, given), max(high, given)
-    if name in INTEGERS:
+        logarithmic = logarithmic and low > 0
+    if row.kind == "whole":
         return IntDistribution(low, high, log=logarithmic)
     return FloatDistribution(low, high, log=logarithmic)
+
+
+def _is_logarithmic(name: str, choices: Sequence[Any]) -> bool:
+    return PARAMETERS[name].log and min(choices) > 0
 
 
 def _kind(spec: Spec, tried: Sequence[Params]) -> str:
@@ -154,9 +159,9 @@ def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampl
         case _:  # random; a grid's points are in its slots
             inner = optuna.samplers.RandomSampler(seed=seed)
     choices = {
-        name: (parameter.choices, name in LOGARITHMIC)
+        name: (parameter.choices, _is_logarithmic(name, parameter.choices))
         for name, parameter in spec.search.parameters()
-        if hasattr(parameter, "choices") and name != "initial_weights"
+        if hasattr(parameter, "choices") and PARAMETERS[name].kind != "word"
     }
     return OrderedChoicesSampler(inner, choices)
 

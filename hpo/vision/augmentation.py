@@ -1,9 +1,9 @@
 """Training-time augmentation of a whole batch: flip, shifted crop, and perturbations at one strength.
 
 Flip and crop belong to plain fine-tuning and are the same in every trial, so that what a trial gains over the
-baseline is owed to the perturbations. About half of the images stay unperturbed; each of the others gets one
-perturbation of the objective, at a severity drawn for it uniformly between 0 and `strength` times twice the severity
-that is scored: one fixed severity would be overfitted, and one family alone does not carry over to another.
+baseline is owed to the perturbations. A share of the images, half of them if the trial does not say otherwise, gets
+one perturbation of the objective each, at a severity drawn for it uniformly between 0 and `strength` times twice the
+severity that is scored: one fixed severity would be overfitted, and one family alone does not carry over to another.
 
 What happens to which image is planned on the CPU, for all images of a call at once, and done on the device that holds
 them: so that a GPU is never asked how many images a perturbation has got.
@@ -20,7 +20,6 @@ from hpo.perturbation import Perturbation
 from hpo.vision.device import upload
 from hpo.vision.random_bits import derive_keys, uniform
 
-PERTURBED_SHARE = 0.5
 SEVERITY_AT_FULL_STRENGTH = 2.0
 """In multiples of the severity that is scored."""
 SHIFT_FRACTION = 1 / 16
@@ -51,6 +50,8 @@ class Augmentation:
     strength: float
     perturbations: Sequence[Perturbation]
     horizontal_flip: bool
+    perturbed_share: float = 0.5
+    """Of the images."""
 
     def __call__(self, images: Tensor, image_keys: Tensor, seed: int, epoch: int) -> Tensor:
         """float32 (n, 3, height, width) in [0, 1], from uint8 (n, height, width, 3) on any device and their keys, int64
@@ -67,7 +68,7 @@ class Augmentation:
         perturbed = self.perturbations if self.strength > 0 else ()
         group = torch.full_like(keys, len(perturbed))
         for position in range(len(perturbed)):
-            share = PERTURBED_SHARE / len(perturbed)
+            share = self.perturbed_share / len(perturbed)
             group[(which >= position * share) & (which < (position + 1) * share)] = position
         order = group.argsort(stable=True)
         counts = group.bincount(minlength=len(perturbed))[: len(perturbed)].tolist()

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from hpo.vision.device import Compute
 from hpo.vision.memory import Portions, fitting, is_out_of_memory
-from hpo.vision.sgd import Sgd
+from hpo.vision.optimizers import Optimizer
 
 WARM_UPS = 3
 """Steps before a recording, in which libraries set themselves up: PyTorch's own advice."""
@@ -31,7 +31,7 @@ class Step:
     def __init__(
         self,
         part: nn.Module,
-        optimizer: Sgd,
+        optimizer: Optimizer,
         compute: Compute,
         batch_size: int,
         label_smoothing: float,
@@ -65,8 +65,8 @@ class Step:
 
     def changes(self) -> list[Tensor]:
         """All that a run changes, in place."""
-        momentum = self.optimizer.momentum.values()
-        return [*(p.data for p in self.part.parameters()), *self.part.buffers(), *momentum, self.loss_sum]
+        state = [tensor for kept in self.optimizer.state.values() for tensor in kept.values()]
+        return [*(p.data for p in self.part.parameters()), *self.part.buffers(), *state, self.loss_sum]
 
 
 class Recorder(Protocol):

@@ -29,7 +29,7 @@ from hpo.vision.evaluation import Accuracy, EvaluationSet, embedded, evaluate
 from hpo.vision.inference import Inference
 from hpo.vision.memory import Portions
 from hpo.vision.network import Classifier
-from hpo.vision.sgd import Sgd
+from hpo.vision.optimizers import OPTIMIZERS
 from hpo.vision.step import CudaRecorder, Recorder, Runner, Step
 
 WARMUP_SHARE = 0.1
@@ -49,6 +49,7 @@ class Recipe:
     label_smoothing: float
     augmentation: Augmentation
     seed: int
+    optimizer: str = "sgd"
     compile: bool = False
     """Whether torch.compile makes the step faster first, which takes half a minute."""
     averages: bool = True
@@ -86,7 +87,7 @@ class Training:
         self.average = Average(self.averaged.trainable_part, trainable_part) if recipe.averages else None
         self.portions = Portions(recipe.batch_size, compute.images_at_once(network.normalise.size, recipe.batch_size))
         trainable = (parameter for parameter in network.parameters() if parameter.requires_grad)
-        self.optimizer = Sgd(trainable, recipe.weight_decay)
+        self.optimizer = OPTIMIZERS[recipe.optimizer](trainable, recipe.weight_decay)
         step = Step(
             trainable_part,
             self.optimizer,
@@ -106,13 +107,13 @@ class Training:
         return self.portions.micro_batch < self.recipe.batch_size
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, BatchNorm statistics, momentum and averages, by name."""
+        """Weights, BatchNorm statistics, the optimizer's state and averages, by name."""
         tensors = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
         if self.recipe.averages:
             tensors |= {
                 f"averaged.{name}": tensor for name, tensor in self.averaged.trainable_part.state_dict().items()
             }
-        tensors |= {f"momentum.{name}": tensor for name, tensor in self._momentum().items()}
+        tensors |= self._optimizer_state()
         counts = {
             "epochs_done": self.epochs_done,
             "averages_done": self.average.count if self.average else 0,
@@ -127,18 +128,16 @@ class Training:
         if self.average:
             self.averaged.trainable_part.load_state_dict(_below("averaged.", tensors))
             self.average.count = int(tensors["averages_done"])
-        for name, momentum in self._momentum().items():
-            momentum.copy_(tensors[f"momentum.{name}"])
+        for name, tensor in self._optimizer_state().items():
+            tensor.copy_(tensors[name])
         self.epochs_done = int(tensors["epochs_done"])
         self.portions.micro_batch = int(tensors["micro_batch"])
         self.portions.prepared = int(tensors.get("prepared", self.portions.prepared))  # older checkpoints have none
 
-    def _momentum(self) -> dict[str, Tensor]:
-        return {
-            name: self.optimizer.momentum[parameter]
-            for name, parameter in self.network.named_parameters()
-            if parameter.requires_grad
-        }
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        named = [(name, parameter) for name, parameter in self.network.named_parameters() if parameter.requires_grad]
+        kinds = self.optimizer.state.items()
+        return {f"{kind}.{name}": kept[parameter] for kind, kept in kinds for name, parameter in named}
 
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,190 @@
+"""The table of parameters: each row is accepted, bounded, drawn, recorded and does what it says."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Hpo, make_spec, write_study
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from some_perturbations import perturbations
+from test_step import FP32, a_batch, results, start
+from torch.nn import functional as F
+
+from hpo.errors import SpecError
+from hpo.overrides import apply_override
+from hpo.parameters import PARAMETERS
+from hpo.search.sampling import distributions, given_params
+from hpo.spec import Spec, load_spec
+from hpo.vision.augmentation import Augmentation
+from hpo.vision.network import build_network, fingerprint
+from hpo.vision.optimizers import AdamW
+from hpo.vision.training import Recipe, Training
+
+numeric = [row.name for row in PARAMETERS.values() if row.kind != "word"]
+OLD = ["batch_size", "learning_rate", "frozen_layers", "augmentation_strength", "initial_weights"]
+
+
+@given(st.sampled_from(numeric), st.data())
+@settings(max_examples=60, deadline=None)
+def test_every_value_within_the_bounds_is_taken_and_none_beyond(name: str, data: st.DataObject) -> None:
+    row = PARAMETERS[name]
+    values = st.integers if row.kind == "whole" else st.floats
+    inside = data.draw(values(row.low, min(row.high, 9 if name == "frozen_layers" else row.high)))  # type: ignore[operator]
+    spec = make_spec(budget=2, search={name: inside})
+    assert dict(spec.search.parameters())[name] == inside
+    assert given_params(spec, {})[name] == inside
+    beyond = row.high + 1 if data.draw(st.booleans()) else row.low - 1
+    with pytest.raises(ValueError, match="is not a"):
+        make_spec(budget=2, search={name: beyond})
+
+
+@given(st.sampled_from(sorted(PARAMETERS)))
+def test_every_parameter_is_drawn_from_what_the_file_says(name: str) -> None:
+    row = PARAMETERS[name]
+    if row.kind == "word":
+        spec = make_spec(search={name: {"choices": list(row.words)}})
+        assert distributions(spec, given_params(spec, {}))[name].choices == row.words  # type: ignore[attr-defined]
+    else:
+        low, high = (2, 4) if row.kind == "whole" else (0.1, 0.5)
+        spec = make_spec(search={name: {"low": low, "high": high}})
+        drawn = distributions(spec, given_params(spec, {}))[name]
+        assert (drawn.low, drawn.high) == (low, high)  # type: ignore[attr-defined]
+    assert name in spec.search.searched
+    assert name in spec.search.defaults()
+
+
+def test_a_study_that_names_no_newer_parameter_is_what_it_was() -> None:
+    spec = make_spec()
+    assert list(spec.search.baseline()) == OLD
+    assert list(spec.model_dump(mode="json")["search"]) == OLD
+    assert list(distributions(spec, given_params(spec, {}))) == OLD
+
+
+def test_choices_with_a_zero_are_not_searched_on_a_logarithmic_scale() -> None:
+    spec = make_spec(search={"weight_decay": {"choices": [0.0, 1e-4, 1e-2]}})
+    assert not distributions(spec, given_params(spec, {}))["weight_decay"].log  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("search.optimizer=adam", "search.optimizer: must be 'sgd', 'adamw', or { choices = ['sgd', 'adamw'] }"),
+        ("search.weight_decay=-1", "search.weight_decay: -1 is not a number from 0 to 1"),
+        ("search.perturbed_shares=0.5", "unknown key; allowed here: batch_size, .* Did you mean 'perturbed_share'"),
+        ("search.label_smoothing={ low = 0.0, high = 1.0 }", "1.0 is not a number from 0 to 0.99"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, override: str, words: str) -> None:
+    import re
+
+    with pytest.raises(SpecError, match=words if ".*" in words else re.escape(words)):
+        load_spec(Path(write_study(tmp_path)), [override])
+
+
+def recipe_of(**params: object) -> Recipe:
+    from hpo.objective import RobustAccuracy
+
+    class Only(RobustAccuracy):
+        def __init__(self, spec: Spec) -> None:
+            self.spec = spec
+            self.perturbations = spec.objective.perturbations
+            self.pretrained = {}
+
+    spec = make_spec(search={"batch_size": {"choices": [16, 32]}} | params)
+    return Only(spec)._recipe(spec.search.defaults())
+
+
+def test_a_trial_is_trained_with_what_it_tries() -> None:
+    plain = recipe_of()
+    assert (plain.weight_decay, plain.label_smoothing, plain.optimizer) == (5e-4, 0.1, "sgd")
+    assert plain.augmentation.perturbed_share == 0.5
+    tried = recipe_of(weight_decay=0.01, label_smoothing=0.0, optimizer="adamw", perturbed_share=0.9)
+    assert (tried.weight_decay, tried.label_smoothing, tried.optimizer) == (0.01, 0.0, "adamw")
+    assert tried.augmentation.perturbed_share == 0.9
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_that_share_of_the_images_is_perturbed(share: float) -> None:
+    pixels = torch.randint(0, 256, (2000, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    keys = torch.arange(2000)
+    augment = Augmentation(1.0, perturbations(sigma=0.1, fraction=0.5), False, share)
+    plain = replace(augment, strength=0.0)(pixels, keys, seed=0, epoch=1)
+    changed = (augment(pixels, keys, seed=0, epoch=1) != plain).flatten(1).any(1).float().mean().item()
+    assert changed == pytest.approx(share, abs=0.04)
+
+
+def test_adamw_is_pytorchs_to_the_last_bit() -> None:
+    def network() -> torch.nn.Module:
+        return build_network("resnet18", 5, {}, 32, 0, seed=0).trainable_part.train()
+
+    ours, theirs = network(), network()
+    optimizer = AdamW(ours.parameters(), 0.05)
+    groups = [{"params": [p for p in theirs.parameters() if (p.ndim > 1) == decayed]} for decayed in (True, False)]
+    groups[0]["weight_decay"], groups[1]["weight_decay"] = 0.05, 0.0  # type: ignore[assignment]
+    reference = torch.optim.AdamW(groups, lr=1.0, fused=True)
+    for number, rate in enumerate((1e-3, 3e-3, 1e-4)):
+        features, labels = a_batch(number)
+        for part in (ours, theirs):
+            F.cross_entropy(part(features), labels).backward()
+        optimizer.rate.fill_(rate)
+        for group in reference.param_groups:
+            group["lr"] = torch.tensor(rate)
+        optimizer.step()
+        optimizer.forget_gradients()
+        reference.step()
+        reference.zero_grad()
+    assert fingerprint(ours.state_dict()) == fingerprint(theirs.state_dict())
+
+
+def test_a_training_with_adamw_that_goes_on_gives_what_the_unbroken_one_gives() -> None:
+    def fresh() -> Training:
+        plain = start(epochs=3)
+        return Training(plain.network, replace(plain.recipe, optimizer="adamw", learning_rate=1e-3), FP32)
+
+    unbroken = fresh()
+    expected = results(unbroken)
+    from test_step import said, training_images, tuning_images
+
+    from hpo.vision.training import fine_tune
+
+    broken = fresh()
+    first = said(next(iter(fine_tune(broken, training_images(), tuning_images()))))
+    resumed = fresh()
+    resumed.restore({name: tensor.clone() for name, tensor in broken.tensors().items()})
+    assert [first, *results(resumed)] == expected
+    assert fingerprint(resumed.tensors()) == fingerprint(unbroken.tensors())
+
+
+def test_they_are_searched_recorded_and_asked_for(hpo: Hpo, tmp_path: Path) -> None:
+    search = {
+        "batch_size": 16,
+        "learning_rate": 0.01,
+        "frozen_layers": 8,
+        "augmentation_strength": 0.5,
+        "weight_decay": {"low": 1e-5, "high": 1e-2, "log": True},
+        "optimizer": {"choices": ["sgd", "adamw"]},
+    }
+    training = {"epochs": 1, "horizontal_flip": False}
+    assert hpo("submit", write_study(tmp_path, budget=4, search=search, training=training)).returncode == 0
+    worked = hpo("worker", "study")
+    assert worked.returncode == 0, worked.stderr
+    chosen = json.loads(hpo("top", "study", "--json", "-n", "9", "--sort", "weight_decay:asc").stdout)
+    decays = [trial["params"]["weight_decay"] for trial in chosen]
+    assert decays == sorted(decays)
+    assert len(set(decays)) > 1
+    words = {trial["params"]["optimizer"] for trial in chosen}
+    for word in words:
+        found = json.loads(hpo("top", "study", "--json", "-n", "9", "--where", f"optimizer = '{word}'").stdout)
+        assert {trial["params"]["optimizer"] for trial in found} == {word}
+    assert "weight_decay" in hpo("top", "study", "--csv").stdout.splitlines()[0]
+    document = hpo("best", "study", "--toml").stdout
+    assert "weight_decay" in document.split("[search]")[1]
+
+
+def test_an_override_reaches_them() -> None:
+    document: dict[str, object] = {"search": {}}
+    apply_override(document, "search.optimizer.choices=['sgd', 'adamw']")
+    assert document == {"search": {"optimizer": {"choices": ["sgd", "adamw"]}}}
