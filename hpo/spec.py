@@ -228,6 +228,10 @@ class Spec(Section):
                 "search: nothing to search; give a range or choices to one of "
                 f"{', '.join(PARAMETERS)}, or budget = 2 for one fixed configuration and the baseline"
             )
+        if "perturbed_share" in self.search.searched and self.search.values("augmentation_strength") == [0]:
+            raise ValueError(
+                "search.perturbed_share: no image is perturbed while search.augmentation_strength is fixed at 0; give both"
+            )
         if self.warm_start == self.name:
             raise ValueError("warm_start: a study cannot start from itself; name an earlier one, or leave it out")
         if self.sampler.name == "grid" and self.warm_start is not None:

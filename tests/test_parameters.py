@@ -33,12 +33,12 @@ def test_every_value_within_the_bounds_is_taken_and_none_beyond(name: str, data:
     row = PARAMETERS[name]
     values = st.integers if row.kind == "whole" else st.floats
     inside = data.draw(values(row.low, min(row.high, 9 if name == "frozen_layers" else row.high)))  # type: ignore[operator]
-    spec = make_spec(budget=2, search={name: inside})
+    spec = make_spec(budget=2, search={"augmentation_strength": 1.0, name: inside})
     assert dict(spec.search.parameters())[name] == inside
     assert given_params(spec, {})[name] == inside
     beyond = row.high + 1 if data.draw(st.booleans()) else row.low - 1
     with pytest.raises(ValueError, match="is not a"):
-        make_spec(budget=2, search={name: beyond})
+        make_spec(budget=2, search={"augmentation_strength": 1.0, name: beyond})
 
 
 @given(st.sampled_from(sorted(PARAMETERS)))
@@ -49,7 +49,7 @@ def test_every_parameter_is_drawn_from_what_the_file_says(name: str) -> None:
         assert distributions(spec, given_params(spec, {}))[name].choices == row.words  # type: ignore[attr-defined]
     else:
         low, high = (2, 4) if row.kind == "whole" else (0.1, 0.5)
-        spec = make_spec(search={name: {"low": low, "high": high}})
+        spec = make_spec(search={"augmentation_strength": 1.0, name: {"low": low, "high": high}})
         drawn = distributions(spec, given_params(spec, {}))[name]
         assert (drawn.low, drawn.high) == (low, high)  # type: ignore[attr-defined]
     assert name in spec.search.searched
@@ -74,6 +74,7 @@ def test_choices_with_a_zero_are_not_searched_on_a_logarithmic_scale() -> None:
         ("search.optimizer=adam", "search.optimizer: must be 'sgd', 'adamw', or { choices = ['sgd', 'adamw'] }"),
         ("search.weight_decay=-1", "search.weight_decay: -1 is not a number from 0 to 1"),
         ("search.perturbed_shares=0.5", "unknown key; allowed here: batch_size, .* Did you mean 'perturbed_share'"),
+        ("search.augmentation_strength=0", "search.perturbed_share: no image is perturbed while"),
         ("search.label_smoothing={ low = 0.0, high = 1.0 }", "1.0 is not a number from 0 to 0.99"),
     ],
 )
@@ -81,7 +82,7 @@ def test_mistakes_are_one_line(tmp_path: Path, override: str, words: str) -> Non
     import re
 
     with pytest.raises(SpecError, match=words if ".*" in words else re.escape(words)):
-        load_spec(Path(write_study(tmp_path)), [override])
+        load_spec(Path(write_study(tmp_path)), ["search.perturbed_share={ low = 0.25, high = 1.0 }", override])
 
 
 def recipe_of(**params: object) -> Recipe:
@@ -93,7 +94,7 @@ def recipe_of(**params: object) -> Recipe:
             self.perturbations = spec.objective.perturbations
             self.pretrained = {}
 
-    spec = make_spec(search={"batch_size": {"choices": [16, 32]}} | params)
+    spec = make_spec(search={"batch_size": {"choices": [16, 32]}, "augmentation_strength": 1.0} | params)
     return Only(spec)._recipe(spec.search.defaults())
 
 
