@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from hpo import __version__
+from hpo.cli_groups import Commands
 from hpo.cli_options import open_study, spec_arguments, storage_option, studies_argument, workers_option
 from hpo.cli_reading import READING_COMMANDS
 from hpo.errors import HpoError, StorageError
@@ -74,7 +75,7 @@ def _fail_if_of_database(error: Exception) -> None:
         _fail(f"the database failed: {first_line(error)}", StorageError.exit_code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="hpo")
 def cli() -> None:
     """Find image classifiers that stay right when their input is perturbed.
@@ -118,6 +119,20 @@ def new(study_file: Path, images: Path | None) -> None:
 
     found = write_study_file(study_file, images)
     click.echo(f"{study_file} written for {found}. Next: hpo run {shlex.quote(str(study_file))}", err=True)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the study file's JSON schema, for editors.
+
+    With the perturbations of packages that are installed here. In a study file, for editors with Taplo:
+    `#:schema study.schema.json` in its first line.
+    """
+    import json
+
+    from hpo.schema import study_schema
+
+    click.echo(json.dumps(study_schema(), indent=2))
 
 
 @cli.command()

@@ -230,7 +230,7 @@ class Spec(Section):
             )
         if "perturbed_share" in self.search.searched and self.search.values("augmentation_strength") == [0]:
             raise ValueError(
-                "search.perturbed_share: no image is perturbed while search.augmentation_strength is fixed at 0; give both"
+                "search.perturbed_share: no image is perturbed while augmentation_strength is fixed at 0; give both"
             )
         if self.warm_start == self.name:
             raise ValueError("warm_start: a study cannot start from itself; name an earlier one, or leave it out")

@@ -1,0 +1,21 @@
+"""`hpo --help`: the commands by what people do with them."""
+
+import click
+
+GROUPS = {
+    "Run": ("new", "schema", "run", "init", "submit", "launch", "worker"),
+    "Control": ("stop", "resume", "extend", "clean"),
+    "Watch": ("status", "watch", "dashboard"),
+    "Query": ("best", "top", "pareto", "history", "importances"),
+}
+
+
+class Commands(click.Group):
+    """In the order of GROUPS."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for group, names in GROUPS.items():
+            width = formatter.width - 6 - max(map(len, self.commands))
+            rows = [(name, self.commands[name].get_short_help_str(width)) for name in names]
+            with formatter.section(group):
+                formatter.write_dl(rows, col_max=14)
