@@ -12,7 +12,8 @@ perturb: the perturbations that studies score on. Perturbation: the class that o
 normal: the random numbers it draws, derive_keys: keys for draws of another purpose.
 HpoError and the classes below it: what can go wrong that you can mend, each in one line.
 
-`storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Only `run` and `perturb` load torch.
+`storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Only `run`, `perturb` and the
+random numbers load torch.
 """
 
 from importlib import import_module

@@ -32,7 +32,7 @@ from hpo.search.study import Study, find_studies, open_studies, submit
 from hpo.spec import ModelSpec, Spec
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.vision.images import load_images
-from hpo.vision.sources import in_words
+from hpo.vision.sources import by_suffix
 from hpo.vision.weights_file import weights_file
 
 SHOWN = 5
@@ -54,7 +54,7 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
         click.echo(f"{display.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
     if images.left_out:
         others = display.counted(sum(images.left_out.values()), "file")
-        click.echo(f"{others} left out, of types that are not read: {in_words(images.left_out)}", err=True)
+        click.echo(f"{others} left out, of types that are not read: {by_suffix(images.left_out)}", err=True)
     workers = _workers_for([(spec, len(images.train))], workers)
     logs = _logs() / spec.folder_name
     with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:

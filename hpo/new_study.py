@@ -11,7 +11,7 @@ from typing import Literal
 import tomli_w
 
 from hpo.errors import DataError, InputError
-from hpo.vision.sources import Listing, in_words, list_image_folder, list_tiny_imagenet, open_tree, printable
+from hpo.vision.sources import Listing, by_suffix, list_image_folder, list_tiny_imagenet, open_tree, printable
 
 IMAGES_LOOKED_AT = 200
 BAD_SHOWN = 3
@@ -116,7 +116,7 @@ def _summary(found: Look) -> str:
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     first, last = found.sizes[0], found.sizes[-1]
     size = f"{first}" if first == last else f"{first} to {last}"
-    others = f"; left out, of types that are not read: {in_words(found.left_out)}" if found.left_out else ""
+    others = f"; left out, of types that are not read: {by_suffix(found.left_out)}" if found.left_out else ""
     bad = f"; cannot be decoded: {', '.join(found.bad[:BAD_SHOWN])}" if found.bad else ""
     bad += f" and {len(found.bad) - BAD_SHOWN} more" if len(found.bad) > BAD_SHOWN else ""
     return (

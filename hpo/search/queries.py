@@ -1,5 +1,6 @@
 """Reads the database with SQL: best configurations, counts, trials as they end. Starts without Optuna."""
 
+import contextlib
 import json
 import math
 from collections.abc import Collection, Iterable, Sequence
@@ -124,7 +125,11 @@ def _fields(engine: sa.Engine, study: str) -> Fields:
     """What `--where` may name: the columns, and accuracies and parameters of the study that have none."""
     t = trial_results
     query = sa.select(t.c.accuracies, t.c.params).where(t.c.study == study, t.c.accuracies.is_not(None)).limit(1)
-    with engine.connect() as connection:
+    row = None
+    with (
+        contextlib.suppress(sa.exc.DBAPIError),
+        engine.connect() as connection,
+    ):  # older views, which a reader cannot mend
         row = connection.execute(query).first()
     fields = dict(FIELDS)
     for column, text in zip((t.c.accuracies, t.c.params), row or (), strict=bool(row)):

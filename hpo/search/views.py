@@ -54,7 +54,7 @@ VIEWS = ("trial_results", "best_configs")
 _SQLITE = {
     "number": "CASE WHEN json_valid({0}) AND json_type({0}) IN ('integer', 'real') THEN CAST({0} AS REAL) END",
     "text": "CASE WHEN {0} LIKE '\"%' THEN json_extract({0}, '$') END",
-    "json": "CASE WHEN json_valid({0}) THEN {0} END",
+    "object_text": "CASE WHEN json_valid({0}) AND json_type({0}) = 'object' THEN {0} END",
     "int": "CAST({0} AS INTEGER)",
     "float_json": "printf('%!.17g', {0})",
     "choice": "(CASE WHEN json_valid({0}) THEN {0} "
@@ -68,7 +68,7 @@ _POSTGRESQL = {
     "number": "CASE WHEN {0} ~ '^-?([0-9]{{1,20}}([.][0-9]+)?"
     "|[0-9]([.][0-9]+)?[eE][-+]?([0-9]{{1,2}}|[12][0-9]{{2}}|30[0-7]))$' THEN CAST({0} AS double precision) END",
     "text": "CASE WHEN {0} LIKE '\"%' AND {0} NOT LIKE '%\\\\u0000%' THEN CAST({0} AS json) #>> '{{}}' END",
-    "json": "CASE WHEN {0} LIKE '{{%' THEN {0} END",
+    "object_text": "CASE WHEN {0} LIKE '{{%' THEN {0} END",
     "int": "CAST({0} AS bigint)",
     "float_json": "CAST({0} AS text)",
     "choice": "CAST(CAST(regexp_replace(replace({0}, '\\u0000', '\\ufffd'), "
@@ -137,7 +137,7 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
                 AND c.key = '{CONSTRAINT_KEY}' AND {violation} > 0)""",
         "initial_weights": parameter("initial_weights", f"CASE WHEN {is_choice} THEN {word} END"),
         **{column: attribute("number", name) for name, column in ACCURACY_COLUMNS.items()},
-        "accuracies": attribute("json", "perturbed_accuracy"),
+        "accuracies": attribute("object_text", "perturbed_accuracy"),
     }
     selected = ", ".join(f"{columns[name]} AS {name}" for name in KINDS)
     return f"SELECT {selected} FROM trials t JOIN studies s ON s.study_id = t.study_id"

@@ -355,7 +355,7 @@ def _other_files(tree: Tree, folder: str) -> dict[str, int]:
     return dict(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others).most_common())
 
 
-def in_words(left_out: Mapping[str, int]) -> str:
+def by_suffix(left_out: Mapping[str, int]) -> str:
     """`12 .heic, 1 no suffix`, the most frequent first."""
     return printable(", ".join(f"{count:,} {suffix}" for suffix, count in list(left_out.items())[:SUFFIXES_SHOWN]))
 
@@ -407,7 +407,7 @@ def _labelled(
     for name in names:
         if not found.get(name):
             others = _other_files(tree, f"{top}{name}/")
-            why = f", only files of types that are not read ({in_words(others)}); convert them to JPEG or PNG"
+            why = f", only files of types that are not read ({by_suffix(others)}); convert them to JPEG or PNG"
             raise DataError(
                 f"data.archive: {tree.where}: class {printable(name)} has no images in {top}{printable(name)}/"
                 f"{why if others else ''}"
