@@ -34,7 +34,7 @@ from hpo.launch.local import ALLOCATOR, THREAD_VARIABLES
 from hpo.objective import RobustAccuracy
 from hpo.spec import Spec, load_spec
 from hpo.vision.batches import Batches
-from hpo.vision.network import units
+from hpo.vision.networks.resnet import ResNets
 from hpo.vision.training import Training
 from hpo.vision.winograd import replace_convolutions
 
@@ -91,7 +91,7 @@ def measure_step(spec: Spec, folder: Path, frozen: int, batches: int, own: bool 
     if own:
         replace_convolutions(model)
     model = model.to(memory_format=torch.channels_last).train()
-    for unit in units(model)[:frozen]:
+    for unit in ResNets.units(model)[:frozen]:
         unit.requires_grad_(False)
         unit.eval()
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, 0.9, nesterov=True)

@@ -8,8 +8,8 @@
 submit, run: put a study into the database; and work on it here until its budget is used.
 best, top, load_results, pareto, history: what was found, as TrialResult records; Results has to_pandas().
 load_spec, Spec: a study file, checked.
-perturb: the perturbations that studies score on. Perturbation: the class that one of your own is below, uniform and
-normal: the random numbers it draws, derive_keys: keys for draws of another purpose.
+perturb: the perturbations that studies score on. Perturbation, Network: the classes that your own are below; uniform,
+normal: the random numbers that a perturbation draws, derive_keys: keys for draws of another purpose.
 HpoError and the classes below it: what can go wrong that you can mend, each in one line.
 
 `storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Only `run`, `perturb` and the
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         WeightsError,
         WorkerError,
     )
+    from hpo.network import Network
     from hpo.parameters import Section
     from hpo.perturbation import Perturbation
     from hpo.search.queries import TrialResult
@@ -48,6 +49,7 @@ __all__ = [
     "HpoError",
     "InputError",
     "MachineError",
+    "Network",
     "NothingCompleteError",
     "Perturbation",
     "Results",
@@ -74,6 +76,7 @@ __all__ = [
 ]
 _ELSEWHERE = {
     "Section": "hpo.parameters",
+    "Network": "hpo.network",
     "Perturbation": "hpo.perturbation",
     **dict.fromkeys(("derive_keys", "normal", "uniform"), "hpo.vision.random_bits"),
 }

@@ -23,9 +23,6 @@ from pydantic import (
 Value = int | float | str
 Params = dict[str, Value]
 
-FREEZABLE_LAYERS = {"resnet18": 9, "resnet34": 17, "resnet50": 17}
-"""The most `frozen_layers` of each network: the stem and its residual blocks."""
-
 
 class Section(BaseModel):
     """A table of the study file: frozen, and no key is accepted that is not declared."""
@@ -146,8 +143,8 @@ PARAMETERS = {
             plain=0,
             good=0,
             low=0,
-            high=max(FREEZABLE_LAYERS.values()),
-            help="How many units, from the input on, keep their initial weights: the stem, then each residual block.",
+            high=1000,
+            help="How many units, from the input on, keep their initial weights: a ResNet's stem, then each block.",
         ),
         Row(
             "augmentation_strength",

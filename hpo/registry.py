@@ -25,9 +25,17 @@ class Door(Generic[T]):
     group: str
     base: type[T]
 
+    def own(self) -> list[str]:
+        """Names of hpo's own members."""
+        return list(_files_in(self.folder))
+
+    def installed(self) -> list[str]:
+        """Names of the entry points."""
+        return list(_installed(self.group))
+
     def names(self) -> list[str]:
         """Of all members, hpo's own first."""
-        return list(dict.fromkeys([*_files_in(self.folder), *_installed(self.group)]))
+        return list(dict.fromkeys([*self.own(), *self.installed()]))
 
     def find(self, name: str) -> type[T]:
         """The member of this name. Raises InputError if there is none, or if its package cannot be loaded."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from hpo.errors import InputError
+from hpo.network import network_names
 from hpo.perturbation import PERTURBATIONS
 from hpo.spec import Spec
 
@@ -10,6 +11,7 @@ from hpo.spec import Spec
 def study_schema() -> dict[str, Any]:
     """A JSON schema (draft 2020-12). What one key means for another, the sum of weights say, only hpo checks."""
     schema = Spec.model_json_schema()
+    schema["$defs"]["ModelSpec"]["properties"]["name"]["enum"] = network_names()
     objective = schema["$defs"]["ObjectiveSpec"]["properties"]
     objective["perturbations"]["items"] = {"oneOf": [_perturbation(schema, name) for name in _loadable()]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "hpo study file"} | schema

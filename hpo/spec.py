@@ -24,8 +24,9 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from hpo.errors import InputError, SpecError
+from hpo.network import family_of, freezable_layers
 from hpo.overrides import apply_override
-from hpo.parameters import FREEZABLE_LAYERS, PARAMETERS, SearchSpec, Section, is_kept
+from hpo.parameters import PARAMETERS, SearchSpec, Section, is_kept
 from hpo.perturbation import PERTURBATIONS, NotInstalled, Perturbation
 from hpo.spec_errors import explain, with_allowed_keys
 
@@ -43,6 +44,15 @@ def _checked_path(text: str) -> str:
 def _checked_name(name: str) -> str:
     if not name.isprintable() or name[0] in " -" or "/" in name or "\\" in name:
         raise ValueError(f"must not begin with space or '-', nor contain slashes or control characters, not {name!r}")
+    return name
+
+
+def _checked_network(name: str, info: ValidationInfo) -> str:
+    try:
+        family_of(name)
+    except InputError as error:
+        if not is_kept(info):
+            raise ValueError(str(error)) from None
     return name
 
 
@@ -98,7 +108,8 @@ class DataSpec(Section):
 class ModelSpec(Section):
     """The network."""
 
-    name: Literal["resnet18", "resnet34", "resnet50"] = "resnet18"
+    name: Annotated[str, AfterValidator(_checked_network)] = "resnet18"
+    """`resnet18`, `resnet34`, `resnet50`, or of an installed package."""
     weights: PathText = "imagenet"
     """`imagenet` (torchvision's), a .safetensors or .pth file, or `none` (random)."""
     input_size: Annotated[int, Field(ge=8, le=1024)] = 64
@@ -219,9 +230,9 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _check(self) -> "Spec":
-        most = FREEZABLE_LAYERS[self.model.name]
+        most = freezable_layers(self.model.name)
         for value in self.search.values("frozen_layers"):
-            if isinstance(value, int) and value > most:
+            if most is not None and isinstance(value, int) and value > most:
                 raise ValueError(f"search.frozen_layers: {value} is more than the {most} of {self.model.name}")
         if not self.search.searched and self.budget > 2:
             raise ValueError(

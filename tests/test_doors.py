@@ -1,6 +1,9 @@
 """What an installed package adds by entry points works as what is hpo's own, and nothing else is imported."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from textwrap import dedent
 
@@ -33,6 +36,50 @@ PACKAGE = dedent(
 
     class Unfinished:
         pass
+
+
+    class SmallConv(hpo.Network):
+        names = ("small-conv", "small-conv-wide")
+
+        @staticmethod
+        def build(name, classes, input_size):
+            from torch import nn
+
+            width = 32 if name.endswith("wide") else 16
+
+            class Block(nn.Module):
+                """Its BatchNorm stands before the convolution in the code, and after another in the forward pass."""
+
+                def __init__(self):
+                    super().__init__()
+                    self.conv = nn.Conv2d(width, width, 3, padding=1)
+                    self.before = nn.BatchNorm2d(width)
+
+                def forward(self, x):
+                    return x + self.conv(self.before(x).relu())
+
+            body = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU())
+            return nn.ModuleDict({"stem": body, "one": Block(), "two": Block(), "last": nn.Linear(width * 4, classes)})
+
+        @staticmethod
+        def units(module):
+            return [module["stem"], module["one"], module["two"]]
+
+        @staticmethod
+        def head(module):
+            from torch import nn
+
+            return nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(1), module["last"])
+
+
+    class Headless(SmallConv):
+        names = ("headless",)
+
+        @staticmethod
+        def head(module):
+            from torch import nn
+
+            return nn.Sequential(module["last"], nn.ReLU())
     '''
 )
 ENTRY_POINTS = dedent(
@@ -41,6 +88,9 @@ ENTRY_POINTS = dedent(
     stuck-pixels = theirs:StuckPixels
     unfinished = theirs:Unfinished
     broken = theirs_that_is_missing:Nothing
+    [hpo.networks]
+    small-conv = theirs:SmallConv
+    other-name = theirs:Headless
     """
 )
 
@@ -112,6 +162,74 @@ def test_bad_settings_are_one_line(
     (line,) = ran.stderr.splitlines()
     assert expected in line
     assert not (tmp_path / "hpo.db").exists()
+
+
+def with_network(folder: Path, network: str, **changes: object) -> str:
+    quick = {"epochs": 1, "horizontal_flip": False}
+    search = {"batch_size": 16, "learning_rate": 0.05, "frozen_layers": {"low": 0, "high": 2}}
+    model = {"name": network, "weights": "none", "input_size": 32}
+    document = {"budget": 2, "training": quick, "search": search, "model": model} | changes
+    path = Path(write_study(folder, **document | {"model": model | {"name": "resnet18"}}))
+    path.write_text(path.read_text().replace('name = "resnet18"', f'name = "{network}"'))
+    return str(path)
+
+
+def test_a_network_of_an_installed_package_is_fine_tuned_and_resumed(
+    hpo: Hpo, tmp_path: Path, package: dict[str, str]
+) -> None:
+    ran = hpo("run", with_network(tmp_path, "small-conv-wide"), "--workers", "1", **package)
+    assert ran.returncode == 0, ran.stderr
+    best = json.loads(hpo("best", "study", "--json").stdout)
+    assert best["clean_accuracy"] > 0.15
+    assert hpo("run", with_network(tmp_path, "small-conv-wide"), **package).returncode == 0
+    elsewhere = hpo("worker", "study", "--storage", "sqlite:///hpo.db")
+    assert elsewhere.returncode == 0, "it is done, and can be read"
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "expected"),
+    [
+        ("small-con", {}, "no network 'small-con'; there are: resnet18, resnet34, resnet50, small-conv"),
+        ("small-conv", {"frozen_layers": 9}, "search.frozen_layers: 9 is more than the 3 of small-conv"),
+        ("headless", {}, "a network's head must end in nn.Linear, not ReLU"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_one_line(
+    hpo: Hpo, tmp_path: Path, package: dict[str, str], network: str, changes: dict[str, object], expected: str
+) -> None:
+    search = {"batch_size": {"choices": [16, 32]}, "learning_rate": 0.05, "frozen_layers": 0} | changes
+    ran = hpo("run", with_network(tmp_path, network, search=search), "--workers", "1", **package)
+    assert ran.returncode == 2
+    assert expected in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_weights_of_an_installed_network(hpo: Hpo, tmp_path: Path, package: dict[str, str]) -> None:
+    """Taken from a file, its own head among them; not from ImageNet, where there are none."""
+    code = """
+import theirs, torch
+torch.manual_seed(1)
+torch.save(theirs.SmallConv.build("small-conv", 10, 32).state_dict(), "w.pth")
+"""
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | package, capture_output=True)
+    assert ran.returncode == 0, ran.stderr
+    study = with_network(tmp_path, "small-conv")
+    given = hpo("run", study, "--workers", "1", "--set", "model.weights=w.pth", **package)
+    assert given.returncode == 0, given.stderr
+    none = hpo("run", study, "--set", "model.weights=imagenet", "--set", "name=other", **package)
+    assert "model.weights: there are none from ImageNet for small-conv; give a file, or 'none'" in none.stderr
+    wide = hpo(
+        "run",
+        study,
+        "--set",
+        "model.name=small-conv-wide",
+        "--set",
+        "model.weights=w.pth",
+        "--set",
+        "name=b",
+        **package,
+    )
+    assert "do not fit model.name = 'small-conv-wide'" in wide.stderr
 
 
 def test_where_the_package_is_missing_workers_say_so_and_others_go_on(

@@ -104,7 +104,7 @@ def test_the_fitted_head_knows_the_training_images(digits: ImageSet) -> None:
     head = fitted_head(net, digits.train, FP32, label_smoothing=0.1)
     images = EvaluationSet({"clean": pixels_of(digits)}, torch.from_numpy(digits.train.labels))
     chance = evaluate(Inference(net, FP32), images)["clean"].fraction
-    net.resnet.fc.load_state_dict({name.removeprefix("fc."): tensor for name, tensor in head.items()})
+    net.module.fc.load_state_dict({name.removeprefix("fc."): tensor for name, tensor in head.items()})
     fitted = evaluate(Inference(net, FP32), images)["clean"].fraction
     assert chance < 0.3 < 0.8 < fitted
 
@@ -121,8 +121,8 @@ def test_averaging_is_shamirs_and_zhangs(digits: ImageSet) -> None:
     expected = 0.0
     for t, value in enumerate((3.0, -1.0, 4.0, 1.5), 1):
         with torch.no_grad():
-            training.network.resnet.fc.bias.fill_(value)
+            training.network.module.fc.bias.fill_(value)
         training.average.take()
         share = (ETA + 1) / (t + ETA)
         expected = (1 - share) * expected + share * value
-        assert training.averaged.resnet.fc.bias[0].item() == pytest.approx(expected, rel=1e-5)
+        assert training.averaged.module.fc.bias[0].item() == pytest.approx(expected, rel=1e-5)

@@ -80,7 +80,7 @@ def test_images_and_weights_are_known_as_they_are_to_the_objective(tmp_path: Pat
         file = tmp_path / f"weights{kind}"
         weights = str(file)
         if kind == ".pth":
-            torch.save(network.resnet.state_dict(), file)
+            torch.save(network.module.state_dict(), file)
         else:
             file.write_bytes(weights_as_bytes(network))
     spec = make_spec(model={"weights": weights, "input_size": 32})

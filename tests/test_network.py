@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from hpo.artifacts import Artifacts
 from hpo.errors import WeightsError
 from hpo.lazy_objective import LazyObjective
-from hpo.parameters import FREEZABLE_LAYERS
 from hpo.vision.checkpoints import weights_as_bytes
-from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights, units
-from hpo.vision.resnet import IMAGENET_WEIGHTS, RESNETS, build_resnet
+from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
+from hpo.vision.networks.resnet import ResNets
+from hpo.vision.resnet import RESNETS, build_resnet
 from hpo.vision.weights_file import weights_file, without_prefix
 
 
@@ -40,9 +40,11 @@ def take_a_step(net: Classifier) -> None:
 @pytest.mark.parametrize("frozen", range(10))
 def test_training_moves_no_frozen_tensor_and_every_other(frozen: int) -> None:
     net = network(frozen)
-    before = [{k: t.clone() for k, t in unit.state_dict().items()} for unit in [*units(net.resnet), net.resnet.fc]]
+    before = [
+        {k: t.clone() for k, t in unit.state_dict().items()} for unit in [*ResNets.units(net.module), net.module.fc]
+    ]
     take_a_step(net)
-    after = [unit.state_dict() for unit in [*units(net.resnet), net.resnet.fc]]
+    after = [unit.state_dict() for unit in [*ResNets.units(net.module), net.module.fc]]
     for number, (old, new) in enumerate(zip(before, after, strict=True)):
         moved = {key for key in old if not torch.equal(old[key], new[key])}
         expected = set() if number < frozen else set(old)
@@ -56,13 +58,13 @@ def test_a_frozen_network_predicts_as_the_same_network_unfrozen() -> None:
         assert torch.allclose(network(frozen).eval()(pixels), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", FREEZABLE_LAYERS)
+@pytest.mark.parametrize("name", ResNets.names)
 def test_every_network_by_name_has_the_units_that_a_study_file_may_freeze(name: str) -> None:
-    net = build_network(name, 7, {}, 32, FREEZABLE_LAYERS[name], 0)
-    assert len(units(net.resnet)) == FREEZABLE_LAYERS[name]
+    net = build_network(name, 7, {}, 32, ResNets.freezable[name], 0)
+    assert len(ResNets.units(net.module)) == ResNets.freezable[name]
     assert net(torch.rand(2, 3, 40, 40)).shape == (2, 7)
-    assert [p.requires_grad for p in net.resnet.fc.parameters()] == [True, True]
-    assert not any(p.requires_grad for p in net.resnet.layer4.parameters())
+    assert [p.requires_grad for p in net.module.fc.parameters()] == [True, True]
+    assert not any(p.requires_grad for p in net.module.layer4.parameters())
 
 
 @pytest.mark.parametrize("name", RESNETS)
@@ -78,28 +80,28 @@ def test_a_resnet_is_torchvisions(name: str) -> None:
     images = torch.rand(3, 3, 40, 56)
     assert torch.equal(ours(images), theirs(images))
     assert torch.equal(ours.eval()(images), theirs.eval()(images))
-    assert torchvision.models.get_model_weights(name).DEFAULT.url == IMAGENET_WEIGHTS[name]
+    assert torchvision.models.get_model_weights(name).DEFAULT.url == ResNets.imagenet[name]
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_weights_come_back_from_a_file_but_for_the_head_of_another_task(tmp_path: Path, suffix: str) -> None:
     source, file = network(seed=1, classes=9), tmp_path / f"weights{suffix}"
     if suffix == ".pth":
-        torch.save(source.resnet.state_dict(), file)
+        torch.save(source.module.state_dict(), file)
     else:
         file.write_bytes(weights_as_bytes(source))
     weights = read_weights("resnet18", str(file))
-    assert fingerprint(weights) == fingerprint(source.resnet.state_dict())
+    assert fingerprint(weights) == fingerprint(source.module.state_dict())
     other_task = build_network("resnet18", 5, weights, 32, 0, seed=2)
-    assert torch.equal(other_task.resnet.conv1.weight, source.resnet.conv1.weight)
-    assert torch.equal(other_task.resnet.layer4[1].bn2.running_var, source.resnet.layer4[1].bn2.running_var)
-    assert other_task.resnet.fc.out_features == 5
+    assert torch.equal(other_task.module.conv1.weight, source.module.conv1.weight)
+    assert torch.equal(other_task.module.layer4[1].bn2.running_var, source.module.layer4[1].bn2.running_var)
+    assert other_task.module.fc.out_features == 5
     same_task = build_network("resnet18", 9, weights, 32, 0, seed=2)
-    assert torch.equal(same_task.resnet.fc.weight, source.resnet.fc.weight)
+    assert torch.equal(same_task.module.fc.weight, source.module.fc.weight)
 
 
 def test_weights_that_do_not_fit_name_the_tensors(tmp_path: Path) -> None:
-    weights = dict(network().resnet.state_dict())
+    weights = dict(network().module.state_dict())
     del weights["bn1.weight"]
     weights["conv1.weight"] = torch.zeros(64, 3, 3, 3)
     weights["surplus"] = torch.zeros(1)
@@ -110,7 +112,7 @@ def test_weights_that_do_not_fit_name_the_tensors(tmp_path: Path) -> None:
     assert "surplus is unknown" in message
     assert "conv1.weight is (64, 3, 3, 3) instead of (64, 3, 7, 7)" in message
     with pytest.raises(WeightsError, match=r"do not fit model.name = 'resnet50'; .* and \d+ more"):
-        build_network("resnet50", 5, dict(network().resnet.state_dict()), 32, 0, 0)
+        build_network("resnet50", 5, dict(network().module.state_dict()), 32, 0, 0)
 
 
 class Malice:
@@ -158,7 +160,7 @@ PREFIXES = ["module.", "_orig_mod.", "model.", "backbone.", "encoder.", "module.
 
 
 def tensors_of_resnet18() -> Weights:
-    return {key: tensor.contiguous() for key, tensor in network(seed=1).resnet.state_dict().items()}
+    return {key: tensor.contiguous() for key, tensor in network(seed=1).module.state_dict().items()}
 
 
 def write_under(prefix: str, file: Path, nested: str | None = None) -> Weights:
@@ -183,7 +185,7 @@ def test_what_a_wrapper_puts_before_all_names_is_left_out(tmp_path: Path, prefix
     assert LazyObjective(spec, 1, Artifacts(str(tmp_path / "artifacts"))).fingerprints["weights"] == fingerprint(
         tensors
     )
-    assert torch.equal(build_network("resnet18", 5, weights, 32, 0, 0).resnet.fc.weight, tensors["fc.weight"])
+    assert torch.equal(build_network("resnet18", 5, weights, 32, 0, 0).module.fc.weight, tensors["fc.weight"])
 
 
 def test_a_head_beside_the_wrapped_network_is_its_head() -> None:
@@ -257,14 +259,14 @@ def test_what_training_scripts_keep_beside_weights_is_no_obstacle(tmp_path: Path
         "steps": np.int64(5),
         "ok": np.bool_(1),
     }
-    torch.save({"state_dict": network().resnet.state_dict(), **beside}, tmp_path / "theirs.pth")
+    torch.save({"state_dict": network().module.state_dict(), **beside}, tmp_path / "theirs.pth")
     assert fingerprint(read_weights("resnet18", str(tmp_path / "theirs.pth"))) == fingerprint(
-        network().resnet.state_dict()
+        network().module.state_dict()
     )
 
 
 def test_weights_that_are_whole_numbers_are_refused() -> None:
-    weights = {name: tensor.long() for name, tensor in network().resnet.state_dict().items()}
+    weights = {name: tensor.long() for name, tensor in network().module.state_dict().items()}
     with pytest.raises(WeightsError, match=r"conv1\.weight holds whole numbers \(torch\.int64\)"):
         build_network("resnet18", 5, weights, 32, 0, seed=0)
 
@@ -293,7 +295,7 @@ def test_the_seed_alone_decides_random_weights(seed: int) -> None:
     torch.manual_seed(seed + 1)
     first = network(seed=seed)
     torch.manual_seed(seed + 2)
-    assert fingerprint(network(seed=seed).resnet.state_dict()) == fingerprint(first.resnet.state_dict())
+    assert fingerprint(network(seed=seed).module.state_dict()) == fingerprint(first.module.state_dict())
 
 
 def test_weights_that_were_cut_short_or_hold_nan_are_refused(tmp_path: Path) -> None:
@@ -306,7 +308,7 @@ def test_weights_that_were_cut_short_or_hold_nan_are_refused(tmp_path: Path) -> 
             read_weights("resnet18", str(file))
     for value in (float("nan"), float("inf")):
         with torch.no_grad():
-            network.resnet.conv1.weight[0, 0, 0, 0] = value
+            network.module.conv1.weight[0, 0, 0, 0] = value
         file.write_bytes(weights_as_bytes(network))
         with pytest.raises(WeightsError, match=r"conv1\.weight holds NaN or infinity"):
             read_weights("resnet18", str(file))

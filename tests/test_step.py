@@ -350,5 +350,5 @@ def test_a_compiled_step_trains_alike() -> None:
     for some in (training, plain):
         some.runner.step.rate.fill_(0.001)
         some.runner.run(*a_batch())
-    torch.testing.assert_close(training.network.resnet.fc.weight, plain.network.resnet.fc.weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(training.network.module.fc.weight, plain.network.module.fc.weight, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(training.runner.step.loss_sum, plain.runner.step.loss_sum, rtol=1e-4, atol=0)

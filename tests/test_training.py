@@ -162,7 +162,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch() -> None:
         training.network.eval()
         training.portions.micro_batch = micro_batch
         training.runner.step.run(images, labels)
-        gradients.append((training.runner.step.loss_sum, training.network.resnet.conv1.weight.grad))
+        gradients.append((training.runner.step.loss_sum, training.network.module.conv1.weight.grad))
     (loss, whole), (sum_of_losses, in_parts) = gradients
     torch.testing.assert_close(sum_of_losses, loss)
     torch.testing.assert_close(in_parts, whole, rtol=1e-3, atol=1e-5)
@@ -208,9 +208,9 @@ def test_batchnorm_and_biases_have_no_weight_decay() -> None:
 
 def test_trained_weights_differ_only_where_they_may(digits: ImageSet) -> None:
     network = build_network("resnet18", 10, {}, 32, 9, seed=0)
-    before = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
+    before = fingerprint({k: t for k, t in network.module.state_dict().items() if not k.startswith("fc.")})
     tuning = build_evaluation_set(digits.tuning, [], FP32.device)
     recipe = Recipe(1, 64, 0.1, 5e-4, 0.0, Augmentation(0, [], False), 0)
     list(fine_tune(Training(network, recipe, FP32), TrainingImages(digits.train, FP32.device), tuning))
-    after = fingerprint({k: t for k, t in network.resnet.state_dict().items() if not k.startswith("fc.")})
+    after = fingerprint({k: t for k, t in network.module.state_dict().items() if not k.startswith("fc.")})
     assert after == before

@@ -60,7 +60,9 @@ def killed_for_memory() -> int:
 
 def worker_mib(spec: Spec, batch_size: int, images: int | None = None) -> int:
     """What a worker that computes on the CPU takes, more or less. images: to train on, if that is known."""
-    step = BYTES_A_PIXEL[spec.model.name] * (SHARE_IN_BF16 if cpu_multiplies_bf16() else 1)
+    step = BYTES_A_PIXEL.get(spec.model.name, max(BYTES_A_PIXEL.values())) * (
+        SHARE_IN_BF16 if cpu_multiplies_bf16() else 1
+    )
     batch = batch_size if images is None else min(batch_size, images)
     return round(BASE_MIB + step * batch * spec.model.input_size**2 / 2**20)
 

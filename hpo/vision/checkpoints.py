@@ -60,8 +60,8 @@ def checkpoint_from_bytes(content: bytes) -> Checkpoint | None:
 
 
 def weights_as_bytes(network: Classifier) -> bytes:
-    """The network's tensors under torchvision's own names."""
-    return checkpoint_as_bytes(network.resnet.state_dict(), {})
+    """The network's tensors under its own names."""
+    return checkpoint_as_bytes(network.module.state_dict(), {})
 
 
 def weights_from_bytes(content: bytes) -> Weights:

@@ -62,7 +62,11 @@ class Inference:
             copied.copy_(tensor)
 
     def _fold_batch_norms(self, ours: nn.Module, theirs: nn.Module) -> None:
-        """Puts convolutions with a bias in the place of those that a BatchNorm follows."""
+        """Puts convolutions with a bias in the place of those that a BatchNorm follows, in modules that are known to
+        run what they hold one after the other.
+        """
+        if type(theirs).forward is not nn.Sequential.forward and not getattr(theirs, "runs_in_order", False):
+            return
         for (name, convolution), (norm_name, norm) in pairwise(list(theirs.named_children())):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 folded = cast(nn.Conv2d, ours.get_submodule(name))

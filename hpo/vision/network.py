@@ -1,4 +1,4 @@
-"""ResNets with a new head, a frozen part counted from the input, and weights loaded without pickle."""
+"""Networks with a new head, a frozen part counted from the input, and weights loaded without pickle."""
 
 import argparse
 import pickle
@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
 from torch.nn import functional as F
 
-from hpo.errors import WeightsError
-from hpo.vision.resnet import IMAGENET_WEIGHTS, ResNet, build_resnet
+from hpo.errors import InputError, WeightsError
+from hpo.network import Network, family_of
 from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
 from hpo.vision.winograd import replace_convolutions
 
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
-HEAD = "fc."
 Weights = dict[str, Tensor]
 STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
 """What checkpoints call the network's state dict, beside the optimizer's and others."""
@@ -62,26 +61,30 @@ class Normalise(nn.Module):
 class Head(nn.Module):
     """Logits, float32 (n, classes), of the last unit's output; never in fewer bits, which would leave ties."""
 
-    def __init__(self, resnet: ResNet) -> None:
+    def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.pool = resnet.avgpool
-        self.linear = resnet.fc
+        *pool, linear = head if isinstance(head, nn.Sequential) else [head]
+        if not isinstance(linear, nn.Linear):
+            raise InputError(f"model.name: a network's head must end in nn.Linear, not {type(linear).__name__}")
+        self.pool = nn.Sequential(*pool)
+        self.linear = linear
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return cast(Tensor, self.linear(self.pool(features.float()).flatten(1)))
+            return cast(Tensor, self.linear(self.pool(features.float())))
 
 
 class Classifier(nn.Module):
-    """A ResNet that takes pixels as `Normalise` does, and keeps its first units frozen.
+    """A network that takes pixels as `Normalise` does, and keeps its first units frozen.
 
-    The units are the stem and the residual blocks; a frozen one has no gradients, and its BatchNorm stays in eval mode,
-    whatever `train()` says. Output: logits, float32 (n, classes).
+    A frozen unit has no gradients, and its BatchNorm stays in eval mode, whatever `train()` says. Output: logits,
+    float32 (n, classes).
     """
 
-    def __init__(self, resnet: ResNet, input_size: int, frozen_layers: int) -> None:
+    def __init__(self, module: nn.Module, family: type[Network], input_size: int, frozen_layers: int) -> None:
         super().__init__()
-        self.resnet = resnet
+        self.module = module
+        self.family = family
         self.normalise = Normalise(input_size)
         self.frozen_layers = frozen_layers
         self.frozen_part.requires_grad_(False)
@@ -90,12 +93,21 @@ class Classifier(nn.Module):
     @property
     def frozen_part(self) -> nn.Sequential:
         """From pixels to what the first unit that is not frozen takes: the same in all of a training."""
-        return nn.Sequential(self.normalise, *units(self.resnet)[: self.frozen_layers])
+        return nn.Sequential(self.normalise, *self.family.units(self.module)[: self.frozen_layers])
 
     @property
     def trainable_part(self) -> nn.Sequential:
         """From there to the logits."""
-        return nn.Sequential(*units(self.resnet)[self.frozen_layers :], Head(self.resnet))
+        return nn.Sequential(*self.family.units(self.module)[self.frozen_layers :], self.head)
+
+    @property
+    def head(self) -> Head:
+        return Head(self.family.head(self.module))
+
+    @property
+    def head_name(self) -> str:
+        """What the names of the last linear layer's tensors begin with, `fc.` say."""
+        return _head_name(self.family, self.module)
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
@@ -108,11 +120,9 @@ class Classifier(nn.Module):
         return cast(Tensor, self.trainable_part(features))
 
 
-def units(resnet: ResNet) -> list[nn.Module]:
-    """The stem, then each residual block, from the input on: what `frozen_layers` counts."""
-    stem = nn.Sequential(resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool)
-    blocks = [block for layer in (resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4) for block in layer]
-    return [stem, *blocks]
+def _head_name(family: type[Network], module: nn.Module) -> str:
+    linear = Head(family.head(module)).linear
+    return next(f"{name}." for name, each in module.named_modules() if each is linear)
 
 
 def build_network(
@@ -120,30 +130,39 @@ def build_network(
 ) -> Classifier:
     """A network with the given weights; what they lack (the head, or everything) is random, drawn from `seed`.
 
-    Raises WeightsError that names the tensors that do not fit.
+    Raises WeightsError that names the tensors that do not fit, InputError if so many layers cannot be frozen.
     """
-    with torch.device("meta"):
-        resnet = build_resnet(name, classes)
-    given = _fitting(weights, resnet.state_dict(), name)
-    if set(given) == set(resnet.state_dict()):  # drawing numbers for nothing takes a fifth of a second
-        resnet.load_state_dict(given, assign=True)
-    else:
+    family = family_of(name)
+    given: Weights = {}
+    module = None
+    if weights and family.builds_without_memory:
+        with torch.device("meta"):
+            module = family.build(name, classes, input_size)
+        given = _fitting(weights, module.state_dict(), name, _head_name(family, module))
+        if set(given) == set(module.state_dict()):  # drawing numbers for nothing takes a fifth of a second
+            module.load_state_dict(given, assign=True)
+        else:
+            module = None
+    if module is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            resnet = build_resnet(name, classes)
-        resnet.load_state_dict(given, strict=False)
-    replace_convolutions(resnet)
-    return Classifier(resnet, input_size, frozen_layers).to(memory_format=torch.channels_last)
+            module = family.build(name, classes, input_size)
+        given = given or _fitting(weights, module.state_dict(), name, _head_name(family, module))
+        module.load_state_dict(given, strict=False)
+    if frozen_layers > (most := len(family.units(module))):
+        raise InputError(f"search.frozen_layers: {frozen_layers} is more than the {most} of {name}")
+    replace_convolutions(module)
+    return Classifier(module, family, input_size, frozen_layers).to(memory_format=torch.channels_last)
 
 
-def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str) -> Weights:
+def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, head: str) -> Weights:
     """Copies of the given tensors, of the network's own types. Everything must fit but the head, which is taken if it
     has the right shape (it came from the same images).
     """
     if not weights:
         return {}
-    given = {key: tensor for key, tensor in weights.items() if not key.startswith(HEAD)}
-    body = {key: tensor for key, tensor in own.items() if not key.startswith(HEAD)}
+    given = {key: tensor for key, tensor in weights.items() if not key.startswith(head)}
+    body = {key: tensor for key, tensor in own.items() if not key.startswith(head)}
     counters = {key: torch.zeros((), dtype=torch.int64) for key in body if key.endswith("num_batches_tracked")}
     given = counters | given
     problems = [f"{key} is missing" for key in body if key not in given]
@@ -167,8 +186,9 @@ def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str
             f"set model.name to the one that they are of: "
             f"{'; '.join(problems[:4])}{more}"
         )
-    head = {k: t for k, t in weights.items() if k in own and k.startswith(HEAD) and t.shape == own[k].shape}
-    fitting = given | (head if len(head) == 2 else {})
+    shapes = {key: tensor.shape for key, tensor in own.items() if key.startswith(head)}
+    last = {key: weights[key] for key, shape in shapes.items() if key in weights and weights[key].shape == shape}
+    fitting = given | (last if len(last) == len(shapes) else {})
     return {key: tensor.to(own[key].dtype, copy=True) for key, tensor in fitting.items()}
 
 
@@ -224,7 +244,9 @@ def _listed(entries: Mapping[str, object]) -> str:
 
 
 def _imagenet_weights(name: str) -> Weights:
-    url = IMAGENET_WEIGHTS[name]
+    url = family_of(name).imagenet.get(name)
+    if url is None:
+        raise WeightsError(f"model.weights: there are none from ImageNet for {name}; give a file, or 'none'")
     try:
         return load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
     except (OSError, urllib.error.URLError, RuntimeError) as error:

@@ -28,13 +28,13 @@ def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoot
     They stay on the CPU, since L-BFGS is thousands of operations on a few numbers, each too small for a GPU. Beside one
     they take one thread, so that the last digits do not depend on how many a worker has.
     """
-    body = Inference(nn.Sequential(network.frozen_part, *network.trainable_part[:-1], network.resnet.avgpool), compute)
+    body = Inference(nn.Sequential(network.frozen_part, *network.trainable_part[:-1], network.head.pool), compute)
     rows = torch.from_numpy(train.rows).split(compute.images_scored_at_once(network.normalise.size))
     images = (upload(torch.from_numpy(train.pixels[some.numpy()]), compute.device) for some in rows)
-    features = torch.cat([body(batch.permute(0, 3, 1, 2)).flatten(1).float() for batch in images])
+    features = torch.cat([body(batch.permute(0, 3, 1, 2)).float() for batch in images])
     labels = upload(torch.from_numpy(train.labels), compute.device)
-    weight = torch.zeros_like(network.resnet.fc.weight, device="cpu").requires_grad_()
-    bias = torch.zeros_like(network.resnet.fc.bias, device="cpu").requires_grad_()
+    weight = torch.zeros_like(network.head.linear.weight, device="cpu").requires_grad_()
+    bias = torch.zeros_like(network.head.linear.bias, device="cpu").requires_grad_()
     adding = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
     vars(adding).setdefault("__dynamo_disable", adding)  # else it waits for the import of the compiler, as in sgd.py
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
@@ -49,7 +49,7 @@ def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoot
 
     with _one_thread() if compute.device.type == "cuda" else contextlib.nullcontext():
         optimizer.step(loss)
-    return {"fc.weight": weight.detach(), "fc.bias": bias.detach()}
+    return {f"{network.head_name}weight": weight.detach(), f"{network.head_name}bias": bias.detach()}
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions, added to what came in."""
 
     expansion = 1
+    runs_in_order = True
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -38,6 +39,7 @@ class Bottleneck(nn.Module):
     """A 3x3 convolution between two of 1x1, added to what came in."""
 
     expansion = 4
+    runs_in_order = True
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -92,12 +94,6 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
     "resnet34": (BasicBlock, (3, 4, 6, 3)),
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
 }
-IMAGENET_WEIGHTS = {
-    "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-    "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
-    "resnet50": "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
-}
-"""torchvision's own; each name ends in the first digits of the file's SHA-256."""
 
 
 def build_resnet(name: str, classes: int) -> ResNet:

@@ -124,6 +124,7 @@ class Training:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Goes on from what `tensors()` of a training with the same recipe gave."""
+        tensors = {name.replace(".resnet.", ".module.", 1): tensor for name, tensor in tensors.items()}  # of before
         self.network.load_state_dict(_below("network.", tensors))
         if self.average:
             self.averaged.trainable_part.load_state_dict(_below("averaged.", tensors))

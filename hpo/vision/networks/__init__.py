@@ -1,0 +1,1 @@
+"""Families of networks, a file each. The contract is hpo.Network."""
