@@ -118,7 +118,7 @@ def test_averaged_weights_have_batchnorm_statistics_of_their_own(digits: ImageSe
     mean = inputs[0].mean((0, 2, 3))
     assert norm.running_mean is not None
     torch.testing.assert_close(norm.running_mean, mean, rtol=0.02, atol=0.002)
-    learned = training.network.get_submodule("resnet.bn1").running_mean
+    learned = training.network.get_submodule("module.bn1").running_mean
     assert (mean - learned).abs().max() > 5 * (mean - norm.running_mean).abs().max(), "not those of the last weights"
 
 
