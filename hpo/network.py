@@ -49,11 +49,11 @@ NETWORKS = Door("family of networks", "hpo.vision.networks", "hpo.networks", Net
 
 def family_of(name: str) -> type[Network]:
     """The family that has a network of this name. Raises InputError."""
-    families = [NETWORKS.find(member) for member in NETWORKS.own()]
-    families += [NETWORKS.find(name)] if name in NETWORKS.installed() else []
-    for family in families:
-        if name in family.names:
+    for member in NETWORKS.own():
+        if name in (family := NETWORKS.find(member)).names:
             return family
+    if name in NETWORKS.installed() and name in (family := NETWORKS.find(name)).names:
+        return family  # without loading other packages, and with its error if it cannot be loaded
     for family in _loadable(NETWORKS.installed()):
         if name in family.names:
             return family
