@@ -133,7 +133,7 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
     assert "stuck_pixels" in hpo("top", "study", "--csv").stdout.splitlines()[0]
     assert "stuck" in hpo("top", "study").stdout
     (tmp_path / "again.toml").write_text(hpo("best", "study", "--toml").stdout)
-    again = hpo("run", "again.toml", "--workers", "1", **package)
+    again = hpo("submit", "again.toml", **package)
     assert again.returncode == 0, again.stderr
 
 
