@@ -54,7 +54,7 @@ def family_of(name: str) -> type[Network]:
             return family
     if name in NETWORKS.installed() and name in (family := NETWORKS.find(name)).names:
         return family  # without loading other packages, and with its error if it cannot be loaded
-    for family in _loadable(NETWORKS.installed()):
+    for family in NETWORKS.loadable().values():
         if name in family.names:
             return family
     allowed = network_names()
@@ -71,14 +71,4 @@ def freezable_layers(name: str) -> int | None:
 
 def network_names() -> list[str]:
     """Of all families that can be loaded, hpo's own first."""
-    return [name for family in _loadable(NETWORKS.names()) for name in family.names]
-
-
-def _loadable(members: list[str]) -> list[type[Network]]:
-    families = []
-    for member in members:
-        try:
-            families.append(NETWORKS.find(member))
-        except InputError:  # another package's trouble
-            continue
-    return families
+    return [name for family in NETWORKS.loadable().values() for name in family.names]

@@ -204,13 +204,13 @@ PARAMETERS = {
 """All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
 
 
-def _check(row: Row, parameter: Value | Range | Choices, is_kept: bool) -> None:
+def _check(row: Row, parameter: Value | Range | Choices, kept: bool) -> None:
     if row.kind == "word":
         if isinstance(parameter, Range) or any(word not in row.words for word in values_in(parameter)):
             words = [f"'{word}'" for word in row.words]
             raise ValueError(f"must be {', '.join(words)}, or {{ choices = [{', '.join(words)}] }}")
         return
-    low = 1 if row.name == "batch_size" and is_kept else row.low  # before 1 was refused
+    low = 1 if row.name == "batch_size" and kept else row.low  # before 1 was refused
     whole = row.kind == "whole"
     for value in values_in(parameter):
         allowed = f"{'a whole number' if whole else 'a number'} from {low:g} to {row.high:g}"
@@ -218,7 +218,7 @@ def _check(row: Row, parameter: Value | Range | Choices, is_kept: bool) -> None:
             raise ValueError(f"{str(value)[:60]} is not {allowed}")
 
 
-class Search(Section):
+class SearchSection(Section):
     """The parameters of a trial, a key for each of PARAMETERS: a value fixes one; a range or a list of choices searches
     it.
     """
@@ -283,11 +283,11 @@ class Search(Section):
 
 
 if TYPE_CHECKING:
-    SearchSpec = Search
+    SearchSpec = SearchSection
 else:
     SearchSpec = create_model(
         "SearchSpec",
-        __base__=Search,
+        __base__=SearchSection,
         __module__=__name__,
         **{
             row.name: (

@@ -2,6 +2,7 @@
 packages. Nothing else that a study file or a database names is ever imported.
 """
 
+import contextlib
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -36,6 +37,14 @@ class Door(Generic[T]):
     def names(self) -> list[str]:
         """Of all members, hpo's own first."""
         return list(dict.fromkeys([*self.own(), *self.installed()]))
+
+    def loadable(self) -> dict[str, type[T]]:
+        """All members, by name, but for those of packages that cannot be loaded."""
+        found: dict[str, type[T]] = {}
+        for name in self.names():
+            with contextlib.suppress(InputError):
+                found[name] = self.find(name)
+        return found
 
     def find(self, name: str) -> type[T]:
         """The member of this name. Raises InputError if there is none, or if its package cannot be loaded."""

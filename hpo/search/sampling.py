@@ -118,11 +118,8 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
     low = high = given
     logarithmic = False
     if hasattr(parameter, "choices"):
-        low, high, logarithmic = (
-            min(parameter.choices),
-            max(parameter.choices),
-            _is_logarithmic(name, parameter.choices),
-        )
+        low, high = min(parameter.choices), max(parameter.choices)
+        logarithmic = _is_logarithmic(name, parameter.choices)
     elif hasattr(parameter, "low"):
         low, high, logarithmic = parameter.low, parameter.high, parameter.log
     if given is not None:  # the baseline may lie outside of what is searched

@@ -36,7 +36,7 @@ def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoot
     weight = torch.zeros_like(network.head.linear.weight, device="cpu").requires_grad_()
     bias = torch.zeros_like(network.head.linear.bias, device="cpu").requires_grad_()
     adding = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
-    vars(adding).setdefault("__dynamo_disable", adding)  # else it waits for the import of the compiler, as in sgd.py
+    vars(adding).setdefault("__dynamo_disable", adding)  # else it imports the compiler, as in optimizers.py
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
