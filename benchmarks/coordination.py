@@ -20,11 +20,11 @@ from faults import HERE, Plan, make_spec
 from free_objective import FreeObjective
 from postgresql_servers import fresh_database, postgresql
 
-from hpo.search.measurement import Trial
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import submit
-from hpo.search.tables import studies, trials
-from hpo.spec import Spec
+from hpo.doors.objective import Trial
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import submit
+from hpo.search.sql.tables import studies, trials
+from hpo.study_file.spec import Spec
 
 EPOCHS = 3
 

@@ -86,9 +86,9 @@ _objectives: dict[str, Any] = {}
 
 def curve(given: argparse.Namespace, folder: str, training: str, kind: str, params: Params) -> dict[str, Any]:
     from hpo.artifacts import Artifacts
-    from hpo.objective import RobustAccuracy
-    from hpo.search.measurement import Trial
-    from hpo.spec import load_spec
+    from hpo.doors.objective import Trial
+    from hpo.objectives.robust_accuracy import RobustAccuracy
+    from hpo.study_file.spec import load_spec
 
     if training not in _objectives:
         changes = dict(CHEAPER[training])

@@ -22,13 +22,13 @@ import sqlalchemy as sa
 from free_worker import take_ticket
 from postgresql_servers import fresh_database, pgbouncer, postgresql
 
-from hpo.launch.local import Fleet, start_fleet, stop_fleet, tend
-from hpo.search import budget
-from hpo.search.burial import bury
-from hpo.search.outages import is_outage
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import Study, submit
-from hpo.spec import Spec
+from hpo.search.sql import claims
+from hpo.search.sql.dead_workers import bury
+from hpo.search.sql.outages import is_outage
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import Study, submit
+from hpo.study_file.spec import Spec
+from hpo.workers.local import Fleet, start_fleet, stop_fleet, tend
 
 HERE = Path(__file__).parent
 
@@ -143,7 +143,7 @@ def _inject(fleet: Fleet, engine: sa.Engine, study: Study, plan: Plan, tickets: 
 
 def _finished(engine: sa.Engine, study: Study) -> int:
     try:
-        return budget.count(engine, study.study_id).finished
+        return claims.count(engine, study.study_id).finished
     except sa.exc.DBAPIError as error:
         if is_outage(error):
             return 0

@@ -4,9 +4,9 @@ from collections.abc import Callable, Generator, Sequence
 from math import log10
 from typing import Any
 
-from hpo.parameters import Params
-from hpo.search.measurement import Measurement, Trial
-from hpo.spec import Spec
+from hpo.doors.objective import Measurement, Trial
+from hpo.doors.parameters import Params
+from hpo.study_file.spec import Spec
 
 
 class FreeObjective:

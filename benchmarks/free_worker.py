@@ -18,13 +18,13 @@ from pathlib import Path
 import sqlalchemy as sa
 from free_objective import FreeObjective
 
+from hpo.doors.objective import Measurement, Trial
 from hpo.errors import HpoError
-from hpo.launch.local import worker_name
-from hpo.search import heartbeats
-from hpo.search.measurement import Measurement, Trial
-from hpo.search.storage import open_engine, parse_url
+from hpo.search.sql import heartbeats
+from hpo.search.sql.storage import open_engine, parse_url
 from hpo.search.worker import work
 from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
+from hpo.workers.local import worker_name
 
 FUNCTIONS = (
     "claim",

@@ -57,15 +57,15 @@ def overrides(given: Result, *more: str) -> list[str]:
 
 def objective_of(given: Result, folder: Path, *more: str) -> Any:
     from hpo.artifacts import Artifacts
-    from hpo.objective import RobustAccuracy
-    from hpo.spec import load_spec
+    from hpo.objectives.robust_accuracy import RobustAccuracy
+    from hpo.study_file.spec import load_spec
 
     spec = load_spec(STUDY, overrides(given, *more))
     return RobustAccuracy(spec, None, Artifacts(str(folder / "artifacts")))
 
 
 def training_of(objective: Any, **params: Any) -> Any:
-    from hpo.vision.training import Training
+    from hpo.vision.training.loop import Training
 
     every = PARAMS | params
     network = objective._network(every, objective._initial_weights(every))
@@ -106,7 +106,7 @@ def limit(given: Result) -> Result:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     recorder: Any = Called()
     if device.type == "cuda":
-        from hpo.vision.step import CudaRecorder
+        from hpo.vision.training.step import CudaRecorder
 
         recorder = CudaRecorder()
 
@@ -215,10 +215,10 @@ def steps(given: Result) -> Result:
     """hpo's step; whole epochs as trials have them, scoring, averaging and checkpoints included; memory."""
     import torch
 
-    from hpo.search.measurement import Trial
-    from hpo.vision.batches import Batches
-    from hpo.vision.evaluation import embedded, evaluate
+    from hpo.doors.objective import Trial
     from hpo.vision.inference import Inference
+    from hpo.vision.scoring import embedded, evaluate
+    from hpo.vision.training.batches import Batches
 
     found: Result = {"step": {}, "epoch": {}, "first_epoch_secs": {}, "peak_mib": {}, "how": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -281,7 +281,7 @@ def start(given: Result) -> Result:
     with tempfile.TemporaryDirectory() as folder:
         with timed("images, weights"):
             objective = objective_of(given, Path(folder))
-        from hpo.vision.probe import fitted_head
+        from hpo.vision.training.head import fitted_head
 
         pretrained = objective.pretrained
         network = objective._network({"frozen_layers": 0}, pretrained).to(objective.compute.device)
@@ -293,7 +293,7 @@ def start(given: Result) -> Result:
         for name in ("first", "second"):
             with timed(f"{name} trial: network"):
                 training = training_of(objective)
-            from hpo.vision.training import fine_tune
+            from hpo.vision.training.loop import fine_tune
 
             with timed(f"{name} trial: first epoch"):
                 next(fine_tune(training, objective._training_images, tuning))
@@ -306,7 +306,7 @@ def trials(given: Result) -> Result:
     by the clock.
     """
     from hpo import load_results
-    from hpo.launch.sharing import CONTROL
+    from hpo.workers.gpu_sharing import CONTROL
 
     found: Result = {"wall_secs": {}, "first_trial_secs": {}, "scores": {}, "median_trial_secs": {}, "failed": {}}
     arguments = overrides(given, f"budget={given['trials']}", f"training.epochs={given['trial_epochs']}")
@@ -352,10 +352,10 @@ def equality(given: Result) -> Result:
     """Called against replayed; a training that goes on against the unbroken one."""
     import torch
 
-    from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
-    from hpo.vision.network import fingerprint
+    from hpo.vision.classifier import fingerprint
     from hpo.vision.random_bits import normal, uniform
-    from hpo.vision.training import fine_tune
+    from hpo.vision.training.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
+    from hpo.vision.training.loop import fine_tune
 
     def correct(result: Any) -> list[int]:
         return [accuracy.correct for accuracy in result.accuracies.values()]
@@ -400,9 +400,9 @@ def equality(given: Result) -> Result:
 
 def killed(given: Result) -> Result:
     """A worker that is killed in the middle of an epoch: what goes on elsewhere gives what the unbroken trial gave."""
-    from hpo.launch.local import worker_name
-    from hpo.search.burial import bury
-    from hpo.search.storage import open_engine, parse_url
+    from hpo.search.sql.dead_workers import bury
+    from hpo.search.sql.storage import open_engine, parse_url
+    from hpo.workers.local import worker_name
 
     settings = overrides(given, "budget=1", f"training.epochs={given['killed_epochs']}")
     settings += ["search.batch_size=32", "search.learning_rate={low=0.01,high=0.02}", "pruner.name=none"]
@@ -438,7 +438,7 @@ def memory(given: Result) -> Result:
     """Batches of 512 in a process that may take little of the GPU."""
     import torch
 
-    from hpo.vision.training import fine_tune
+    from hpo.vision.training.loop import fine_tune
 
     if not torch.cuda.is_available():
         return {"left out": "needs a GPU; tests/test_training.py does it with a process's own memory"}
@@ -466,7 +466,7 @@ def compiled(given: Result) -> Result:
     found: Result = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, setting in (("as it is", "false"), ("compiled", "true")):
-            from hpo.vision.batches import Batches
+            from hpo.vision.training.batches import Batches
 
             objective = objective_of(given, Path(folder), f"training.compile={setting}")
             training = training_of(objective, batch_size=given["plain_batch"])

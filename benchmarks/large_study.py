@@ -16,11 +16,11 @@ from typing import Any
 import sqlalchemy as sa
 from optuna.distributions import distribution_to_json
 
-from hpo.search import attributes, tables
-from hpo.search.sampling import distributions
-from hpo.search.storage import create_database, parse_url, writing
-from hpo.search.study import Study, submit
-from hpo.spec import Spec, load_spec
+from hpo.search.samplers import distributions
+from hpo.search.sql import attributes, tables
+from hpo.search.sql.storage import create_database, parse_url, writing
+from hpo.search.sql.studies import Study, submit
+from hpo.study_file.spec import Spec, load_spec
 
 STUDIES = Path(__file__).parent.parent / "studies"
 

@@ -22,13 +22,13 @@ import sqlalchemy as sa
 from free_objective import FreeObjective
 from postgresql_servers import fresh_database, postgresql
 
-from hpo.search import outages
-from hpo.search.measurement import Measurement, Trial
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import submit
-from hpo.search.tables import trial_intermediate_values, trials
+from hpo.doors.objective import Measurement, Trial
+from hpo.search.sql import outages
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import submit
+from hpo.search.sql.tables import trial_intermediate_values, trials
 from hpo.search.worker import work
-from hpo.spec import Spec
+from hpo.study_file.spec import Spec
 
 FUNCTIONS = ("pause", "promote", "claim", "finish", "give_back")
 FAILING_SHARE = 0.3

@@ -12,8 +12,8 @@ import matplotlib.pyplot as plt
 import sqlalchemy as sa
 from matplotlib.axes import Axes
 
-from hpo.search.queries import TrialResult, best_trials, trials_in
-from hpo.search.storage import DEFAULT_STORAGE, open_engine, parse_url
+from hpo.search.sql.queries import TrialResult, best_trials, trials_in
+from hpo.search.sql.storage import DEFAULT_STORAGE, open_engine, parse_url
 
 
 def plot(engine: sa.Engine, study: str, file: str) -> None:

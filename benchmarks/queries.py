@@ -20,9 +20,9 @@ import sqlalchemy as sa
 from large_study import fill
 from postgresql_servers import fresh_database, postgresql
 
-from hpo.search.queries import best_trials
-from hpo.search.status import status
-from hpo.search.storage import create_database, open_engine, parse_url
+from hpo.search.sql.queries import best_trials
+from hpo.search.sql.status import status
+from hpo.search.sql.storage import create_database, open_engine, parse_url
 
 REPETITIONS = 5
 

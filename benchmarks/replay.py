@@ -26,13 +26,13 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from time_to_target import STUDY
 
-from hpo.search import rungs, sampling
-from hpo.search.history import with_estimates
-from hpo.search.measurement import Measurement, Trial
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import submit
+from hpo.doors.objective import Measurement, Trial
+from hpo.search import asha, samplers
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import submit
+from hpo.search.sql.trials_in_memory import with_estimates
 from hpo.search.worker import work
-from hpo.spec import Spec, load_spec
+from hpo.study_file.spec import Spec, load_spec
 
 TWO_THREADS = 0.56
 """What a worker with both cores needs of the time of one with a single thread."""
@@ -122,15 +122,13 @@ def play(model: Model, spec: Spec, seconds: float) -> Played:
 def variants() -> dict[str, tuple[list[str], Callable[[], None]]]:
     """Settings, and what is changed in the code for it."""
 
-    usual = sampling.STARTUP_TRIALS
+    usual = samplers.STARTUP_TRIALS
 
-    def change(
-        startup: int | None = None, paused: int = rungs.MOST_PAUSED, estimate: bool = True
-    ) -> Callable[[], None]:
+    def change(startup: int | None = None, paused: int = asha.MOST_PAUSED, estimate: bool = True) -> Callable[[], None]:
         def apply() -> None:
-            sampling.STARTUP_TRIALS = {kind: startup or trials for kind, trials in usual.items()}
-            sampling.with_estimates = with_estimates if estimate else lambda study, current: study
-            rungs.MOST_PAUSED = paused
+            samplers.STARTUP_TRIALS = {kind: startup or trials for kind, trials in usual.items()}
+            samplers.with_estimates = with_estimates if estimate else lambda study, current: study
+            asha.MOST_PAUSED = paused
 
         return apply
 

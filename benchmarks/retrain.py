@@ -23,7 +23,7 @@ from typing import Any
 from time_to_target import HERE, STUDY, conditions, export_images, overrides, precision
 from time_to_target_report import SYSTEMS, best_score, finished_runs
 
-from hpo.spec import Spec, load_spec
+from hpo.study_file.spec import Spec, load_spec
 
 KEPT = HERE / "results" / f"retrain-{precision()}.jsonl"
 TRAINING_SEEDS = range(1000, 1005)
@@ -51,8 +51,8 @@ def median_runs() -> Iterator[dict[str, Any]]:
 
 def train_as_hpo(spec: Spec, params: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
     from hpo.artifacts import Artifacts
-    from hpo.objective import RobustAccuracy
-    from hpo.search.measurement import Trial
+    from hpo.doors.objective import Trial
+    from hpo.objectives.robust_accuracy import RobustAccuracy
 
     objective = RobustAccuracy(spec, len(os.sched_getaffinity(0)), Artifacts(str(folder)))
     objective.images = replace(objective.images, tuning=objective.images.test)

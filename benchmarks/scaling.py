@@ -26,10 +26,10 @@ from faults import Plan, make_spec
 from postgresql_servers import fresh_database, postgresql
 from time_to_target import STUDY, conditions, overrides
 
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import submit
-from hpo.search.tables import trial_user_attributes, trials
-from hpo.spec import Spec, load_spec
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import submit
+from hpo.search.sql.tables import trial_user_attributes, trials
+from hpo.study_file.spec import Spec, load_spec
 
 RESULTS = HERE / "results"
 SLEEP_SECS = 10.0

@@ -24,12 +24,12 @@ from lost_answers import SPEC
 from postgresql_servers import fresh_database, postgresql
 
 from hpo.errors import StudyError
-from hpo.search.budget import count
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import Study, extend, find_studies, submit
-from hpo.search.tables import trials
-from hpo.search.whole_study import delete, rename
-from hpo.spec import Spec
+from hpo.search.sql.claims import count
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import Study, extend, find_studies, submit
+from hpo.search.sql.tables import trials
+from hpo.search.sql.whole_study import delete, rename
+from hpo.study_file.spec import Spec
 
 HERE = Path(__file__).resolve().parent
 WORKERS = 4

@@ -27,21 +27,21 @@ from postgresql_servers import fresh_database, postgresql
 from time_to_target import HERE, STUDY, conditions, overrides
 
 from hpo.artifacts import Artifacts
-from hpo.lazy_objective import LazyObjective
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import check_fingerprints
-from hpo.spec import load_spec
-from hpo.vision.images import prepare_images
+from hpo.objectives.lazy_objective import LazyObjective
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import check_fingerprints
+from hpo.study_file.spec import load_spec
+from hpo.vision.data.images import prepare_images
 
 WORKER = """
 import os, sys, time
-import hpo.cli
-from hpo.lazy_objective import LazyObjective
+import hpo.cli.main
+from hpo.objectives.lazy_objective import LazyObjective
 
 run = LazyObjective.run
 
 def run_watched(self, trial):
-    from hpo.vision.step import Runner
+    from hpo.vision.training.step import Runner
     step = Runner.run
     def first_step(*arguments):
         step(*arguments)
@@ -52,7 +52,7 @@ def run_watched(self, trial):
 
 LazyObjective.run = run_watched
 sys.argv = ["hpo", "worker", *sys.argv[1:]]
-hpo.cli.main()
+hpo.cli.main.main()
 """
 
 

@@ -33,8 +33,8 @@ import sqlalchemy as sa
 from PIL import Image
 from time_to_target_report import RESULTS, SYSTEMS, print_and_draw
 
-from hpo.search.tables import trial_intermediate_values, trial_params, trials
-from hpo.spec import Spec, load_spec
+from hpo.search.sql.tables import trial_intermediate_values, trial_params, trials
+from hpo.study_file.spec import Spec, load_spec
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE / "time_to_target.toml"
@@ -61,8 +61,8 @@ def export_images(spec: Spec, folder: Path, scored: str = "tuning") -> None:
     """
     import torch
 
-    from hpo.vision.evaluation import build_evaluation_set
-    from hpo.vision.images import load_images
+    from hpo.vision.data.images import load_images
+    from hpo.vision.scoring import build_evaluation_set
 
     images = load_images(spec.data, spec.model.input_size, spec.seed)
     for row, label in zip(images.train.rows, images.train.labels, strict=True):

@@ -30,13 +30,13 @@ from torch.nn import functional as F
 from torchvision.models import resnet18
 
 from hpo.artifacts import Artifacts
-from hpo.launch.local import ALLOCATOR, THREAD_VARIABLES
-from hpo.objective import RobustAccuracy
-from hpo.spec import Spec, load_spec
-from hpo.vision.batches import Batches
+from hpo.objectives.robust_accuracy import RobustAccuracy
+from hpo.study_file.spec import Spec, load_spec
 from hpo.vision.networks.resnet import ResNets
-from hpo.vision.training import Training
+from hpo.vision.training.batches import Batches
+from hpo.vision.training.loop import Training
 from hpo.vision.winograd import replace_convolutions
+from hpo.workers.local import ALLOCATOR, THREAD_VARIABLES
 
 HERE = Path(__file__).resolve().parent
 RESULT = HERE / "results" / "trial_throughput.json"

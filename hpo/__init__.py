@@ -25,6 +25,9 @@ PROTOCOL = 5
 
 if TYPE_CHECKING:
     from hpo.api import Results, best, history, load_results, pareto, perturb, run, submit, top
+    from hpo.doors.network import Network
+    from hpo.doors.parameters import Section
+    from hpo.doors.perturbation import Perturbation
     from hpo.errors import (
         DataError,
         HpoError,
@@ -37,11 +40,8 @@ if TYPE_CHECKING:
         WeightsError,
         WorkerError,
     )
-    from hpo.network import Network
-    from hpo.parameters import Section
-    from hpo.perturbation import Perturbation
-    from hpo.search.queries import TrialResult
-    from hpo.spec import Spec, load_spec
+    from hpo.search.sql.queries import TrialResult
+    from hpo.study_file.spec import Spec, load_spec
     from hpo.vision.random_bits import derive_keys, normal, uniform
 
 __all__ = [
@@ -75,9 +75,9 @@ __all__ = [
     "uniform",
 ]
 _ELSEWHERE = {
-    "Section": "hpo.parameters",
-    "Network": "hpo.network",
-    "Perturbation": "hpo.perturbation",
+    "Section": "hpo.doors.parameters",
+    "Network": "hpo.doors.network",
+    "Perturbation": "hpo.doors.perturbation",
     **dict.fromkeys(("derive_keys", "normal", "uniform"), "hpo.vision.random_bits"),
 }
 

@@ -1,5 +1,5 @@
 """`python -m hpo` is the command `hpo`; workers are started this way, with the interpreter of their parent."""
 
-from hpo.cli import main
+from hpo.cli.main import main
 
 main()

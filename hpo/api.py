@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpo.doors.perturbation import PERTURBATIONS
 from hpo.errors import InputError, NothingCompleteError
-from hpo.perturbation import PERTURBATIONS
-from hpo.search.queries import TrialResult, all_trials, best_trials, improvements, pareto_front
-from hpo.search.storage import DEFAULT_STORAGE, create_database, open_engine, parse_url
-from hpo.search.study import find_studies
-from hpo.search.study import submit as submit_spec
-from hpo.spec import Spec, load_spec
+from hpo.search.sql.queries import TrialResult, all_trials, best_trials, improvements, pareto_front
+from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, open_engine, parse_url
+from hpo.search.sql.studies import find_studies
+from hpo.search.sql.studies import submit as submit_spec
+from hpo.study_file.spec import Spec, load_spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -53,7 +53,7 @@ def run(
 
     Progress goes to stderr, the table of the best to stdout. Call it from the main thread: Ctrl-C gives slots back.
     """
-    from hpo.main_job import run_study
+    from hpo.cli.run_here import run_study
 
     spec = _spec(study, overrides)
     run_study(spec, _url(storage), workers)
@@ -113,7 +113,7 @@ def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Ten
     """
     import torch
 
-    from hpo.vision import evaluation
+    from hpo.vision import scoring
 
     kind = PERTURBATIONS.find(name)
     if not isinstance(severity, int | float) or not 0 <= severity <= 1:
@@ -124,4 +124,4 @@ def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Ten
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise InputError("images must have values from 0 to 1; divide 8-bit ones by 255")
     keys = torch.arange(len(images), device=images.device)
-    return evaluation.perturb(kind, name, images, keys, severity, seed)
+    return scoring.perturb(kind, name, images, keys, severity, seed)

@@ -1,4 +1,4 @@
-"""What can go wrong that a user can mend. Each class knows its exit code; only `hpo.cli` prints.
+"""What can go wrong that a user can mend. Each class knows its exit code; only `hpo.cli.main` prints.
 
 HpoError              1  something the user should know, in one line
 ├── NothingCompleteError a study has no complete trial yet

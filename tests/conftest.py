@@ -19,14 +19,14 @@ from optuna.storages import RDBStorage
 from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.pool import NullPool
 
-from hpo.parameters import Params
-from hpo.search.claims import Hold, token_of
-from hpo.search.records import record_params
-from hpo.search.storage import create_database, open_engine, parse_url
-from hpo.search.study import submit
-from hpo.search.tables import trials
+from hpo.doors.parameters import Params
+from hpo.search.sql.fence import Hold, token_of
+from hpo.search.sql.reports import record_params
+from hpo.search.sql.storage import create_database, open_engine, parse_url
+from hpo.search.sql.studies import submit
+from hpo.search.sql.tables import trials
 from hpo.search.worker import work
-from hpo.spec import Spec
+from hpo.study_file.spec import Spec
 
 Hpo = Callable[..., subprocess.CompletedProcess[str]]
 Start = Callable[..., subprocess.Popen[str]]

@@ -15,10 +15,10 @@ from test_step import BATCH, PERTURBATIONS, Called, an_epochs_work
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from hpo.vision.augmentation import Augmentation
+from hpo.vision.classifier import build_network
 from hpo.vision.device import Compute
-from hpo.vision.network import build_network
-from hpo.vision.training import Recipe, Training
+from hpo.vision.training.augmentation import Augmentation
+from hpo.vision.training.loop import Recipe, Training
 
 GPU = torch.device("cuda")
 

@@ -1,6 +1,6 @@
 """Perturbations as a spec has them, for tests that need no whole spec."""
 
-from hpo.perturbation import PERTURBATIONS, Perturbation
+from hpo.doors.perturbation import PERTURBATIONS, Perturbation
 
 
 def perturbations(sigma: float, fraction: float) -> list[Perturbation]:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from hpo.artifact_files import remove_left
 from hpo.artifacts import Artifacts, open_artifacts
 from hpo.errors import InputError
-from hpo.search.whole_study import Kept
+from hpo.search.sql.whole_study import Kept
+from hpo.search.study_files import remove_left
 
 
 def test_what_was_written_is_read_back_until_it_is_removed(tmp_path: Path) -> None:

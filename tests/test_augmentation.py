@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from some_perturbations import perturbations
 
-from hpo.vision.augmentation import Augmentation
+from hpo.vision.training.augmentation import Augmentation
 
 PERTURBATIONS = perturbations(sigma=0.1, fraction=0.05)
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hpo import checkpoint_writer
-from hpo.checkpoint_writer import CheckpointWriter
+from hpo.search import checkpoint_writer
+from hpo.search.checkpoint_writer import CheckpointWriter
 
 
 class Store:

@@ -8,11 +8,12 @@ import sqlalchemy as sa
 from conftest import give_parameter, make_spec, optuna_storage
 from lost_answers import faults_after
 
-from hpo.search import budget, heartbeats, rungs
-from hpo.search.claims import TrialLost
-from hpo.search.records import finish, record_epoch
-from hpo.search.study import submit
-from hpo.search.tables import trials
+from hpo.search import asha
+from hpo.search.sql import claims, heartbeats
+from hpo.search.sql.fence import TrialLost
+from hpo.search.sql.reports import finish, record_epoch
+from hpo.search.sql.studies import submit
+from hpo.search.sql.tables import trials
 
 
 def state_of(engine: sa.Engine, trial_id: int) -> str:
@@ -20,22 +21,22 @@ def state_of(engine: sa.Engine, trial_id: int) -> str:
         return str(connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == trial_id)))
 
 
-def paused(engine: sa.Engine) -> tuple[int, budget.Claim]:
+def paused(engine: sa.Engine) -> tuple[int, claims.Claim]:
     """A study's id, and the claim of a trial that is paused since."""
     study, _ = submit(engine, make_spec(budget=4, pruner={"name": "asha"}))
-    budget.claim(engine, study.key, "another")
-    claim = budget.claim(engine, study.key, "first")
+    claims.claim(engine, study.key, "another")
+    claim = claims.claim(engine, study.key, "first")
     assert claim is not None
     give_parameter(engine, claim.hold)
     record_epoch(engine, claim.hold, 1, 0.5, [], {})
-    rungs.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
+    asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
     return study.study_id, claim
 
 
-def resumed(engine: sa.Engine, study_id: int, claim: budget.Claim) -> budget.Claim:
+def resumed(engine: sa.Engine, study_id: int, claim: claims.Claim) -> claims.Claim:
     """The paused trial, promoted by another worker."""
     with engine.begin() as connection:
-        found = budget.take(connection, sa.literal(claim.hold.trial_id), "second")
+        found = claims.take(connection, sa.literal(claim.hold.trial_id), "second")
     assert found is not None
     assert found.number == claim.number
     assert found.slot.continues == (claim.number,)
@@ -44,12 +45,10 @@ def resumed(engine: sa.Engine, study_id: int, claim: budget.Claim) -> budget.Cla
 
 def test_a_pause_that_is_said_again_does_not_pause_who_has_resumed_the_trial_since(engine: sa.Engine) -> None:
     study_id, first = paused(engine)
-    assert (
-        rungs.pause(engine, study_id, first.hold, 1, 0.5, {}) == []
-    )  # the answer was lost, and nothing happened since
+    assert asha.pause(engine, study_id, first.hold, 1, 0.5, {}) == []  # the answer was lost, and nothing happened since
     second = resumed(engine, study_id, first)
     with pytest.raises(TrialLost, match="another worker has taken it over"):
-        rungs.pause(engine, study_id, first.hold, 1, 0.5, {})
+        asha.pause(engine, study_id, first.hold, 1, 0.5, {})
     assert state_of(engine, second.hold.trial_id) == "RUNNING"
     assert heartbeats.beat(engine, study_id, second.hold) == "running"
 
@@ -63,7 +62,7 @@ def test_late_words_of_one_who_lost_a_resumed_trial_change_nothing(engine: sa.En
     ):
         with pytest.raises(TrialLost):
             late()
-    assert not budget.give_back(engine, first.hold, "interruption", budget.LOST)
+    assert not claims.give_back(engine, first.hold, "interruption", claims.LOST)
     assert heartbeats.beat(engine, study_id, first.hold) == "lost"
     assert state_of(engine, second.hold.trial_id) == "RUNNING"
     finish(engine, second.hold, "COMPLETE", 0.7, {}, None)
@@ -75,18 +74,18 @@ def test_late_words_of_one_who_lost_a_resumed_trial_change_nothing(engine: sa.En
 
 def test_a_claim_that_is_said_again_is_the_same_claim(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=4))
-    claim = budget.claim(engine, study.key, "worker", token="a token")  # noqa: S106 (no password)
-    assert budget.claimed_before(engine, study.study_id, "a token") == claim
-    assert budget.claimed_before(engine, study.study_id, "another token") is None
+    claim = claims.claim(engine, study.key, "worker", token="a token")  # noqa: S106 (no password)
+    assert claims.claimed_before(engine, study.study_id, "a token") == claim
+    assert claims.claimed_before(engine, study.study_id, "another token") is None
     study_id, first = study.study_id, claim
     assert first is not None
     give_parameter(engine, first.hold)
     record_epoch(engine, first.hold, 1, 0.5, [], {})
-    rungs.pause(engine, study_id, first.hold, 1, 0.5, {})
-    assert budget.claimed_before(engine, study.study_id, "a token") is None
+    asha.pause(engine, study_id, first.hold, 1, 0.5, {})
+    assert claims.claimed_before(engine, study.study_id, "a token") is None
     with engine.begin() as connection:
-        second = budget.take(connection, sa.literal(first.hold.trial_id), "second", "its own")
-    assert budget.claimed_before(engine, study.study_id, "its own") == second
+        second = claims.take(connection, sa.literal(first.hold.trial_id), "second", "its own")
+    assert claims.claimed_before(engine, study.study_id, "its own") == second
 
 
 @pytest.mark.parametrize("end", ["COMPLETE", "PRUNED", "paused"])
@@ -97,7 +96,7 @@ def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, end:
     else:
         study, _ = submit(engine, make_spec(budget=4))
         study_id = study.study_id
-        taken = budget.claim(engine, study.key, "worker")
+        taken = claims.claim(engine, study.key, "worker")
         assert taken is not None
         claim = taken
         finish(engine, claim.hold, end, 0.5, {}, None)
@@ -107,7 +106,7 @@ def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, end:
 def test_the_heartbeats_of_an_ended_trial_interrupt_nobody(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeats, "HEARTBEAT_INTERVAL_SECS", 0.02)
     study, _ = submit(engine, make_spec(budget=4))
-    claim = budget.claim(engine, study.key, "worker")
+    claim = claims.claim(engine, study.key, "worker")
     assert claim is not None
     with heartbeats.beating(engine, study.study_id, claim):
         finish(engine, claim.hold, "COMPLETE", 0.5, {}, None)
@@ -116,7 +115,7 @@ def test_the_heartbeats_of_an_ended_trial_interrupt_nobody(engine: sa.Engine, mo
 
 def test_a_trial_that_was_deleted_is_said_to_be(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=4))
-    claim = budget.claim(engine, study.key, "worker")
+    claim = claims.claim(engine, study.key, "worker")
     assert claim is not None
     optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
     assert heartbeats.beat(engine, study.study_id, claim.hold) == "deleted"

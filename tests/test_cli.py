@@ -19,14 +19,14 @@ from conftest import Hpo, Start, optuna_storage, write_study
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 
-from hpo.cli import cli
+from hpo.cli.main import cli
 from hpo.errors import InputError
-from hpo.launch.local import worker_name
-from hpo.search.burial import bury
-from hpo.search.queries import trials_in
-from hpo.search.storage import open_engine, parse_url
-from hpo.vision.checkpoints import weights_as_bytes
-from hpo.vision.network import build_network
+from hpo.search.sql.dead_workers import bury
+from hpo.search.sql.queries import trials_in
+from hpo.search.sql.storage import open_engine, parse_url
+from hpo.vision.classifier import build_network
+from hpo.vision.training.checkpoints import weights_as_bytes
+from hpo.workers.local import worker_name
 
 SECRET = "s3cret-word"  # noqa: S105
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -292,9 +292,7 @@ def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo: Hpo, tmp_p
 
 def test_reading_commands_import_no_torch(hpo: Hpo, tmp_path: Path) -> None:
     hpo("submit", write_study(tmp_path))
-    code = (
-        "import sys, hpo.cli\ntry: hpo.cli.main()\nfinally: print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
-    )
+    code = "import sys, hpo.cli.main as c\ntry: c.main()\nfinally: print(sorted({'torch'} & set(sys.modules)))"
     for arguments in (["--help"], ["best", "study"], ["top", "study"], ["status"]):
         command = [sys.executable, "-c", code, *arguments]
         printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout

@@ -29,19 +29,20 @@ from optuna.trial import TrialState
 from optuna_dashboard import save_note
 from optuna_dashboard._importance import param_importance_cache
 
-from hpo.artifact_files import is_elsewhere, location_in_full
 from hpo.artifacts import Artifacts
-from hpo.dashboard import _DashboardStorage, build_app, clean_against_perturbed
 from hpo.errors import StudyError
-from hpo.search import attributes, budget, rungs
-from hpo.search.attributes import ARTIFACTS_KEY
-from hpo.search.claims import TrialLost
-from hpo.search.queries import best_trials
-from hpo.search.records import record_epoch
-from hpo.search.storage import writing
-from hpo.search.study import extend, find_studies, submit
-from hpo.search.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
+from hpo.search import asha
+from hpo.search.sql import attributes, claims
+from hpo.search.sql.attributes import ARTIFACTS_KEY
+from hpo.search.sql.fence import TrialLost
+from hpo.search.sql.queries import best_trials
+from hpo.search.sql.reports import record_epoch
+from hpo.search.sql.storage import writing
+from hpo.search.sql.studies import extend, find_studies, submit
+from hpo.search.sql.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
+from hpo.search.study_files import is_elsewhere, location_in_full
 from hpo.search.worker import work
+from hpo.web.dashboard import _DashboardStorage, build_app, clean_against_perturbed
 
 PASSWORD = "a-long-password"  # noqa: S105
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
@@ -341,11 +342,11 @@ def test_a_browser_that_knows_a_deleted_study_is_told_to_load_the_page_again(
 
 def test_a_paused_trial_has_not_ended(engine: sa.Engine, artifacts: Artifacts) -> None:
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.key, "worker")
+    claim = claims.claim(engine, study.key, "worker")
     assert claim is not None
     give_parameter(engine, claim.hold)
     record_epoch(engine, claim.hold, 1, 0.5, [], {})
-    rungs.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
+    asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
     (trial,) = [t for t in detail(build_app(optuna_storage(engine.url), artifacts))["trials"] if t["params"]]
     assert (trial["state"], trial["values"]) == ("Waiting", [0.5])
     assert "datetime_start" in trial
@@ -365,7 +366,7 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     plain = optuna_study(optuna_storage(engine.url), "plain", ["maximize"])
     before = rows_of(engine)
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.key, "worker")
+    claim = claims.claim(engine, study.key, "worker")
     assert claim is not None
     give_parameter(engine, claim.hold)
     record_epoch(engine, claim.hold, 1, 0.5, [], {})
@@ -377,7 +378,7 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     assert rows_of(engine) == before
     with pytest.raises(TrialLost):
         record_epoch(engine, claim.hold, 2, 0.6, [], {})
-    assert not budget.give_back(engine, claim.hold, "interruption", "late")
+    assert not claims.give_back(engine, claim.hold, "interruption", "late")
     assert rows_of(engine) == before
     root = Path(artifacts.location)
     assert sorted(str(file.relative_to(root)) for file in root.rglob("*")) == ["5", "abc", "other", "other/trial-1"]
@@ -408,7 +409,7 @@ def test_a_study_is_deleted_while_workers_write(engine: sa.Engine, artifacts: Ar
     workers = [threading.Thread(target=keep_working, args=(f"worker-{i}",)) for i in range(3)]
     for worker in workers:
         worker.start()
-    while budget.count(engine, study.study_id).finished < 20:
+    while claims.count(engine, study.study_id).finished < 20:
         time.sleep(0.05)
     assert ask(app, "DELETE", f"/api/studies/{study.study_id}", {})[0] == 200
     for worker in workers:
@@ -425,7 +426,7 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
         note = {"dashboard:note_ver": 2, "dashboard:note_str:0": "a note"}
         attributes.write(connection, study_system_attributes, before._study_id, note)
     extend(engine, find_studies(engine, ["study"])[0], 8)
-    claim = budget.claim(engine, (before._study_id, None), "worker")
+    claim = claims.claim(engine, (before._study_id, None), "worker")
     assert claim is not None
     give_parameter(engine, claim.hold)
     checkpoint = f"trial-{claim.number}.checkpoint.safetensors"
@@ -438,7 +439,7 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
     status, answer = rename("other")
     assert status == 400
     assert "1 of its trials are running, and their workers know it by its name; `hpo stop study`" in answer["reason"]
-    budget.give_back(engine, claim.hold, "interruption", "stopped")
+    claims.give_back(engine, claim.hold, "interruption", "stopped")
     submit(engine, make_spec(name="taken"))
     for name, reason in (("taken", "there is a study 'taken' already"), ("a/b", "name: must not"), (" ", "name: must")):
         assert (refused := rename(name))[0] == 400
@@ -462,7 +463,7 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
     assert not submit(engine, make_spec(name="other", sampler=random))[1]
     assert submit(engine, make_spec())[1]
     work(engine, ["other"], FreeObjective, "worker", lambda text: None)
-    assert budget.count(engine, before._study_id).finished == 8
+    assert claims.count(engine, before._study_id).finished == 8
 
 
 def test_what_others_made_is_renamed_too_and_may_be_running(engine: sa.Engine, artifacts: Artifacts) -> None:

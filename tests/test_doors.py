@@ -10,9 +10,9 @@ from textwrap import dedent
 import pytest
 from conftest import Hpo, write_study
 
+from hpo.doors.perturbation import PERTURBATIONS, Perturbation
+from hpo.doors.registry import Door
 from hpo.errors import InputError
-from hpo.perturbation import PERTURBATIONS, Perturbation
-from hpo.registry import Door
 
 PACKAGE = dedent(
     '''

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hpo.errors import DataError
-from hpo.vision.download import download_tiny_imagenet
+from hpo.vision.data.download import download_tiny_imagenet
 
 CONTENT = bytes(range(256)) * 20_000
 MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from postgresql_servers import fresh_database
 
 from hpo.errors import InputError
-from hpo.search import queries
-from hpo.search.filters import FIELDS, parse_sort, parse_where
-from hpo.search.queries import TrialResult
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import submit
+from hpo.search.sql import queries
+from hpo.search.sql.filters import FIELDS, parse_sort, parse_where
+from hpo.search.sql.queries import TrialResult
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import submit
 from hpo.search.worker import work
 
 OPERATORS = {

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpo.guard import Guard, is_loopback
+from hpo.web.guard import Guard, is_loopback
 
 PASSWORD = "correct horse, battery/staple: ü"  # noqa: S105
 CHANGING = ["POST", "PUT", "DELETE", "PATCH"]

@@ -14,9 +14,9 @@ from conftest import Hpo
 from image_trees import write_class_folders, zip_tree
 
 from hpo.errors import DataError
-from hpo.spec import DataSpec
-from hpo.vision import images
-from hpo.vision.images import ImageSet, load_images
+from hpo.study_file.spec import DataSpec
+from hpo.vision.data import images
+from hpo.vision.data.images import ImageSet, load_images
 
 
 def load(tmp_path: Path, source: Path, size: int = 32) -> ImageSet:
@@ -27,8 +27,8 @@ def load(tmp_path: Path, source: Path, size: int = 32) -> ImageSet:
 LOAD = """
 import os, resource, sys
 from hpo.errors import DataError
-from hpo.spec import DataSpec
-from hpo.vision.images import load_images
+from hpo.study_file.spec import DataSpec
+from hpo.vision.data.images import load_images
 root, source, largest_file = sys.argv[1:]
 if int(largest_file):
     resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest_file), -1))

@@ -18,8 +18,8 @@ from image_trees import IMAGES_PER_CLASS, WNIDS, write_class_folders, write_tiny
 from PIL import Image
 
 from hpo.errors import DataError
-from hpo.spec import DataSpec
-from hpo.vision.images import ImageSet, load_images
+from hpo.study_file.spec import DataSpec
+from hpo.vision.data.images import ImageSet, load_images
 
 
 def load(tmp_path: Path, name: str = "tiny-imagenet", size: int = 32, **data: object) -> ImageSet:
@@ -171,8 +171,8 @@ def test_a_truncated_zip_and_an_absent_path(tmp_path: Path, tree: Path) -> None:
 
 LOAD_IN_A_PROCESS = """
 import sys
-from hpo.spec import DataSpec
-from hpo.vision.images import load_images
+from hpo.study_file.spec import DataSpec
+from hpo.vision.data.images import load_images
 data = DataSpec(name="tiny-imagenet", archive=sys.argv[1], root=sys.argv[2], validation_fraction=0.5)
 print("building", flush=True)
 images = load_images(data, 64, 0, lambda what, done, total: print("built", flush=True))

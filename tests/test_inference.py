@@ -8,15 +8,15 @@ import torch
 from some_perturbations import perturbations
 from torch import Tensor, nn
 
-from hpo.spec import DataSpec
-from hpo.vision import evaluation
-from hpo.vision.averaging import ETA
+from hpo.study_file.spec import DataSpec
+from hpo.vision import scoring
+from hpo.vision.classifier import Classifier, build_network
+from hpo.vision.data.images import ImageSet, load_images
 from hpo.vision.device import Compute
-from hpo.vision.evaluation import EvaluationSet, build_evaluation_set, embedded, evaluate
-from hpo.vision.images import ImageSet, load_images
 from hpo.vision.inference import Inference
-from hpo.vision.network import Classifier, build_network
-from hpo.vision.probe import fitted_head
+from hpo.vision.scoring import EvaluationSet, build_evaluation_set, embedded, evaluate
+from hpo.vision.training.averaging import ETA
+from hpo.vision.training.head import fitted_head
 
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 FP32 = Compute(torch.device("cpu"), bf16=False)
@@ -95,7 +95,7 @@ def test_accuracies_of_the_fast_path_agree_with_a_slow_reference(
 
 def test_features_that_are_too_large_are_not_kept(digits: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     images = build_evaluation_set(digits.tuning, [], FP32.device)
-    monkeypatch.setattr(evaluation, "MOST_KEPT_BYTES", 1000)
+    monkeypatch.setattr(scoring, "MOST_KEPT_BYTES", 1000)
     assert embedded(images, Inference(network().frozen_part, FP32)) is None
 
 

@@ -12,18 +12,18 @@ from conftest import ONE_THREAD, Hpo, make_spec, write_study
 
 from hpo.artifacts import Artifacts
 from hpo.errors import InputError
-from hpo.lazy_objective import LazyObjective
-from hpo.objective import RobustAccuracy
-from hpo.search.storage import open_engine, parse_url
-from hpo.search.study import check_fingerprints, find_studies
-from hpo.vision.checkpoints import weights_as_bytes
-from hpo.vision.network import build_network
+from hpo.objectives.lazy_objective import LazyObjective
+from hpo.objectives.robust_accuracy import RobustAccuracy
+from hpo.search.sql.storage import open_engine, parse_url
+from hpo.search.sql.studies import check_fingerprints, find_studies
+from hpo.vision.classifier import build_network
+from hpo.vision.training.checkpoints import weights_as_bytes
 
 SAYS_WHETHER_PYTORCH_IS_LOADED = """
-import sys, click, hpo.cli
+import sys, click, hpo.cli.main
 echo = click.echo
 click.echo = lambda text, **options: echo(f"{'torch' in sys.modules} {text}", **options)
-hpo.cli.main()
+hpo.cli.main.main()
 """
 
 

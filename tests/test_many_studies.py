@@ -16,16 +16,17 @@ import sqlalchemy as sa
 from conftest import ONE_THREAD, make_spec, optuna_storage, states
 from free_objective import FreeObjective
 
+from hpo.doors.objective import Trial
 from hpo.errors import DataError, MachineError, StudyError
-from hpo.search import attributes, budget, worker
-from hpo.search.budget import DEVICE_FAILED
-from hpo.search.measurement import Trial
-from hpo.search.queries import all_trials
-from hpo.search.status import status
-from hpo.search.study import extend, find_studies, submit
-from hpo.search.tables import study_user_attributes
+from hpo.search import worker
+from hpo.search.sql import attributes, claims
+from hpo.search.sql.claims import DEVICE_FAILED
+from hpo.search.sql.queries import all_trials
+from hpo.search.sql.status import status
+from hpo.search.sql.studies import extend, find_studies, submit
+from hpo.search.sql.tables import study_user_attributes
 from hpo.search.worker import work
-from hpo.spec import Spec
+from hpo.study_file.spec import Spec
 
 
 def spec_of(**changes: object) -> Spec:
@@ -50,7 +51,7 @@ def test_a_study_that_cannot_be_worked_on_here_is_skipped_and_said_once(engine: 
         work(engine, [], without_images_for("broken"), "worker", said.append)
     for study in find_studies(engine):
         expected = 0 if study.name == "broken" else 3
-        assert budget.count(engine, study.study_id).finished == expected
+        assert claims.count(engine, study.study_id).finished == expected
     assert [line for line in said if "broken" in line] == [
         "study broken cannot be worked on here for now: data.archive: broken.zip does not exist"
     ]
@@ -76,7 +77,7 @@ def test_a_study_that_was_skipped_is_tried_again(engine: sa.Engine, monkeypatch:
 
     said: list[str] = []
     work(engine, [], load, "worker", said.append)
-    assert all(budget.count(engine, study.study_id).finished == 12 for study in find_studies(engine))
+    assert all(claims.count(engine, study.study_id).finished == 12 for study in find_studies(engine))
     assert sum("cannot be worked on" in line for line in said) == 1
 
 
@@ -129,7 +130,7 @@ def test_a_worker_keeps_few_studies_in_memory(engine: sa.Engine) -> None:
         submit(engine, spec_of(name=f"study-{number}", budget=2))
     work(engine, [], load, "worker", lambda text: None)
     assert len(alive) == 4
-    assert all(budget.count(engine, study.study_id).finished == 2 for study in find_studies(engine))
+    assert all(claims.count(engine, study.study_id).finished == 2 for study in find_studies(engine))
 
 
 def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
@@ -137,7 +138,7 @@ def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
     first, _ = submit(engine, spec_of(name="first", budget=3))
     second, _ = submit(engine, spec_of(name="second", budget=3))
     for _ in range(2):
-        budget.claim(engine, first.key, "others")
+        claims.claim(engine, first.key, "others")
     taken: list[str] = []
 
     class Telling(FreeObjective):
@@ -154,7 +155,7 @@ def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
     with pytest.raises(KeyboardInterrupt):
         work(engine, [], Telling, "worker", lambda text: None)
     assert taken == ["second", "second", "second", "first"]
-    assert budget.count(engine, second.study_id).finished == 3
+    assert claims.count(engine, second.study_id).finished == 3
 
 
 def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine) -> None:
@@ -173,7 +174,7 @@ def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine)
     assert "does not know" in (found.refused or "")
     assert "training.new_key" in (found.refused or "")
     assert status(engine, found).counts.waiting == 3
-    assert budget.count(engine, fine.study_id).finished == 3
+    assert claims.count(engine, fine.study_id).finished == 3
     assert sum("newer" in line for line in said) == 1
     for operation in (lambda: extend(engine, found, 5), lambda: submit(engine, newer.spec)):
         with pytest.raises(StudyError, match="this version does not know"):
@@ -227,7 +228,7 @@ def test_a_configuration_that_breaks_device_after_device_counts_as_failed(engine
         return FreeObjective(spec, fail)
 
     submit(engine, spec_of(budget=5, max_failed_share=1.0, search=dict(spec_of().search) | {"batch_size": 64}))
-    for _ in range(budget.DEATHS_BORNE):
+    for _ in range(claims.DEATHS_BORNE):
         with pytest.raises(MachineError):
             work(engine, [], load, "worker", lambda text: None)
     failures = [trial for trial in all_trials(engine, "study") if trial.failure]

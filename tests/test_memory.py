@@ -12,13 +12,13 @@ import sqlalchemy as sa
 from conftest import ONE_THREAD, give_parameter, make_spec, open_fresh, write_study
 
 from hpo.errors import InputError
-from hpo.launch import machine, memory
-from hpo.launch.machine import how_many_workers
-from hpo.launch.memory import check_memory, most_mib, worker_mib
-from hpo.search import budget
-from hpo.search.burial import KILLED, bury
-from hpo.search.queries import all_trials
-from hpo.search.study import submit
+from hpo.search.sql import claims
+from hpo.search.sql.dead_workers import KILLED, bury
+from hpo.search.sql.queries import all_trials
+from hpo.search.sql.studies import submit
+from hpo.workers import machine, memory
+from hpo.workers.machine import how_many_workers
+from hpo.workers.memory import check_memory, most_mib, worker_mib
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
 MIB = 2**20
@@ -56,8 +56,8 @@ def test_what_cannot_fit_is_refused_and_what_may_not_fit_is_said(monkeypatch: py
 def test_auto_takes_no_more_workers_than_there_is_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec(model={"weights": "none", "input_size": 1000})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr("hpo.launch.machine.cores", lambda: 8)
-    monkeypatch.setattr("hpo.launch.machine.available_mib", lambda: 3 * worker_mib(spec, 64) + 1)
+    monkeypatch.setattr("hpo.workers.machine.cores", lambda: 8)
+    monkeypatch.setattr("hpo.workers.machine.available_mib", lambda: 3 * worker_mib(spec, 64) + 1)
     assert how_many_workers(None, most_mib(spec)) == 3
     assert how_many_workers(None) == 8
 
@@ -77,12 +77,12 @@ def test_the_trial_of_a_worker_that_the_kernel_killed_tells_the_sampler_where_me
     engine: sa.Engine, out_of_memory: bool
 ) -> None:
     study, _ = submit(engine, make_spec(budget=3))
-    claims = [budget.claim(engine, study.key, "worker") for _ in range(3)]
+    claims = [claims.claim(engine, study.key, "worker") for _ in range(3)]
     for claim in claims[:2]:  # the third had not come to draw its parameters
         assert claim is not None
         give_parameter(engine, claim.hold)
     assert bury(engine, "worker", out_of_memory)
-    counts = budget.count(engine, study.study_id)
+    counts = claims.count(engine, study.study_id)
     if out_of_memory:
         assert (counts.complete, counts.failed, counts.waiting) == (1, 2, 2), "the baseline is tried again"
         (bad,) = [trial for trial in all_trials(engine, "study", "state = 'complete'") if not trial.baseline]

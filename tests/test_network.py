@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 
 from hpo.artifacts import Artifacts
 from hpo.errors import WeightsError
-from hpo.lazy_objective import LazyObjective
-from hpo.vision.checkpoints import weights_as_bytes
-from hpo.vision.network import Classifier, Weights, build_network, fingerprint, read_weights
+from hpo.objectives.lazy_objective import LazyObjective
+from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
 from hpo.vision.networks.resnet import ResNets
-from hpo.vision.resnet import RESNETS, build_resnet
+from hpo.vision.resnet_layers import RESNETS, build_resnet
+from hpo.vision.training.checkpoints import weights_as_bytes
 from hpo.vision.weights_file import weights_file, without_prefix
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from image_trees import write_class_folders, write_tiny_imagenet, zip_tree
 from test_image_cache import may_mount
 
+from hpo.cli.new_study import Look, digits_study, image_study, look_at, write_study_file
 from hpo.errors import InputError
-from hpo.new_study import Look, digits_study, image_study, look_at, write_study_file
-from hpo.spec import Spec, load_spec
-from hpo.vision.images import load_images
+from hpo.study_file.spec import Spec, load_spec
+from hpo.vision.data.images import load_images
 
 QUICK = ("--set", "training.epochs=1", "--set", "budget=2")
 
@@ -121,7 +121,9 @@ def test_a_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
         write_study_file(tmp_path / "absent" / "s.toml", None)
 
 
-WRITE = "import sys; from pathlib import Path; from hpo.new_study import *; write_study_file(Path(sys.argv[1]), None)"
+WRITE = (
+    "import sys; from pathlib import Path; from hpo.cli.new_study import *; write_study_file(Path(sys.argv[1]), None)"
+)
 
 
 @pytest.mark.skipif(not may_mount(), reason="needs to mount")

@@ -10,17 +10,18 @@ import pytest
 import torch
 from conftest import make_spec
 
-import hpo.objective
-from hpo import provenance
+import hpo.objectives.robust_accuracy
 from hpo.artifacts import Artifacts
+from hpo.doors.objective import Measurement, Trial
 from hpo.errors import MachineError
-from hpo.objective import RobustAccuracy
-from hpo.search.measurement import Measurement, Trial
-from hpo.vision import evaluation, training
-from hpo.vision.checkpoints import checkpoint_as_bytes, weights_as_bytes
+from hpo.objectives import provenance
+from hpo.objectives.robust_accuracy import RobustAccuracy
+from hpo.vision import scoring
+from hpo.vision.classifier import build_network
 from hpo.vision.memory import is_device_failure, is_out_of_memory
-from hpo.vision.network import build_network
-from hpo.vision.probe import fitted_head
+from hpo.vision.training import loop
+from hpo.vision.training.checkpoints import checkpoint_as_bytes, weights_as_bytes
+from hpo.vision.training.head import fitted_head
 
 DATA = {"name": "digits", "images_per_class": 8, "validation_fraction": 0.05}
 PARAMS = {
@@ -107,7 +108,7 @@ def test_the_head_is_fitted_by_one_of_the_workers_that_start_at_once(
         time.sleep(0.3)
         return fitted_head(network, *given)
 
-    monkeypatch.setattr("hpo.objective.fitted_head", slowly)
+    monkeypatch.setattr("hpo.objectives.robust_accuracy.fitted_head", slowly)
     with ThreadPoolExecutor(3) as workers:
         heads = list(workers.map(lambda objective: objective._fitted_head(), objectives))
     assert fitted == [0]
@@ -178,10 +179,10 @@ def test_a_device_that_fails_is_no_fault_of_the_configuration(
         raise RuntimeError(words)
 
     place = {
-        "step": (training.Step, "run"),
-        "scoring": (evaluation, "_count_correct"),
-        "building": (hpo.objective, "Training"),
-        "head": (hpo.objective, "fitted_head"),
+        "step": (loop.Step, "run"),
+        "scoring": (scoring, "_count_correct"),
+        "building": (hpo.objectives.robust_accuracy, "Training"),
+        "head": (hpo.objectives.robust_accuracy, "fitted_head"),
     }[where]
     monkeypatch.setattr(*place, fail)
     with pytest.raises(expected, match=words):
@@ -190,7 +191,7 @@ def test_a_device_that_fails_is_no_fault_of_the_configuration(
 
 def test_scoring_takes_fewer_images_at_once_when_memory_is_short() -> None:
     images = torch.rand(100, 3, 8, 8)
-    tuning = evaluation.EvaluationSet({"clean": images, "noise": images}, torch.arange(100) % 10, at_once=64)
+    tuning = scoring.EvaluationSet({"clean": images, "noise": images}, torch.arange(100) % 10, at_once=64)
     sizes: list[int] = []
 
     def classify(batch: torch.Tensor) -> torch.Tensor:
@@ -199,7 +200,7 @@ def test_scoring_takes_fewer_images_at_once_when_memory_is_short() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return torch.nn.functional.one_hot(torch.arange(len(batch)) % 10, 10)
 
-    assert evaluation.evaluate(classify, tuning)["clean"].total == 100
+    assert scoring.evaluate(classify, tuning)["clean"].total == 100
     assert max(sizes) == 64
     assert sizes[-1] <= 16
 

@@ -13,15 +13,15 @@ from some_perturbations import perturbations
 from test_step import FP32, a_batch, results, start
 from torch.nn import functional as F
 
+from hpo.doors.parameters import PARAMETERS
 from hpo.errors import SpecError
-from hpo.overrides import apply_override
-from hpo.parameters import PARAMETERS
-from hpo.search.sampling import distributions, given_params
-from hpo.spec import Spec, load_spec
-from hpo.vision.augmentation import Augmentation
-from hpo.vision.network import build_network, fingerprint
-from hpo.vision.optimizers import AdamW
-from hpo.vision.training import Recipe, Training
+from hpo.search.samplers import distributions, given_params
+from hpo.study_file.overrides import apply_override
+from hpo.study_file.spec import Spec, load_spec
+from hpo.vision.classifier import build_network, fingerprint
+from hpo.vision.training.augmentation import Augmentation
+from hpo.vision.training.loop import Recipe, Training
+from hpo.vision.training.optimizers import AdamW
 
 numeric = [row.name for row in PARAMETERS.values() if row.kind != "word"]
 OLD = ["batch_size", "learning_rate", "frozen_layers", "augmentation_strength", "initial_weights"]
@@ -86,7 +86,7 @@ def test_mistakes_are_one_line(tmp_path: Path, override: str, words: str) -> Non
 
 
 def recipe_of(**params: object) -> Recipe:
-    from hpo.objective import RobustAccuracy
+    from hpo.objectives.robust_accuracy import RobustAccuracy
 
     class Only(RobustAccuracy):
         def __init__(self, spec: Spec) -> None:
@@ -149,7 +149,7 @@ def test_a_training_with_adamw_that_goes_on_gives_what_the_unbroken_one_gives() 
     expected = results(unbroken)
     from test_step import said, training_images, tuning_images
 
-    from hpo.vision.training import fine_tune
+    from hpo.vision.training.loop import fine_tune
 
     broken = fresh()
     first = said(next(iter(fine_tune(broken, training_images(), tuning_images()))))

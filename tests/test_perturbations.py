@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.perturbation import PERTURBATIONS
-from hpo.vision import evaluation
+from hpo.doors.perturbation import PERTURBATIONS
+from hpo.vision import scoring
 from hpo.vision.random_bits import derive_keys, normal, uniform
 
 names = st.sampled_from(PERTURBATIONS.names())
@@ -15,7 +15,7 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 17), st.integers(1, 17))
 
 
 def perturb(name: str, pixels: torch.Tensor, image_keys: torch.Tensor, severity: float, replicate: int) -> torch.Tensor:
-    return evaluation.perturb(PERTURBATIONS.find(name), name, pixels, image_keys, severity, replicate)
+    return scoring.perturb(PERTURBATIONS.find(name), name, pixels, image_keys, severity, replicate)
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:

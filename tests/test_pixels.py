@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpo.errors import DataError
-from hpo.spec import DataSpec, Spec, trial_as_toml
-from hpo.vision.images import ImageSet, load_images
+from hpo.study_file.spec import DataSpec, Spec, trial_as_toml
+from hpo.vision.data.images import ImageSet, load_images
 
 SIZE = 16
 

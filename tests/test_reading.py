@@ -20,16 +20,17 @@ from large_study import fill
 from rich.console import Console, RenderableType
 
 import hpo as package
-from hpo import display, errors
-from hpo.cli import main
+from hpo import errors
+from hpo.cli import display, main
+from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
-from hpo.search import attributes, budget, rungs
-from hpo.search.attributes import SPLIT_KEY
-from hpo.search.storage import create_database, parse_url
-from hpo.search.study import submit
-from hpo.search.tables import study_user_attributes
+from hpo.search import asha
+from hpo.search.sql import attributes, claims
+from hpo.search.sql.attributes import SPLIT_KEY
+from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.studies import submit
+from hpo.search.sql.tables import study_user_attributes
 from hpo.search.worker import work
-from hpo.watching import look
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     for name in ("[bold]odd", "second"):
         study, _ = submit(engine, make_spec(name=name, budget=2))
-    budget.claim(engine, study.key, "far-away:77")
+    claims.claim(engine, study.key, "far-away:77")
     shown = hpo("status").stdout
     assert "[bold]odd" in shown
     lines = [line.split() for line in shown.splitlines()]
@@ -128,12 +129,12 @@ def said_to_people(view: RenderableType) -> str:
 def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study, _ = submit(engine, make_spec(budget=3, objective=tight_objective(0.015)))
-    paused = budget.claim(engine, study.key, "host:1")
-    interrupted = budget.claim(engine, study.key, "host:2")
+    paused = claims.claim(engine, study.key, "host:1")
+    interrupted = claims.claim(engine, study.key, "host:2")
     assert paused is not None
     assert interrupted is not None
-    rungs.pause(engine, study.study_id, paused.hold, 1, 0.5, {})
-    budget.give_back(engine, interrupted.hold, "interruption", "its worker was asked to stop")
+    asha.pause(engine, study.study_id, paused.hold, 1, 0.5, {})
+    claims.give_back(engine, interrupted.hold, "interruption", "its worker was asked to stop")
     with engine.begin() as connection:
         split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}
         attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
@@ -178,7 +179,7 @@ def test_a_log_says_now_and_then_what_runs(
     looks = iter([True, True, False])
 
     def working() -> bool:
-        budget.claim(engine, study.key, "host:1")
+        claims.claim(engine, study.key, "host:1")
         return next(looks)
 
     display.follow(engine, study, working)

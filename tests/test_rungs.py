@@ -14,13 +14,14 @@ from free_objective import FreeObjective
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.search import budget, rungs
-from hpo.search.history import History
-from hpo.search.measurement import Measurement, Trial
-from hpo.search.records import record_epoch
-from hpo.search.study import stop, submit
+from hpo.doors.objective import Measurement, Trial
+from hpo.search import asha
+from hpo.search.sql import claims
+from hpo.search.sql.reports import record_epoch
+from hpo.search.sql.studies import stop, submit
+from hpo.search.sql.trials_in_memory import History
 from hpo.search.worker import work
-from hpo.spec import Spec
+from hpo.study_file.spec import Spec
 
 EPOCHS = 4
 
@@ -114,7 +115,7 @@ def test_the_baseline_is_no_rival_of_other_trials(engine: sa.Engine) -> None:
 def test_few_trials_are_kept_paused_and_the_worst_are_pruned(
     engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rungs, "MOST_PAUSED", 2)
+    monkeypatch.setattr(asha, "MOST_PAUSED", 2)
     kept: list[int] = []
 
     class Watched(Ranked):
@@ -158,10 +159,10 @@ def test_paused_trials_wait_while_a_study_is_stopped_and_tell_samplers_what_they
 
     work(engine, ["study"], lambda spec: objective, "worker", say)
     assert "study study is stopped: enough" in said[-1]
-    counts = budget.count(engine, study.study_id)
+    counts = claims.count(engine, study.study_id)
     assert (counts.complete, counts.waiting, counts.paused) == (2, 3, 2)
-    assert rungs.promote(engine, study.key, "w", 2) is None
-    assert rungs.prune_paused(engine, study.study_id) == []
+    assert asha.promote(engine, study.key, "w", 2) is None
+    assert asha.prune_paused(engine, study.study_id) == []
     seen = History(engine, study.study_id, "study", constrained=False).study().get_trials()
     assert [(trial.number, trial.state.name, len(trial.intermediate_values)) for trial in seen] == [
         (0, "COMPLETE", 4),
@@ -188,7 +189,7 @@ def test_two_workers_promote_a_trial_once(engine: sa.Engine) -> None:
 
     def promote(name: str) -> None:
         together.wait()
-        claims.append(rungs.promote(engine, study.key, name, 3))
+        claims.append(asha.promote(engine, study.key, name, 3))
 
     threads = [threading.Thread(target=promote, args=(name,)) for name in ("a", "b")]
     for thread in threads:
@@ -203,17 +204,17 @@ def test_two_workers_promote_a_trial_once(engine: sa.Engine) -> None:
 
 def test_said_twice_a_pause_is_one_pause(engine: sa.Engine) -> None:
     study, _ = submit(engine, asha_spec(3))
-    claim = budget.claim(engine, study.key, "worker")
+    claim = claims.claim(engine, study.key, "worker")
     assert claim is not None
     record_epoch(engine, claim.hold, 1, 0.5, [], {})
     for _ in range(2):
-        assert rungs.pause(engine, study.study_id, claim.hold, 1, 0.5, {"images": 7}) == []
-    assert budget.count(engine, study.study_id) == budget.Counts(waiting=3, paused=1)
+        assert asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {"images": 7}) == []
+    assert claims.count(engine, study.study_id) == claims.Counts(waiting=3, paused=1)
 
 
 def test_rungs_lie_in_the_first_half_of_the_epochs() -> None:
     def of(epochs: int, **pruner: Any) -> list[int]:
-        return rungs.rungs(make_spec(training={"epochs": epochs}, pruner={"name": "asha", **pruner}))
+        return asha.rungs(make_spec(training={"epochs": epochs}, pruner={"name": "asha", **pruner}))
 
     assert of(1) == []
     assert of(3) == [1]

@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.doors.objective import Trial
+from hpo.doors.parameters import Params
 from hpo.errors import DataError
-from hpo.parameters import Params
-from hpo.search import budget, sampling
-from hpo.search.history import History, with_estimates
-from hpo.search.measurement import Trial
+from hpo.search import samplers
 from hpo.search.ordered_choices import to_choice
-from hpo.search.study import submit
+from hpo.search.sql import claims
+from hpo.search.sql.studies import submit
+from hpo.search.sql.trials_in_memory import History, with_estimates
 from hpo.search.worker import work
 
 
@@ -124,9 +125,9 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
     spec = make_spec(budget=12, objective=objective, pruner={"name": "asha"}, training={"epochs": 9})
     history = History(engine, 1, spec.name, constrained=True)
     study, _ = submit(engine, spec)
-    first = budget.claim(engine, study.key, "elsewhere")  # the baseline ends last
+    first = claims.claim(engine, study.key, "elsewhere")  # the baseline ends last
     assert first is not None
-    threading.Timer(1.0, lambda: budget.give_back(engine, first.hold, "interruption", "later")).start()
+    threading.Timer(1.0, lambda: claims.give_back(engine, first.hold, "interruption", "later")).start()
     worker = threading.Thread(target=work, args=(engine, ["study"], FreeObjective, "w", lambda text: None))
     worker.start()
     while worker.is_alive():
@@ -146,7 +147,7 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
 
 def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    claim = budget.claim(engine, study.key, "elsewhere")
+    claim = claims.claim(engine, study.key, "elsewhere")
     assert claim is not None
     give_parameter(engine, claim.hold)
     (pending,) = History(engine, study.study_id, "study", constrained=False).study().get_trials()
@@ -193,8 +194,8 @@ def test_a_constrained_study_learns_from_trials_whose_constraint_is_not_known(en
 
 
 def test_auto_is_a_gaussian_process_and_then_tpe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "MOST_GP_TRIALS", 6)
-    monkeypatch.setattr(sampling, "STARTUP_TRIALS", {"tpe": 4, "gp": 4})
+    monkeypatch.setattr(samplers, "MOST_GP_TRIALS", 6)
+    monkeypatch.setattr(samplers, "STARTUP_TRIALS", {"tpe": 4, "gp": 4})
     drawn = {}
     for name in ("auto", "gp", "tpe"):
         study = run(open_fresh(f"sqlite:///{tmp_path}/{name}.db"), make_spec(budget=8, sampler={"name": name}))

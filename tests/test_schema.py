@@ -10,11 +10,11 @@ import pytest
 import tomli_w
 from click.testing import CliRunner
 
-from hpo.cli import cli
-from hpo.cli_groups import GROUPS
+from hpo.cli.groups import GROUPS
+from hpo.cli.main import cli
 from hpo.errors import SpecError
-from hpo.schema import study_schema
-from hpo.spec import load_spec
+from hpo.study_file.schema import study_schema
+from hpo.study_file.spec import load_spec
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))

@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner
 
 from hpo import cores
-from hpo.cli import cli
+from hpo.cli.main import cli
 from hpo.errors import InputError
-from hpo.launch import machine, memory, sharing
-from hpo.launch.local import FLEET, Fleet, start_fleet, stop_fleet, tend, worker_name
-from hpo.launch.machine import how_many_workers, workers_that_fit
+from hpo.workers import gpu_sharing, machine, memory
+from hpo.workers.local import FLEET, Fleet, start_fleet, stop_fleet, tend, worker_name
+from hpo.workers.machine import how_many_workers, workers_that_fit
 
 GIB = 1024
 NVIDIA_SMI = """#!/bin/sh
@@ -101,7 +101,7 @@ def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(sharing, "PROBE", "")
+    monkeypatch.setattr(gpu_sharing, "PROBE", "")
     return programs
 
 
@@ -173,7 +173,7 @@ def test_workers_take_turns_where_the_daemon_does_not_come_back(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     fleet = start(3)
     assert [given["CUDA_VISIBLE_DEVICES"] for given in given_to(fleet)] == ["0", "1", "0"]
-    monkeypatch.setattr(sharing, "PROBE", "raise SystemExit(1)")
+    monkeypatch.setattr(gpu_sharing, "PROBE", "raise SystemExit(1)")
     assert fleet.workers[0].process is not None
     fleet.workers[0].process.kill()
     second = given_to(fleet, times=2)
@@ -204,9 +204,9 @@ def test_without_a_daemon_workers_take_turns(
         control.unlink()
     elif why == "it does not start":
         control.write_text("#!/bin/sh\nexit 1\n")
-        monkeypatch.setattr(sharing, "START_SECS", 0.5)
+        monkeypatch.setattr(gpu_sharing, "START_SECS", 0.5)
     elif why == "workers cannot reach it":
-        monkeypatch.setattr(sharing, "PROBE", "raise SystemExit(1)")
+        monkeypatch.setattr(gpu_sharing, "PROBE", "raise SystemExit(1)")
     elif why == "not wanted":
         monkeypatch.setenv("HPO_MPS", "0")
     fleet = start(2 if why == "not needed" else 4)
@@ -223,9 +223,9 @@ def test_the_daemon_does_not_outlive_a_launcher_that_is_killed(hangs: bool, nvid
         text = '#!/bin/sh\n[ "$1" = -f ] && touch "$CUDA_MPS_PIPE_DIRECTORY/control"\nexec sleep 1000\n'
         (nvidia / "nvidia-cuda-mps-control").write_text(text)
     code = """if True:
-        from hpo.launch import sharing
-        sharing.PROBE = ""
-        print(sharing.start_mps(["0"], print).folder, flush=True)
+        from hpo.workers import gpu_sharing
+        gpu_sharing.PROBE = ""
+        print(gpu_sharing.start_mps(["0"], print).folder, flush=True)
         input()
     """
     command = [sys.executable, "-c", code]

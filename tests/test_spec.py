@@ -10,9 +10,9 @@ from conftest import STUDIES, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpo.doors.parameters import Choices, Range
 from hpo.errors import SpecError, nearest
-from hpo.parameters import Choices, Range
-from hpo.spec import Spec, load_spec
+from hpo.study_file.spec import Spec, load_spec
 
 GOOD = tomli_w.dumps(make_spec().model_dump(exclude_none=True))
 

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hpo.vision.augmentation import Augmentation
-from hpo.vision.averaging import measure_batch_norms
-from hpo.vision.batches import Batches, TrainingImages
+from hpo.vision.classifier import build_network, fingerprint
+from hpo.vision.data.images import Split
 from hpo.vision.device import Compute
-from hpo.vision.evaluation import EvaluationSet, evaluate
-from hpo.vision.images import Split
 from hpo.vision.inference import Inference
-from hpo.vision.network import build_network, fingerprint
-from hpo.vision.optimizers import MOMENTUM
-from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
+from hpo.vision.scoring import EvaluationSet, evaluate
+from hpo.vision.training.augmentation import Augmentation
+from hpo.vision.training.averaging import measure_batch_norms
+from hpo.vision.training.batches import Batches, TrainingImages
+from hpo.vision.training.loop import EpochResult, Recipe, Training, fine_tune
+from hpo.vision.training.optimizers import MOMENTUM
 
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 CPU = torch.device("cpu")

@@ -13,16 +13,16 @@ import torch
 from some_perturbations import perturbations
 from torch import nn
 
-from hpo.spec import DataSpec
-from hpo.vision.augmentation import Augmentation
-from hpo.vision.batches import TrainingImages
-from hpo.vision.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
+from hpo.study_file.spec import DataSpec
+from hpo.vision.classifier import build_network, fingerprint
+from hpo.vision.data.images import ImageSet, Split, load_images
 from hpo.vision.device import Compute
-from hpo.vision.evaluation import build_evaluation_set, evaluate, perturb
-from hpo.vision.images import ImageSet, Split, load_images
 from hpo.vision.inference import Inference
-from hpo.vision.network import build_network, fingerprint
-from hpo.vision.training import EpochResult, Recipe, Training, fine_tune
+from hpo.vision.scoring import build_evaluation_set, evaluate, perturb
+from hpo.vision.training.augmentation import Augmentation
+from hpo.vision.training.batches import TrainingImages
+from hpo.vision.training.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
+from hpo.vision.training.loop import EpochResult, Recipe, Training, fine_tune
 
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 FP32 = Compute(torch.device("cpu"), bf16=False)

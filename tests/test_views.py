@@ -18,9 +18,9 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from hpo.errors import InputError, StorageError
-from hpo.search import tables
-from hpo.search.storage import _views_version, create_database, open_engine
-from hpo.search.views import VIEWS_VERSION, view_statements
+from hpo.search.sql import tables
+from hpo.search.sql.storage import _views_version, create_database, open_engine
+from hpo.search.sql.views import VIEWS_VERSION, view_statements
 
 
 def test_our_tables_are_a_part_of_optunas() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo.vision import winograd
-from hpo.vision.network import build_network
+from hpo.vision.classifier import build_network
 from hpo.vision.winograd import WinogradConv2d, replace_convolutions
 
 

@@ -1,1 +1,1 @@
-"""Storage, study, budget, worker, queries. Knows Optuna and SQLAlchemy; never imports torch."""
+"""The search: workers, samplers, ASHA. Knows Optuna and SQL; never imports PyTorch, and knows no word of vision."""

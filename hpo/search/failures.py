@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hpo.errors import InputError, MachineError, StorageError
-from hpo.search.outages import is_outage
+from hpo.search.sql.outages import is_outage
 
 RETRY_SECS = (1, 2, 5, 10, 30, 60, 60, 60, 120, 120, 120)
 """Waits before a trial is taken up again after something that passes; about ten minutes in all."""

@@ -5,8 +5,8 @@ import sqlalchemy as sa
 from optuna.trial import TrialState
 
 from hpo.errors import HpoError
-from hpo.search.history import History
-from hpo.search.study import Study
+from hpo.search.sql.studies import Study
+from hpo.search.sql.trials_in_memory import History
 
 FEWEST_TRIALS = 4
 

@@ -17,20 +17,28 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import sqlalchemy as sa
 
+from hpo.doors.objective import Measurement, Objective, Picture, Trial
+from hpo.doors.parameters import Params
 from hpo.errors import InputError, MachineError, StorageError, WorkerError
-from hpo.parameters import Params
-from hpo.search import budget, heartbeats, rungs
-from hpo.search.budget import DEVICE_FAILED, Claim, Counts
-from hpo.search.claims import Hold, TrialDeleted, TrialLost, new_token
-from hpo.search.conditions import StudyKey
+from hpo.search import asha
+from hpo.search.asha import Verdict
 from hpo.search.failures import decide, in_words
 from hpo.search.garbage import collecting_rarely
-from hpo.search.measurement import Measurement, Objective, Picture, Trial
-from hpo.search.outages import PATIENCE_SECS, outlast
-from hpo.search.queries import baseline_trial, best_trials
-from hpo.search.records import WORST_SCORE, finish, finish_with_worst_score, record_epoch, record_params, record_trouble
-from hpo.search.rungs import Verdict
-from hpo.search.study import (
+from hpo.search.sql import claims, heartbeats
+from hpo.search.sql.claims import DEVICE_FAILED, Claim, Counts
+from hpo.search.sql.conditions import StudyKey
+from hpo.search.sql.fence import Hold, TrialDeleted, TrialLost, new_token
+from hpo.search.sql.outages import PATIENCE_SECS, outlast
+from hpo.search.sql.queries import baseline_trial, best_trials
+from hpo.search.sql.reports import (
+    WORST_SCORE,
+    finish,
+    finish_with_worst_score,
+    record_epoch,
+    record_params,
+    record_trouble,
+)
+from hpo.search.sql.studies import (
     Study,
     check_fingerprints,
     find_studies,
@@ -38,11 +46,11 @@ from hpo.search.study import (
     open_studies,
     stop_if_failing,
 )
-from hpo.spec import Spec
 from hpo.stopping import deferred
+from hpo.study_file.spec import Spec
 
 if TYPE_CHECKING:
-    from hpo.search.sampling import Search
+    from hpo.search.samplers import Search
 
 IDLE_SECS = 1.0
 LOOK_SECS = 10.0
@@ -215,11 +223,11 @@ def _claim(worker: Worker, study: Study, objective: Objective, token: str) -> Cl
     said twice with the same token.
     """
     spec, engine = study.spec, worker.engine
-    claim = budget.claimed_before(engine, study.study_id, token)
-    claim = claim or rungs.promote(engine, study.key, worker.name, spec.pruner.reduction_factor, token)
-    claim = claim or budget.claim(engine, study.key, worker.name, spec.search.may_start_from_baseline, token)
+    claim = claims.claimed_before(engine, study.study_id, token)
+    claim = claim or asha.promote(engine, study.key, worker.name, spec.pruner.reduction_factor, token)
+    claim = claim or claims.claim(engine, study.key, worker.name, spec.search.may_start_from_baseline, token)
     if claim is None:
-        _discard(objective, *rungs.prune_paused(engine, study.study_id))
+        _discard(objective, *asha.prune_paused(engine, study.study_id))
     return claim
 
 
@@ -229,7 +237,7 @@ def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
             del worker.ready[next(iter(worker.ready))]
         gc.collect()  # what goes may hold a GPU's memory in cycles
         with collecting_rarely():
-            from hpo.search.sampling import Search
+            from hpo.search.samplers import Search
 
             objective = worker.load_objective(study.spec)
         if not worker.outlast(has_fingerprints, worker.engine, study):
@@ -248,7 +256,7 @@ def _give_back(
     patience_secs: float = PATIENCE_SECS,
 ) -> None:
     if claim is not None:
-        outlast(partial(budget.give_back, worker.engine, claim.hold, why, text), worker.say, patience_secs)
+        outlast(partial(claims.give_back, worker.engine, claim.hold, why, text), worker.say, patience_secs)
 
 
 def _give_back_in_haste(worker: Worker, claim: Claim | None, text: str) -> None:
@@ -305,7 +313,7 @@ def _measure(worker: Worker, study: Study, hold: Hold, trial: Trial, objective: 
         raise RuntimeError("the objective measured nothing")
     if verdict == "paused":
         at = (study.study_id, hold, measured.step, measured.score, measured.attributes)
-        _discard(objective, *worker.outlast(rungs.pause, worker.engine, *at))
+        _discard(objective, *worker.outlast(asha.pause, worker.engine, *at))
         return f"trial {trial.number} paused at epoch {measured.step}: score {measured.score:.4f}"
     ended = "pruned" if verdict == "pruned" else "complete"
     score = WORST_SCORE if math.isnan(measured.score) else measured.score  # the database holds no NaN as a result
@@ -330,7 +338,7 @@ def _judge(
         return "goes on", notes
     if study.spec.pruner.name == "asha":
         at = (study.study_id, study.spec, trial_id, measured.step, measured.score)
-        return rungs.judge(worker.engine, *at), notes
+        return asha.judge(worker.engine, *at), notes
     return "pruned" if pruned else "goes on", notes
 
 

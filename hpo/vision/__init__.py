@@ -1,1 +1,1 @@
-"""Images, perturbations, network, training, evaluation. Knows PyTorch; knows nothing of Optuna or SQL."""
+"""Images, perturbations, networks, training, scoring. Knows PyTorch; knows nothing of Optuna or SQL."""

@@ -7,9 +7,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from hpo.vision.classifier import Classifier
 from hpo.vision.device import Compute
-from hpo.vision.evaluation import EvaluationSet
-from hpo.vision.network import Classifier
+from hpo.vision.scoring import EvaluationSet
 
 IMAGES = 8
 DPI = 80

@@ -8,8 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hpo.errors import WeightsError, nearest
-from hpo.spec import WEIGHTS_WITHOUT_FILE
-from hpo.vision.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
+from hpo.study_file.spec import WEIGHTS_WITHOUT_FILE
+from hpo.vision.data.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
 
 SAFETENSORS = ".safetensors"
 OF_PYTORCH = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from hpo.network import Network
+from hpo.doors.network import Network
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ class ResNets(Network):
     @staticmethod
     def build(name: str, classes: int, input_size: int) -> "nn.Module":
         """For images of any size."""
-        from hpo.vision.resnet import build_resnet
+        from hpo.vision.resnet_layers import build_resnet
 
         return build_resnet(name, classes)
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from hpo.perturbation import Perturbation
+from hpo.doors.perturbation import Perturbation
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,0 +1,402 @@
+"""What people see in a terminal: tables, a live progress display, plain lines where there is no terminal."""
+
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from hpo.search.sql import queries
+from hpo.search.sql.outages import outlast
+from hpo.search.sql.queries import TrialResult
+from hpo.search.sql.status import RunningTrial, Split, StudyStatus, progress, read_split
+from hpo.search.sql.studies import Study
+
+POLL_SECS = 0.5
+QUIET_SECS = 30.0
+"""In a log, after so long without an event it is said what runs."""
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
+WIDTH_WITHOUT_TERMINAL = 120
+RUNNING_SHOWN = 20
+FEW_IMAGES = 5
+
+
+def console(stderr: bool = False) -> Console:
+    """A log or a pipe has no width: tables are not cut there."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(
+        stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
+    )
+
+
+def percent(fraction: float | None) -> str:
+    """`55.4 %`, or a dash where nothing was measured."""
+    return "–" if fraction is None else f"{100 * fraction:.1f} %"  # noqa: RUF001
+
+
+def shown_score(score: float | None) -> str:
+    """Four digits, or a dash where there is none."""
+    return "–" if score is None else f"{score:.4f}"  # noqa: RUF001
+
+
+def shown(value: Any) -> str:
+    """A parameter's value, short."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 trial`, `1,200 trials`, `2 classes`."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+
+
+def results_table(
+    results: Sequence[TrialResult], baseline: TrialResult | None, title: str, constrained: bool = False
+) -> Table:
+    """The results, best first, and below them the baseline; narrow enough for 80 columns.
+
+    constrained: with a column that says which are feasible, of one character: there is no room for a word.
+    """
+    rows = [*results, *([baseline] if baseline else [])]
+    accuracies = list(dict.fromkeys(name for row in rows for name in row.perturbed_accuracy))
+    params = list(dict.fromkeys(name for row in rows for name in row.params))
+    params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
+    table = _table(title)
+    mark = [""] if constrained else []
+    for heading in ("trial", *mark, "score", "clean", *accuracies, *params):
+        short = heading.replace("augmentation", "augment.").replace("_", "\n").replace("-", "\n")
+        table.add_column(short, justify="right", overflow="fold")
+    for row in results:
+        cells = _cells(row, accuracies, params, constrained)
+        table.add_row(str(row.number), *cells, style="" if row.feasible else "dim")
+    if baseline:
+        table.add_section()
+        table.add_row("baseline", *_cells(baseline, accuracies, params, constrained))
+    return table
+
+
+def _mark(row: TrialResult) -> str:
+    """Whether it is feasible; a dash where that is not known, before its end or the baseline's."""
+    if row.clean_drop is None and not row.baseline:
+        return "–"  # noqa: RUF001
+    return "✓" if row.feasible else "✗"
+
+
+def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str], constrained: bool = False) -> list[str]:
+    return [
+        *([_mark(row)] if constrained else []),
+        shown_score(row.score),
+        percent(row.clean_accuracy),
+        *(percent(row.perturbed_accuracy.get(name)) for name in accuracies),
+        *(shown(row.params.get(name, "")) for name in params),
+    ]
+
+
+def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[TrialResult], chosen: str = "") -> None:
+    """These configurations, how the first compares with the baseline, and on how many images that was measured."""
+    baseline = queries.baseline_trial(engine, study.name)
+    if not results:
+        out.print(f"{study.name}: no trial is complete yet")
+        return
+    best = results[0]
+    title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
+    out.print(results_table(results, baseline, title, study.spec.objective.max_clean_drop is not None))
+    measured = [a for a in (best.clean_accuracy, *best.perturbed_accuracy.values()) if a is not None]
+    if best.images and measured:
+        width = max(half_width(accuracy, best.images) for accuracy in measured)
+        out.print(
+            f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials; "
+            f"each trial was trained once (seed {study.spec.seed}). "
+            f"So many images tell an accuracy to ± {100 * width:.1f} points (95 %)."
+        )
+    for line in explain_feasibility(study, best.images):
+        out.print(line)
+    if best.baseline and not chosen:
+        out.print(f"{nothing_beats_baseline(study)}.")
+    if baseline and baseline.number != best.number and measured:
+        out.print(_comparison(best, baseline))
+
+
+def half_width(accuracy: float, images: int) -> float:
+    """Of the 95 % interval of an accuracy that was measured on so many images: Wilson's, which is not 0 where all were
+    right.
+    """
+    z = 1.96
+    return z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
+
+
+def explain_feasibility(study: Study, images: int | None) -> list[str]:
+    """What max_clean_drop allows, if the study has one."""
+    most = study.spec.objective.max_clean_drop
+    if most is None:
+        return []
+    points = "1 point" if most == 0.01 else f"{100 * most:g} points"
+    legend = f"✓ feasible: at most {points} of clean accuracy below the baseline (max_clean_drop); ✗ infeasible."
+    return [legend, *warn_of_few_images(study, images)]
+
+
+def warn_of_few_images(study: Study, images: int | None) -> list[str]:
+    """A warning if what max_clean_drop allows is but a few of so many tuning images."""
+    most = study.spec.objective.max_clean_drop
+    if most is None or not images or most * images >= FEW_IMAGES:
+        return []
+    allowed = f"max_clean_drop = {most:g} is {most * images:.2g} of {counted(images, 'tuning image')}"
+    advice = "allow more, or have more tuning images (data.validation_fraction)"
+    return [f"Warning: {allowed}: one more or less decides what is feasible; {advice}."]
+
+
+def nothing_beats_baseline(study: Study) -> str:
+    """What to say when the best trial is the baseline."""
+    return f"No {'feasible ' if study.spec.objective.max_clean_drop is not None else ''}trial beats the baseline"
+
+
+def _comparison(best: TrialResult, baseline: TrialResult) -> str:
+    gains = []
+    for name, accuracy in {"clean": best.clean_accuracy, **best.perturbed_accuracy}.items():
+        before = baseline.clean_accuracy if name == "clean" else baseline.perturbed_accuracy.get(name)
+        if accuracy is not None and before is not None:
+            gains.append(f"{name} {100 * (accuracy - before):+.1f}")
+    return f"Trial {best.number} against the baseline, in points: {', '.join(gains)}."
+
+
+def history_table(results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:
+    """A row for each trial that was better than all before it, and how long after the first one's start it ended."""
+    table = _table(title)
+    accuracies = list(dict.fromkeys(name for result in results for name in result.perturbed_accuracy))
+    for heading in ("after", "trial", "score", "clean", *(name.replace("-", "\n") for name in accuracies)):
+        table.add_column(heading, justify="right")
+    for result in results:
+        after = (result.finished_at - began).total_seconds() if result.finished_at and began else None
+        table.add_row(duration(after), str(result.number), *_cells(result, accuracies, ()))
+    return table
+
+
+def importances_table(shares: Mapping[str, float], title: str) -> Table:
+    """Parameters and their shares, with a bar for each."""
+    table = _table(title)
+    table.add_column("parameter")
+    table.add_column("importance", justify="right")
+    table.add_column("")
+    for name, share in shares.items():
+        table.add_row(name, percent(share), "█" * round(30 * share))
+    return table
+
+
+def duration(secs: float | None) -> str:
+    """`45 s`, `12 min`, `3 h 05 min`, `2 d 4 h`, or a dash."""
+    if secs is None:
+        return "–"  # noqa: RUF001
+    if secs < 100:
+        return f"{secs:.0f} s"
+    minutes = round(secs / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(secs / 3600)
+    return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
+    """A row a study; below, what runs, why studies are stopped and what failed."""
+    running = [(record, trial) for record in records for trial in record.running]
+    parts: list[RenderableType] = [_studies_table(records)]
+    if running:
+        parts.append(_running_table(running[:RUNNING_SHOWN]))
+    if len(running) > RUNNING_SHOWN:
+        parts.append(Text(f"… and {len(running) - RUNNING_SHOWN} more; --json has all"))
+    for record in records:
+        name = record.study.name
+        parts += [Text(f"{name}: {line}") for line in _troubles(record.running)]
+        for number, traceback in record.failures:
+            reason = traceback.strip() if tracebacks else traceback.strip().splitlines()[-1]
+            parts.append(Text(f"{name}: trial {number} failed: {reason}"))
+        if record.split:
+            parts.append(Text(f"{name}: {split_line(record.split)}"))
+            parts += [Text(f"{name}: {line}") for line in warn_of_few_images(record.study, record.split.tuning)]
+        if number := record.interrupted:
+            slots = "was interrupted; its slot was" if number == 1 else "were interrupted; their slots were"
+            parts.append(Text(f"{name}: {counted(number, 'trial')} {slots} given out again"))
+        if number := record.counts.paused:
+            go_on = "is paused, and goes on if it comes" if number == 1 else "are paused, and go on if they come"
+            parts.append(Text(f"{name}: {counted(number, 'trial')} {go_on} to be the best"))
+        if record.study.stopped:
+            parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` lets it go on"))
+    return Group(*parts)
+
+
+def split_line(split: Split) -> str:
+    """How many images there are, for what."""
+    images = f"{split.train:,} training, {split.tuning:,} tuning and {counted(split.test, 'test image')}"
+    return f"{images} of {counted(split.classes, 'class')}"
+
+
+def _studies_table(records: Sequence[StudyStatus]) -> Table:
+    table = _table()
+    table.add_column("study", overflow="fold")
+    counted = ("finished", "complete", "pruned", "failed", "running")  # the others wait: 80 columns are not many
+    for heading in (*counted, "best", "an\nhour", "left"):
+        table.add_column(heading, justify="right")
+    for record in records:
+        counts = record.counts
+        numbers = (counts.complete, counts.pruned, record.failed, counts.running)
+        speed = record.trials_per_hour
+        table.add_row(
+            Text(record.study.name),
+            f"{counts.finished}/{record.study.budget}",
+            *map(str, numbers),
+            shown_score(record.best.score if record.best else None),
+            f"{speed:.3g}" if speed else "–",  # noqa: RUF001
+            "done" if record.is_done else "stopped" if record.study.stopped else duration(record.secs_left),
+        )
+    return table
+
+
+def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table:
+    table = _table()
+    for heading in ("study", "trial", "worker", "epoch", "for", "heartbeat"):
+        table.add_column(heading, justify="left" if heading in ("study", "worker") else "right", overflow="fold")
+    for record, trial in running:
+        beat = trial.secs_since_heartbeat
+        table.add_row(
+            Text(record.study.name),
+            str(trial.number),
+            Text(trial.worker or ""),
+            f"{trial.epoch}/{record.study.spec.training.epochs}",
+            duration(trial.secs_since_start),
+            "none" if beat is None else f"{beat:.0f} s ago",
+        )
+    return table
+
+
+def _troubles(running: Sequence[RunningTrial]) -> list[str]:
+    return [f"trial {trial.number} waits: {trial.trouble}" for trial in running if trial.trouble]
+
+
+class EndedTrials:
+    """Says of a study's trials what became of them, each once."""
+
+    def __init__(self, engine: sa.Engine, study: Study, say: Callable[[str], None], prefix: str = "") -> None:
+        self._engine = engine
+        self._study = study
+        self._say = say
+        self._prefix = prefix
+        self._seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
+        self._seen_paused = {trial.number for trial in queries.paused_trials(engine, study.name)}
+
+    def say_new(self) -> bool:
+        """Whether there were any."""
+        ask = partial(outlast, say=self._say)
+        ended = ask(partial(queries.trials_in, self._engine, self._study.name, ENDED, but=self._seen))
+        paused = ask(partial(queries.paused_trials, self._engine, self._study.name, but=self._seen_paused))
+        self._seen.update(trial.number for trial in ended)
+        self._seen_paused.update(trial.number for trial in paused)
+        for trial in (*ended, *paused):
+            self._say(self._prefix + _trial_line(trial, self._study))
+        return bool(ended or paused)
+
+
+def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None:
+    """Shows trials as they end, until `working()` is false: live in a terminal; in a log a line each, and now and then
+    what runs.
+    """
+    out = console(stderr=True)
+    say = partial(out.print, soft_wrap=True)
+    ended = EndedTrials(engine, study, say)
+    said_at = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=out,
+        disable=not out.is_terminal,
+        transient=True,
+    )
+    split = None
+    troubles: list[str] = []
+    with bar:
+        task = bar.add_task("trials", total=study.budget)
+        while True:
+            still_working = working()  # before the look at the database, so that the last trials are not missed
+            if split is None and (split := outlast(partial(read_split, engine, study), say)) is not None:
+                say(f"images: {split_line(split)}")
+                for line in warn_of_few_images(study, split.tuning):
+                    say(line)
+            if ended.say_new():
+                said_at = time.monotonic()
+            counts, running = outlast(partial(progress, engine, study), say)
+            troubles, before = _troubles(running), troubles
+            for trouble in set(troubles).difference(before):
+                say(trouble)
+            doing = _running_line(running, study.spec.training.epochs)
+            bar.update(task, completed=counts.finished, description=doing)
+            if not out.is_terminal and time.monotonic() - said_at > QUIET_SECS and still_working:
+                said_at = time.monotonic()
+                say(f"{counts.finished} of {study.budget} trials finished; {doing if running else 'workers start'}")
+            if not still_working:
+                return
+            time.sleep(POLL_SECS)
+
+
+def _trial_line(trial: TrialResult, study: Study) -> str:
+    name = "baseline" if trial.baseline else f"trial {trial.number}"
+    if trial.interruption:
+        when = f" after epoch {len(trial.epochs)}" if trial.epochs else ""
+        return f"{name} interrupted{when}: {trial.interruption}; its slot is given out again"
+    if trial.state == "fail":
+        reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
+        return f"{name} failed: {reason}; its slot is given out again"
+    stopped = "pruned" if trial.state == "pruned" else "paused"
+    ended = "complete" if trial.state == "complete" else f"{stopped} after epoch {len(trial.epochs)}"
+    accuracies = {"clean": trial.clean_accuracy, **trial.perturbed_accuracy}
+    measured = ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items())
+    params = ", ".join(f"{key} {shown(trial.params[key])}" for key in study.spec.search.searched if key in trial.params)
+    return f"{name} {ended}: score {shown_score(trial.score)}, {measured}{f' ({params})' if params else ''}"
+
+
+def _running_line(running: Sequence[RunningTrial], epochs: int) -> str:
+    doing = [f"{trial.number} (epoch {min(trial.epoch + 1, epochs)}/{epochs})" for trial in running]
+    return f"{'trial' if len(doing) == 1 else 'trials'} {', '.join(doing)}" if doing else "trials"
+
+
+class StepProgress:
+    """Shows how far a long preparation is: a bar in a terminal, a line at its end in a log."""
+
+    def __init__(self) -> None:
+        self._out = console(stderr=True)
+        self._bar = Progress(console=self._out, disable=not self._out.is_terminal, transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "StepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        if done == total and not self._out.is_terminal:
+            self._out.print(f"{what}: {total:,} done")
+        self._bar.update(self._tasks[what], completed=done)

@@ -1,0 +1,231 @@
+"""Commands that work here: `hpo run`, from a study file to the best configurations, and `hpo launch`."""
+
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import click
+import sqlalchemy as sa
+
+from hpo.artifacts import open_artifacts
+from hpo.cli import display
+from hpo.errors import StorageError, StudyError
+from hpo.search.sql import heartbeats
+from hpo.search.sql.claims import count
+from hpo.search.sql.conditions import StudyKey
+from hpo.search.sql.dead_workers import bury
+from hpo.search.sql.network_drive import check_network_drive
+from hpo.search.sql.outages import outlast
+from hpo.search.sql.queries import best_trials
+from hpo.search.sql.status import read_split
+from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
+from hpo.search.sql.studies import Study, find_studies, open_studies, submit
+from hpo.stopping import Stopped, stop_on_signals
+from hpo.study_file.spec import ModelSpec, Spec
+from hpo.vision.data.images import load_images
+from hpo.vision.data.sources import by_suffix
+from hpo.vision.weights_file import weights_file
+from hpo.workers.local import Fleet, release, start_fleet, stop_fleet, tend
+from hpo.workers.machine import check_workers, how_many_workers, may_have_gpu
+from hpo.workers.memory import LEAST_MIB_A_WORKER, check_memory, most_mib
+
+SHOWN = 5
+TEND_SECS = 0.5
+LOOK_SECS = 2.0
+
+
+def run_study(spec: Spec, storage: str, workers: int | None) -> None:
+    """Submits a study, works on it with so many processes until its budget is used, prints the best configurations.
+
+    workers: None for as many as this machine takes.
+    """
+    check_workers(workers)  # before anything that takes long
+    url = parse_url(storage)
+    weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
+    with display.StepProgress() as progress:
+        images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
+    if images.skipped:
+        click.echo(f"{display.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
+    if images.left_out:
+        others = display.counted(sum(images.left_out.values()), "file")
+        click.echo(f"{others} left out, of types that are not read: {by_suffix(images.left_out)}", err=True)
+    workers = _workers_for([(spec, len(images.train))], workers)
+    logs = _logs() / spec.folder_name
+    with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:
+        _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
+        open_artifacts().check()
+        engine = create_database(url)
+        check_network_drive(engine, partial(click.echo, err=True))
+        study, new = submit(engine, spec)
+        if study.stopped:
+            raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
+        heartbeats.reap(engine, study.study_id)
+        if count(engine, study.study_id).finished < study.budget:
+            does = "submitted" if new else "goes on"
+            counted = f"budget {study.budget}, {_counted(workers)}, logs in {logs}/"
+            click.echo(f"study {study.name} {does}: {counted}", err=True)
+            stop_on_signals()
+            release(fleet)
+            display.follow(engine, study, partial(tend, fleet))
+    _print_end(engine, study, storage)
+
+
+def launch(names: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
+    """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
+    check_workers(workers)
+    engine = open_engine(parse_url(storage))
+    studies = find_studies(engine, names, partial(click.echo, err=True))
+    for study in studies if names else ():
+        study.refuse()
+    check_network_drive(engine, partial(click.echo, err=True))
+    splits = [(study.spec, read_split(engine, study)) for study in (studies if names else ())]
+    workers = _workers_for([(spec, split.train if split else None) for spec, split in splits], workers)
+    logs = _logs() / studies[0].spec.folder_name if len(names) == 1 else _logs()
+    click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
+    stop_on_signals()
+    with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
+        if len(names) == 1 and not forever:
+            display.follow(engine, studies[0], partial(tend, fleet))
+        else:
+            _follow_all(engine, names, partial(tend, fleet), logs)
+    for study in find_studies(engine, names):
+        _say_how_far(engine, study)
+
+
+def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], bool], logs: Path) -> None:
+    """Says what became of the trials of all studies that workers are at, and where to look if none runs, until
+    `working()` is false.
+    """
+    say = partial(click.echo, err=True)
+    followed: dict[StudyKey, display.EndedTrials] = {}
+    looked, said, ran_at = 0.0, False, time.monotonic()
+    while True:
+        still_working = working()  # before the look at the database, so that the last trials are not missed
+        if time.monotonic() - looked > LOOK_SECS or not still_working:
+            looked = time.monotonic()
+            found = outlast(partial(open_studies, engine, names), say)
+            still_open = [study for study, _ in found]
+            if not found or any(counts.running for _, counts in found):
+                ran_at, said = time.monotonic(), False
+            elif time.monotonic() - ran_at > display.QUIET_SECS and not said:
+                said = True
+                say(f"no trial of {', '.join(study.name for study in still_open)} runs; the logs in {logs}/ say why")
+            for study in still_open:
+                if study.key not in followed:
+                    followed[study.key] = display.EndedTrials(engine, study, say, f"{study.name}: ")
+            for ended in followed.values():
+                ended.say_new()
+            for key in set(followed).difference(study.key for study in still_open):
+                del followed[key]
+        if not still_working:
+            return
+        time.sleep(TEND_SECS)
+
+
+def _logs() -> Path:
+    return Path(os.environ.get("HPO_LOGS") or "hpo-logs")
+
+
+@contextmanager
+def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path, held: bool = False) -> Iterator[Fleet]:
+    """Supervised workers. A signal stops them, and what follows in the block is left out."""
+    command = [sys.executable, "-m", "hpo", "worker", "--supervised", *arguments]
+    say = partial(click.echo, err=True)
+    fleet = None
+    try:
+        # the URL goes through the environment, where `ps` does not show it
+        fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, storage), say, held)
+        yield fleet
+    except Stopped:
+        click.echo("stopping: each worker gives its slot back", err=True)
+    finally:
+        if fleet is not None:
+            stop_fleet(fleet)
+
+
+def _bury(storage: str, worker: str, out_of_memory: bool) -> bool:
+    try:
+        engine = open_engine(parse_url(storage))
+        try:
+            return bury(engine, worker, out_of_memory)
+        finally:
+            engine.dispose()
+    except (StorageError, sa.exc.SQLAlchemyError):  # the database is away; its trial will be reaped
+        return True
+
+
+def _workers_for(studies: Sequence[tuple[Spec, int | None]], asked: int | None) -> int:
+    """As many as asked for, else as memory allows; says so where it may not be enough. Raises InputError.
+
+    studies: with how many images there are to train on, if that is known.
+    """
+    needed = max((most_mib(spec, images) for spec, images in studies), default=LEAST_MIB_A_WORKER)
+    workers = how_many_workers(asked, needed)
+    if not may_have_gpu():
+        for spec, images in studies:
+            check_memory(spec, images, workers, partial(click.echo, err=True))
+    return workers
+
+
+def _counted(workers: int) -> str:
+    return "1 worker" if workers == 1 else f"{workers} workers"
+
+
+def _check_weights(model: ModelSpec, classes: int) -> None:
+    """Raises WeightsError: what is wrong is said before the database is written."""
+    if model.weights != "none":
+        from hpo.vision.classifier import build_network, read_weights
+
+        weights = read_weights(model.name, model.weights)
+        build_network(model.name, classes, weights, model.input_size, frozen_layers=0, seed=0)
+
+
+def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
+    """What was found, and whether the budget was used."""
+    study = outlast(partial(find_studies, engine, [study.name]), partial(click.echo, err=True))[0]
+    results = best_trials(engine, study.name, SHOWN)
+    display.print_best(display.console(), engine, study, results)
+    _say_how_far(engine, study)
+    if results:
+        _print_next(study, storage)
+
+
+def _say_how_far(engine: sa.Engine, study: Study) -> None:
+    finished = count(engine, study.study_id).finished
+    if study.stopped and finished < study.budget:
+        how = f"is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on"
+    elif finished < study.budget:
+        how = f"has {finished} of {study.budget} trials finished; the same command goes on"
+    else:
+        how = f"is done: {'its trial is' if study.budget == 1 else f'all {study.budget} trials are'} finished"
+    click.echo(f"study {study.name} {how}", err=True)
+
+
+def _path_of_hpo() -> str:
+    """Below the current folder as a relative path, elsewhere as an absolute one."""
+    path = Path(sys.executable).parent / "hpo"
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def _print_next(study: Study, storage: str) -> None:
+    """What to type now; the storage is repeated where it is neither the default nor in the environment."""
+    program = "hpo" if shutil.which("hpo") else _path_of_hpo()
+    name = shlex.quote(study.name)
+    given = storage != DEFAULT_STORAGE and os.environ.get("HPO_STORAGE") != storage
+    secret = masked(parse_url(storage)) != storage
+    where = f" --storage {'…' if secret else shlex.quote(storage)}" if given else ""
+    click.echo("\nNext:", err=True)
+    suggestions = {
+        f"{program} top {name} -n 10{where}": "more of them; --json for programs",
+        f"{program} best {name} --toml{where}": "the best as a study file that `hpo run` takes",
+        f"{program} dashboard{where}": "a web page, with pictures of what the best makes of perturbed images",
+    }
+    width = max(map(len, suggestions))
+    for command, does in suggestions.items():
+        click.echo(f"  {command:<{width}}   {does}", err=True)

@@ -1,0 +1,64 @@
+"""What every perturbation is: settings, as a study file gives them, and a function of whole batches of images."""
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from hpo.doors.parameters import Section
+from hpo.doors.registry import Door
+from hpo.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Perturbation(Section):
+    """A table of `[[objective.perturbations]]`. A subclass adds its settings as fields, names in `severity` the one
+    that says how strong it is, and defines `apply`. Settings are read where PyTorch is not loaded: import it there.
+    """
+
+    weight: Annotated[float, Field(gt=0, le=1)]
+    """Share of this accuracy in the score."""
+    name: str
+    severity: ClassVar[str]
+    """The name of the setting that is its severity: a number above 0."""
+
+    @staticmethod
+    def apply(pixels: "Tensor", keys: "Tensor", severity: "Tensor") -> "Tensor":
+        """Perturbed images, float32 (n, 3, height, width) in [0, 1], at their own size, before normalisation.
+
+        pixels: float32 (n, 3, height, width) in [0, 1], not to be changed; keys: int64 (n,), from which all random
+        numbers come (`hpo.uniform`, `hpo.normal`), so that an image is perturbed alike in whatever batch; severity:
+        float32 (n,), at least 0, which leaves an image as it is.
+        """
+        raise NotImplementedError
+
+    @property
+    def scored_severity(self) -> float:
+        """The severity that trials are scored at. Raises InputError if the perturbation is not installed."""
+        return float(getattr(self, self.severity))
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        if cls.__module__ == __name__:
+            return
+        field = cls.model_fields.get(cls.severity) if isinstance(getattr(cls, "severity", None), str) else None
+        if field is None or field.annotation not in (int, float) or cls.severity == "weight":
+            raise TypeError(f"{cls.__name__}.severity must name a field of its own, a float or int")
+        if cls.apply is Perturbation.apply:
+            raise TypeError(f"{cls.__name__} must define apply(pixels, keys, severity)")
+
+
+PERTURBATIONS = Door("perturbation", "hpo.vision.perturbations", "hpo.perturbations", Perturbation)
+
+
+class NotInstalled(Perturbation):
+    """Of a study that was submitted where its package is installed: its trials can be read here, and no more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def scored_severity(self) -> float:
+        """Raises InputError."""
+        PERTURBATIONS.find(self.name)
+        raise InputError(f"perturbation '{self.name}' was not installed here when this process started")

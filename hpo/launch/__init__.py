@@ -1,1 +1,0 @@
-"""Starts workers: `local` as processes of this machine."""

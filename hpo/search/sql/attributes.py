@@ -1,0 +1,89 @@
+"""Attributes of studies and trials, and parameters of trials: JSON text and numbers in Optuna's tables."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from hpo.search.sql.tables import study_user_attributes, trial_params
+
+BUDGET_KEY = "budget"
+STOPPED_KEY = "stopped"
+UID_KEY = "uid"
+SPLIT_KEY = "split"
+"""How many images are trained on, tuned on and locked as test images, and how many classes they have."""
+SKIPPED_KEY = "skipped_images"
+"""The names of the images that could not be decoded and were left out, as `data.bad_images = "skip"` asks for."""
+ARTIFACTS_KEY = "artifacts"
+"""Where the study's workers keep pictures, checkpoints and weights: HPO_ARTIFACTS in full, without secrets."""
+TROUBLE_KEY = "trouble"
+"""Of a trial: what it waits for to pass, a full disk say."""
+ROWS_AT_ONCE = 500
+"""In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
+server takes it for active, not for idle in a transaction.
+"""
+
+
+def read_study(connection: sa.Connection, study_id: int, key: str) -> Any:
+    """A user attribute of a study, None if it has none of this key."""
+    return read(connection, study_user_attributes, study_id, key)
+
+
+def read(connection: sa.Connection, table: sa.Table, owner_id: int, key: str) -> Any:
+    """An attribute of a trial or study, None if it has none of this key."""
+    query = sa.select(table.c.value_json).where(_owner(table) == owner_id, table.c.key == key)
+    text = connection.scalar(query)
+    return None if text is None else json.loads(text)
+
+
+def write(connection: sa.Connection, table: sa.Table, owner_id: int, values: Mapping[str, Any]) -> None:
+    """Sets attributes of a trial or study, each new or in place of an older value."""
+    write_all(connection, table, [(owner_id, key, value) for key, value in values.items()])
+
+
+def write_all(connection: sa.Connection, table: sa.Table, values: Sequence[tuple[int, str, Any]]) -> None:
+    """The same for many trials or studies: (trial_id or study_id, key, value)."""
+    owner = _owner(table).name
+    rows = [{owner: owner_id, "key": key, "value_json": json.dumps(value)} for owner_id, key, value in values]
+    upsert(connection, table, rows, (owner, "key"))
+
+
+def _owner(table: sa.Table) -> sa.Column[int]:
+    return table.c.study_id if "study_id" in table.c else table.c.trial_id
+
+
+def upsert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
+    """Inserts rows, or replaces what has the same key."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    for some in _few_at_once(rows):
+        statement = dialect.insert(table).values(some)
+        replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
+        connection.execute(statement.on_conflict_do_update(index_elements=list(key), set_=replaced))
+
+
+def insert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]]) -> None:
+    """Inserts rows."""
+    for some in _few_at_once(rows):
+        connection.execute(table.insert().values(some))
+
+
+def _few_at_once(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    return (rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE))
+
+
+def read_params(connection: sa.Connection, trial_id: int) -> dict[str, Any]:
+    """The parameters of a trial, as the sampler gave them."""
+    p = trial_params.c
+    query = sa.select(p.param_name, p.param_value, p.distribution_json).where(p.trial_id == trial_id)
+    return {name: _decoded(value, json.loads(distribution)) for name, value, distribution in connection.execute(query)}
+
+
+def _decoded(value: float, distribution: Mapping[str, Any]) -> Any:
+    match distribution["name"]:
+        case "CategoricalDistribution":
+            return distribution["attributes"]["choices"][int(value)]
+        case "IntDistribution":
+            return int(value)
+    return value

@@ -1,0 +1,302 @@
+"""Opens SQLite or PostgreSQL with Optuna's tables in it. Optuna itself is needed only to make them."""
+
+import contextlib
+import hashlib
+import os
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from filelock import FileLock
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from hpo.errors import HpoError, InputError, StorageError
+from hpo.search.sql.outages import first_line, is_outage
+from hpo.search.sql.tables import OPTUNA_SCHEMA, alembic_version, metadata
+from hpo.search.sql.view_rights import existing_views, read_kept, restore
+from hpo.search.sql.views import VIEWS_VERSION, view_statements
+
+DEFAULT_STORAGE = "sqlite:///hpo.db"
+SQLITE_BUSY_TIMEOUT_SECS = 60
+IDLE_IN_TRANSACTION_SECS = 10
+SQLITE_NEEDED = (3, 38)
+"""RETURNING came with 3.35, the operator -> with 3.38."""
+READ_ONLY = "25006"
+"""PostgreSQL's code for a write where nothing may be written."""
+CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
+VIEWS_LOCK = CREATION_LOCK + 1  # while views are made anew, also by who does not hold the other
+DEPENDENT_OBJECTS = "2BP01"
+POSTGRESQL_CONNECT_ARGS = {
+    "prepare_threshold": None,  # a pooler gives each transaction another connection, which knows no such statement
+    "connect_timeout": 10,
+    "keepalives": 1,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,  # milliseconds until data that nobody acknowledges count as a lost connection
+}
+
+
+def parse_url(text: str) -> sa.URL:
+    """sqlite:///file.db or postgresql://user:password@host/database. Raises InputError; never shows a password."""
+    try:
+        url = sa.make_url(text)
+    except (ArgumentError, ValueError):
+        raise InputError(
+            "--storage: not a database URL; give sqlite:///file.db or postgresql://user:password@host/database"
+        ) from None
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    if url.drivername not in ("sqlite", "postgresql+psycopg"):
+        raise InputError(f"--storage: '{url.drivername}' is not supported; give sqlite:///… or postgresql://…")
+    if url.get_backend_name() == "sqlite":
+        _check_sqlite_version()
+        _check_sqlite_file(url.database)
+    elif "@" in (url.database or "") + (url.host or ""):  # what is before it may be a password: nothing is shown
+        raise InputError(
+            "--storage: the user name or password holds a character that ends it in a URL; write @ as %40, / as %2F, "
+            ": as %3A, # as %23, ? as %3F, % as %25"
+        )
+    return url
+
+
+def _check_sqlite_version() -> None:
+    if sqlite3.sqlite_version_info < SQLITE_NEEDED:
+        raise InputError(
+            f"--storage: hpo needs SQLite {'.'.join(map(str, SQLITE_NEEDED))} or later, this Python has "
+            f"{sqlite3.sqlite_version}; use another Python, or PostgreSQL"
+        )
+
+
+def _check_sqlite_file(file: str | None) -> None:
+    if file in (None, "", ":memory:"):
+        raise InputError("--storage: workers share the database, so it must be a file: sqlite:///file.db")
+    if Path(file).is_dir() or not Path(file).parent.is_dir():
+        raise InputError(f"--storage: {file} must be a file in a folder that exists")
+
+
+def masked(url: sa.URL) -> str:
+    """The URL as it may be shown: without its password, wherever it stands."""
+    url = url.update_query_dict(dict.fromkeys(_secrets(url), "***"))
+    return url.render_as_string(hide_password=True).replace("postgresql+psycopg://", "postgresql://")
+
+
+def open_engine(url: sa.URL) -> sa.Engine:
+    """Opens a database that exists. Raises InputError or StorageError if it does not, or cannot be reached."""
+    file = _sqlite_file(url)
+    if file is not None and not os.path.exists(file):
+        raise InputError(f"--storage: {masked(url)} does not exist yet; `hpo run` or `hpo submit` makes it")
+    engine = _engine(url)
+    try:
+        _check(url, engine)
+    except BaseException:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _check(url: sa.URL, engine: sa.Engine) -> None:
+    """Refuses what cannot be reached, what is not finished yet, and the tables of another version of Optuna; brings
+    the views of an older hpo up to date.
+    """
+    try:
+        with engine.connect() as connection:
+            views = _views_version(connection)
+            version = connection.scalar(sa.select(alembic_version)) if views is not None else None
+    except (SQLAlchemyError, ImportError) as error:
+        raise unreachable(url, error) from None
+    if version is None or views is None:
+        raise InputError(f"--storage: {masked(url)} holds no studies of hpo yet; `hpo submit` puts one there")
+    if version != OPTUNA_SCHEMA:
+        raise StorageError(
+            f"--storage: {masked(url)} has Optuna's tables in version {version}, not {OPTUNA_SCHEMA}; "
+            "`optuna storage upgrade` brings older ones up to date, newer ones need a newer hpo"
+        )
+    if views < VIEWS_VERSION:
+        try:
+            _make_views(engine)
+        except SQLAlchemyError as error:
+            raise _views_cannot_be_made(url, error) from None
+
+
+def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
+    if is_outage(error):
+        return unreachable(url, error)
+    where = f"--storage: {masked(url)} has the views of an older hpo"
+    cause = getattr(error, "orig", None)
+    if getattr(cause, "sqlstate", None) == DEPENDENT_OBJECTS:
+        others = " ".join(str(cause.diag.message_detail).split("\n"))  # type: ignore[union-attr]
+        return StorageError(
+            f"{where}, which cannot be replaced while others depend on them: {others}; drop those, say `hpo init`, and "
+            "make them again"
+        )
+    return StorageError(
+        f"{where}, and this user may not replace them ({first_line(error)}); any command of one who may, such as "
+        "`hpo status`, brings them up to date"
+    )
+
+
+def _views_version(connection: sa.Connection) -> int | None:
+    """None if there are no views: they are made after all the tables."""
+    if connection.dialect.name == "sqlite":
+        text = connection.scalar(sa.text("SELECT sql FROM sqlite_master WHERE name = 'trial_results'"))
+    else:
+        query = "SELECT coalesce(obj_description(v, 'pg_class'), '') FROM to_regclass('trial_results') v WHERE v <> 0"
+        text = connection.scalar(sa.text(query))
+    if text is None:
+        return None
+    found = re.search(r"hpo views (\d+)", text)
+    return int(found[1]) if found else 1
+
+
+def _make_views(engine: sa.Engine) -> None:
+    """In one transaction: readers wait for it, and keep their rights. Nothing if another process has just done so."""
+    with writing(engine) as connection:
+        server = engine.dialect.name == "postgresql"
+        if server:
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({VIEWS_LOCK})")
+        if (_views_version(connection) or 0) >= VIEWS_VERSION:
+            return
+        existed, kept = (existing_views(connection), read_kept(connection)) if server else ([], [])
+        for statement in view_statements(engine.dialect.name):
+            connection.execute(sa.text(statement))
+        if server:
+            restore(connection, existed, kept)
+
+
+def create_database(url: sa.URL) -> sa.Engine:
+    """Opens a database, and first makes the file, Optuna's tables and the views where they are missing.
+
+    One process at a time, since Optuna's own creation of tables collides with another's. Raises StorageError.
+    """
+    try:
+        if (file := _sqlite_file(url)) is not None:
+            with FileLock(_lock_file(file)):
+                _create_tables(url)
+        else:
+            locking = sa.create_engine(url, poolclass=NullPool, connect_args=POSTGRESQL_CONNECT_ARGS)
+            with locking.begin() as connection:  # not a session's lock, which a pooler would keep
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
+                _create_tables(url)
+    except (SQLAlchemyError, ImportError, OSError) as error:
+        raise unreachable(url, error) from None
+    return open_engine(url)
+
+
+def _create_tables(url: sa.URL) -> None:
+    """Optuna's tables by Optuna; WAL; and the views as this version of hpo defines them, in one transaction."""
+    engine = _engine(url)
+    try:
+        if not _has_optunas_tables(url, engine):
+            _let_optuna_create_its_tables(url)
+        if engine.dialect.name == "sqlite":
+            with engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+        with engine.connect() as connection:
+            views = _views_version(connection)
+        if views is None or views < VIEWS_VERSION:
+            try:
+                _make_views(engine)
+            except SQLAlchemyError as error:
+                raise error if views is None else _views_cannot_be_made(url, error) from None
+    finally:
+        engine.dispose()
+
+
+def _let_optuna_create_its_tables(url: sa.URL) -> None:
+    from optuna.exceptions import StorageInternalError
+    from optuna.storages import RDBStorage
+
+    try:
+        made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
+    except (StorageInternalError, RuntimeError) as error:  # the latter of tables in another version
+        raise unreachable(url, error) from None
+    made.remove_session()
+    made.engine.dispose()
+
+
+def _has_optunas_tables(url: sa.URL, engine: sa.Engine) -> bool:
+    """Whether all of them are there: Optuna makes them, and then its version's rows, in several transactions, which may
+    have been interrupted. Raises InputError for tables of another program.
+    """
+    with engine.connect() as connection:
+        inspector = sa.inspect(connection)
+        there = set(inspector.get_table_names())
+        for table in metadata.sorted_tables:
+            columns = {column["name"] for column in inspector.get_columns(table.name)} if table.name in there else None
+            if columns is not None and not columns.issuperset(table.columns.keys()):
+                raise InputError(
+                    f"--storage: {masked(url)} has a table '{table.name}' of another program; give hpo a database, or "
+                    "a PostgreSQL schema, of its own"
+                )
+        complete = there.issuperset({*(table.name for table in metadata.sorted_tables), alembic_version.name})
+        return complete and connection.scalar(sa.select(alembic_version)) is not None
+
+
+def _lock_file(file: str) -> Path:
+    """In the temporary folder, since a lock beside the database would stay there for ever."""
+    digest = hashlib.sha256(str(Path(file).resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"hpo-{os.getuid() if hasattr(os, 'getuid') else 0}-{digest}.lock"
+
+
+def _engine(url: sa.URL) -> sa.Engine:
+    engine = sa.create_engine(url, **engine_arguments(url))
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _set_up_sqlite)
+    else:
+        sa.event.listen(engine, "handle_error", _give_up_read_only_connections)
+    return engine
+
+
+def _give_up_read_only_connections(context: sa.engine.ExceptionContext) -> None:
+    """After a failover they lead to a server that only reads: others have to be made."""
+    if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
+        context.is_disconnect = True  # which drops all connections of the pool
+
+
+def _set_up_sqlite(connection: Any, _: Any) -> None:
+    """With WAL, NORMAL keeps every transaction whole; only a power failure can take the last ones back."""
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def engine_arguments(url: sa.URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"connect_args": {"timeout": SQLITE_BUSY_TIMEOUT_SECS}, "poolclass": NullPool}
+    return {"connect_args": POSTGRESQL_CONNECT_ARGS, "pool_pre_ping": True, "pool_size": 2}
+
+
+@contextlib.contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that writes. On SQLite it takes the lock at once: one that reads first and then finds that
+    another has written in between would fail without waiting. On PostgreSQL a worker that is frozen in the middle loses
+    it, and with it the locks that others wait for.
+    """
+    with engine.begin() as connection:
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:  # for this transaction alone: behind a pooler the connection is others' too
+            connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECS}s'")
+        yield connection
+
+
+def _sqlite_file(url: sa.URL) -> str | None:
+    return url.database if url.get_backend_name() == "sqlite" else None
+
+
+def _secrets(url: sa.URL) -> dict[str, str]:
+    """The query's keys that hold passwords, and their values."""
+    return {key: str(value) for key, value in url.query.items() if "pass" in key.lower()}
+
+
+def unreachable(url: sa.URL, error: Exception) -> HpoError:
+    """One line for a database that cannot be opened, without its password."""
+    reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
+    for secret in (url.password, *_secrets(url).values()):
+        if secret:  # as a word: a password `p` is no part of "option"
+            reason = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", reason)
+    return StorageError(f"--storage: {masked(url)} cannot be opened: {reason}")

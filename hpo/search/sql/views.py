@@ -1,0 +1,143 @@
+"""The two SQL views over Optuna's tables: `trial_results`, a row a trial, and `best_configs`, those worth having.
+
+Views, so that they can never be stale. They cover every study of the database, also those that hpo did not make:
+whatever such a study holds, a row must not fail.
+"""
+
+# ruff: noqa: S608 (the SQL here is put together from names of this file only)
+
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from hpo.search.sql.tables import CONSTRAINT_KEY
+
+VIEWS_VERSION = 4
+"""Raised when a view changes: older views are made anew by the first command that may, newer ones are left alone."""
+
+Kind = Literal["number", "text", "time", "flag"]
+
+ACCURACY_COLUMNS = {"gaussian-noise": "gaussian_noise", "pixel-recolor": "pixel_recolor"}
+"""Accuracies that have a column of their own, as they had before there were others; all are in `accuracies`."""
+
+KINDS: dict[str, Kind] = {
+    "study": "text",
+    "number": "number",
+    "state": "text",
+    "score": "number",
+    "clean_accuracy": "number",
+    "perturbed_accuracy": "number",
+    "batch_size": "number",
+    "learning_rate": "number",
+    "frozen_layers": "number",
+    "augmentation_strength": "number",
+    "params": "text",
+    "worker": "text",
+    "started_at": "time",
+    "finished_at": "time",
+    "baseline": "flag",
+    "feasible": "flag",
+    "initial_weights": "text",
+    **dict.fromkeys(ACCURACY_COLUMNS.values(), "number"),
+    "accuracies": "text",
+}
+"""The columns of `trial_results`, in their order."""
+
+_TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {"time": sa.DateTime(), "flag": sa.Boolean()}
+trial_results = sa.table("trial_results", *(sa.column(name, _TYPES.get(kind)) for name, kind in KINDS.items()))
+
+VIEWS = ("trial_results", "best_configs")
+
+# What differs between the two dialects: how JSON text becomes a value, and how an object is put together. PostgreSQL's
+# `json` is kept as it was written, where `jsonb` refuses some strings; a cast of too large or small a number fails
+# there; NaN and infinity are no JSON, but Python writes them into the choices of a category.
+_SQLITE = {
+    "number": "CASE WHEN json_valid({0}) AND json_type({0}) IN ('integer', 'real') THEN CAST({0} AS REAL) END",
+    "text": "CASE WHEN {0} LIKE '\"%' THEN json_extract({0}, '$') END",
+    "object_text": "CASE WHEN json_valid({0}) AND json_type({0}) = 'object' THEN {0} END",
+    "int": "CAST({0} AS INTEGER)",
+    "float_json": "printf('%!.17g', {0})",
+    "choice": "(CASE WHEN json_valid({0}) THEN {0} "
+    "ELSE replace(replace(replace({0}, '-Infinity', 'null'), 'Infinity', 'null'), 'NaN', 'null') END "
+    "-> ('$.attributes.choices[' || CAST({1} AS INTEGER) || ']'))",
+    "object": "json_group_object({0}, json({1}))",
+    "infinity": "9e999",
+    "enum": "{0}",
+}
+_POSTGRESQL = {
+    "number": "CASE WHEN {0} ~ '^-?([0-9]{{1,20}}([.][0-9]+)?"
+    "|[0-9]([.][0-9]+)?[eE][-+]?([0-9]{{1,2}}|[12][0-9]{{2}}|30[0-7]))$' THEN CAST({0} AS double precision) END",
+    "text": "CASE WHEN {0} LIKE '\"%' AND {0} NOT LIKE '%\\\\u0000%' THEN CAST({0} AS json) #>> '{{}}' END",
+    "object_text": "CASE WHEN {0} LIKE '{{%' THEN {0} END",
+    "int": "CAST({0} AS bigint)",
+    "float_json": "CAST({0} AS text)",
+    "choice": "CAST(CAST(regexp_replace(replace({0}, '\\u0000', '\\ufffd'), "
+    "'(\\[|, )(NaN|-?Infinity)(?=[,\\]])', '\\1null', 'g') AS json) "
+    "-> 'attributes' -> 'choices' -> CAST({1} AS integer) AS text)",
+    "object": "CAST(json_object_agg({0}, CAST({1} AS json)) AS text)",
+    "infinity": "CAST('Infinity' AS double precision)",
+    "enum": "CAST({0} AS text)",
+}
+
+
+def view_statements(dialect: str) -> list[str]:
+    """The SQL that makes the views anew, for "sqlite" or "postgresql"."""
+    selected = _trial_results_sql(_SQLITE if dialect == "sqlite" else _POSTGRESQL)
+    best = """SELECT row_number() OVER (PARTITION BY study ORDER BY score DESC, number) AS rank, trial_results.*
+        FROM trial_results WHERE state = 'complete' AND feasible AND score IS NOT NULL"""
+    version = f"hpo views {VIEWS_VERSION}"
+    return [
+        "DROP VIEW IF EXISTS best_configs",
+        "DROP VIEW IF EXISTS trial_results",
+        f"CREATE VIEW trial_results AS {selected}{f' -- {version}' if dialect == 'sqlite' else ''}",
+        f"CREATE VIEW best_configs AS {best}",
+        *([f"COMMENT ON VIEW trial_results IS '{version}'"] if dialect == "postgresql" else []),
+    ]
+
+
+def _trial_results_sql(sql: dict[str, str]) -> str:
+    def attribute(kind: str, key: str) -> str:
+        value = sql[kind].format("a.value_json")
+        return f"(SELECT {value} FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{key}')"
+
+    def parameter(name: str, value: str = "p.param_value") -> str:
+        return f"(SELECT {value} FROM trial_params p WHERE p.trial_id = t.trial_id AND p.param_name = '{name}')"
+
+    whole_number = sql["int"].format("p.param_value")
+    choice = sql["choice"].format("p.distribution_json", "p.param_value")
+    is_choice = "p.distribution_json LIKE '%\"CategoricalDistribution\"%'"
+    param_json = (
+        f"CASE WHEN {is_choice} THEN {choice} "
+        f"WHEN p.distribution_json LIKE '%\"IntDistribution\"%' THEN CAST({whole_number} AS text) "
+        f"ELSE {sql['float_json'].format('p.param_value')} END"
+    )
+    word = sql["text"].format(f"({choice})")
+    violation = sql["number"].format("c.value_json")
+    columns = {
+        "study": "s.study_name",
+        "number": "t.number",
+        "state": f"lower({sql['enum'].format('t.state')})",
+        "score": f"""(SELECT CASE {sql["enum"].format("v.value_type")} WHEN 'INF_POS' THEN {sql["infinity"]}
+                WHEN 'INF_NEG' THEN -{sql["infinity"]} ELSE v.value END
+                FROM trial_values v WHERE v.trial_id = t.trial_id AND v.objective = 0)""",
+        "clean_accuracy": attribute("number", "clean_accuracy"),
+        "perturbed_accuracy": attribute("number", "mean_perturbed_accuracy"),
+        "batch_size": parameter("batch_size", whole_number),
+        "learning_rate": parameter("learning_rate"),
+        "frozen_layers": parameter("frozen_layers", whole_number),
+        "augmentation_strength": parameter("augmentation_strength"),
+        "params": f"""(SELECT {sql["object"].format("p.param_name", param_json)} FROM trial_params p
+                WHERE p.trial_id = t.trial_id)""",
+        "worker": attribute("text", "worker"),
+        "started_at": "t.datetime_start",
+        "finished_at": "t.datetime_complete",
+        "baseline": """EXISTS (SELECT 1 FROM trial_user_attributes b WHERE b.trial_id = t.trial_id
+                AND b.key = 'baseline')""",
+        "feasible": f"""NOT EXISTS (SELECT 1 FROM trial_system_attributes c WHERE c.trial_id = t.trial_id
+                AND c.key = '{CONSTRAINT_KEY}' AND {violation} > 0)""",
+        "initial_weights": parameter("initial_weights", f"CASE WHEN {is_choice} THEN {word} END"),
+        **{column: attribute("number", name) for name, column in ACCURACY_COLUMNS.items()},
+        "accuracies": attribute("object_text", "perturbed_accuracy"),
+    }
+    selected = ", ".join(f"{columns[name]} AS {name}" for name in KINDS)
+    return f"SELECT {selected} FROM trials t JOIN studies s ON s.study_id = t.study_id"

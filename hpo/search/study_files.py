@@ -1,0 +1,51 @@
+"""What a study leaves in the artifact store, and where that is: removed with the study, copied when it is renamed."""
+
+import re
+import shutil
+from pathlib import Path
+
+from hpo.artifacts import Artifacts
+from hpo.search.sql.whole_study import Kept
+from hpo.study_file.spec import Spec
+
+
+def location_in_full(location: str) -> str:
+    """As it may be kept and shown to others: a folder from its root, a bucket without secrets."""
+    if "://" in location:
+        return re.sub(r"://[^/@]*@", "://", location).rstrip("/")
+    return str(Path(location).expanduser().resolve())
+
+
+def is_elsewhere(kept: str | None, artifacts: Artifacts) -> bool:
+    """Whether a study's workers say that they keep their files in another place than this one."""
+    return kept is not None and location_in_full(kept) != location_in_full(artifacts.location)
+
+
+def remove_left(artifacts: Artifacts, kept: Kept) -> None:
+    """Removes pictures, checkpoints and weights. Raises OSError."""
+    for picture in kept.pictures:
+        artifacts.remove(picture)
+    if kept.folder is not None:
+        remove_folder(artifacts, kept)
+
+
+def remove_folder(artifacts: Artifacts, kept: Kept) -> None:
+    """Removes checkpoints and weights. Raises OSError."""
+    for name in _names(kept):
+        artifacts.remove(f"{kept.folder}/{name}")
+    if "://" not in artifacts.location:
+        shutil.rmtree(Path(artifacts.location).expanduser() / str(kept.folder), ignore_errors=True)
+
+
+def copy_folder(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
+    """Copies checkpoints and weights to where workers look for those of the renamed study. Raises OSError."""
+    for name in _names(kept):
+        content = artifacts.read(f"{kept.folder}/{name}")
+        if content is not None:
+            artifacts.write(f"{renamed.folder_name}/{name}", content)
+
+
+def _names(kept: Kept) -> list[str]:
+    """As `hpo.objectives.robust_accuracy` names them."""
+    checkpoints = [f"trial-{number}.checkpoint.safetensors" for number in kept.numbers]
+    return ["baseline.safetensors", "fitted-head.safetensors", *checkpoints]

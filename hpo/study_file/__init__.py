@@ -1,0 +1,1 @@
+"""What a study file may say: its sections, how it is read, and what is said of mistakes in it."""

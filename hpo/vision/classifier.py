@@ -1,0 +1,262 @@
+"""Networks with a new head, a frozen part counted from the input, and weights loaded without pickle."""
+
+import argparse
+import pickle
+import re
+import urllib.error
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.hub import load_state_dict_from_url
+from torch.nn import functional as F
+
+from hpo.doors.network import Network, family_of
+from hpo.errors import InputError, WeightsError
+from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
+from hpo.vision.winograd import replace_convolutions
+
+CHANNEL_MEAN = (0.485, 0.456, 0.406)
+CHANNEL_STD = (0.229, 0.224, 0.225)
+Weights = dict[str, Tensor]
+STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
+"""What checkpoints call the network's state dict, beside the optimizer's and others."""
+MOST_NESTED = 3
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.float64(0).__reduce__()[0],  # what makes NumPy's scalars
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
+]
+"""What training scripts keep beside the weights, their arguments and best accuracy: values that run no code."""
+
+
+class Normalise(nn.Module):
+    """Pixels, uint8 or floats in [0, 1], of any size, as the first convolution takes them: `size` wide and high."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("mean", torch.tensor(CHANNEL_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(CHANNEL_STD).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.dtype == torch.uint8:
+            pixels = pixels.float().div_(255)
+        if pixels.shape[-1] != self.size or pixels.shape[-2] != self.size:
+            size = (self.size, self.size)
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
+        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class Head(nn.Module):
+    """Logits, float32 (n, classes), of the last unit's output; never in fewer bits, which would leave ties."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        *pool, linear = head if isinstance(head, nn.Sequential) else [head]
+        if not isinstance(linear, nn.Linear):
+            raise InputError(f"model.name: a network's head must end in nn.Linear, not {type(linear).__name__}")
+        self.pool = nn.Sequential(*pool)
+        self.linear = linear
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return cast(Tensor, self.linear(self.pool(features.float())))
+
+
+class Classifier(nn.Module):
+    """A network that takes pixels as `Normalise` does, and keeps its first units frozen.
+
+    A frozen unit has no gradients, and its BatchNorm stays in eval mode, whatever `train()` says. Output: logits,
+    float32 (n, classes).
+    """
+
+    def __init__(self, module: nn.Module, family: type[Network], input_size: int, frozen_layers: int) -> None:
+        super().__init__()
+        self.module = module
+        self.family = family
+        self.normalise = Normalise(input_size)
+        self.frozen_layers = frozen_layers
+        self.frozen_part.requires_grad_(False)
+        self.train()
+
+    @property
+    def frozen_part(self) -> nn.Sequential:
+        """From pixels to what the first unit that is not frozen takes: the same in all of a training."""
+        return nn.Sequential(self.normalise, *self.family.units(self.module)[: self.frozen_layers])
+
+    @property
+    def trainable_part(self) -> nn.Sequential:
+        """From there to the logits."""
+        return nn.Sequential(*self.family.units(self.module)[self.frozen_layers :], self.head)
+
+    @property
+    def head(self) -> Head:
+        return Head(self.family.head(self.module))
+
+    @property
+    def head_name(self) -> str:
+        """What the names of the last linear layer's tensors begin with, `fc.` say."""
+        return _head_name(self.family, self.module)
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        self.frozen_part.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.frozen_part(pixels)
+        return cast(Tensor, self.trainable_part(features))
+
+
+def _head_name(family: type[Network], module: nn.Module) -> str:
+    linear = Head(family.head(module)).linear
+    return next(f"{name}." for name, each in module.named_modules() if each is linear)
+
+
+def build_network(
+    name: str, classes: int, weights: Mapping[str, Tensor], input_size: int, frozen_layers: int, seed: int
+) -> Classifier:
+    """A network with the given weights; what they lack (the head, or everything) is random, drawn from `seed`.
+
+    Raises WeightsError that names the tensors that do not fit, InputError if so many layers cannot be frozen.
+    """
+    family = family_of(name)
+    given: Weights = {}
+    module = None
+    if weights and family.builds_without_memory:
+        with torch.device("meta"):
+            module = family.build(name, classes, input_size)
+        given = _fitting(weights, module.state_dict(), name, _head_name(family, module))
+        if set(given) == set(module.state_dict()):  # drawing numbers for nothing takes a fifth of a second
+            module.load_state_dict(given, assign=True)
+        else:
+            module = None
+    if module is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = family.build(name, classes, input_size)
+        given = given or _fitting(weights, module.state_dict(), name, _head_name(family, module))
+        module.load_state_dict(given, strict=False)
+    if frozen_layers > (most := len(family.units(module))):
+        raise InputError(f"search.frozen_layers: {frozen_layers} is more than the {most} of {name}")
+    replace_convolutions(module)
+    return Classifier(module, family, input_size, frozen_layers).to(memory_format=torch.channels_last)
+
+
+def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, head: str) -> Weights:
+    """Copies of the given tensors, of the network's own types. Everything must fit but the head, which is taken if it
+    has the right shape (it came from the same images).
+    """
+    if not weights:
+        return {}
+    given = {key: tensor for key, tensor in weights.items() if not key.startswith(head)}
+    body = {key: tensor for key, tensor in own.items() if not key.startswith(head)}
+    counters = {key: torch.zeros((), dtype=torch.int64) for key in body if key.endswith("num_batches_tracked")}
+    given = counters | given
+    problems = [f"{key} is missing" for key in body if key not in given]
+    problems += [f"{key} is unknown" for key in given if key not in body]
+    problems += [
+        f"{key} is {tuple(given[key].shape)} instead of {tuple(body[key].shape)}"
+        for key in body
+        if key in given and given[key].shape != body[key].shape
+    ]
+    problems += [
+        f"{key} holds whole numbers ({given[key].dtype})"
+        for key in body
+        if key in given and body[key].is_floating_point() and not given[key].is_floating_point()
+    ]
+    if problems:
+        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
+        prefixes = [f"'{prefix}'" for prefix in prefixes_in(weights) if prefix]
+        more += f"; their names begin with {' and '.join(prefixes)}" if prefixes else ""
+        raise WeightsError(
+            f"model.weights: do not fit model.name = '{name}'; give weights of this network, or "
+            f"set model.name to the one that they are of: "
+            f"{'; '.join(problems[:4])}{more}"
+        )
+    shapes = {key: tensor.shape for key, tensor in own.items() if key.startswith(head)}
+    last = {key: weights[key] for key, shape in shapes.items() if key in weights and weights[key].shape == shape}
+    fitting = given | (last if len(last) == len(shapes) else {})
+    return {key: tensor.to(own[key].dtype, copy=True) for key, tensor in fitting.items()}
+
+
+def read_weights(name: str, weights: str) -> Weights:
+    """The tensors of `imagenet`, of a .safetensors or .pth file, or none for `none`. Nothing is unpickled.
+
+    Raises WeightsError.
+    """
+    path = weights_file(weights)
+    if path is None:
+        return {} if weights == "none" else _imagenet_weights(name)
+    try:
+        tensors = load_file(path) if path.suffix.lower() == SAFETENSORS else _load_pth(path)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(f"model.weights: {path} cannot be read: {_why_not_unpickled(error)}") from None
+    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is PyTorch's advice, not ours
+        raise WeightsError(f"model.weights: {path} cannot be read: {reason or 'it is cut short'}") from None
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict){_listed(tensors)}")
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise WeightsError(f"model.weights: {path}: {key} holds NaN or infinity; give other weights")
+    return {short: tensors[long] for long, short in without_prefix(tensors).items()}
+
+
+def _why_not_unpickled(error: pickle.UnpicklingError) -> str:
+    """What PyTorch will not unpickle is named in the midst of several lines of its advice."""
+    if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return (
+            f"it holds more than tensors ({named[1]}), which could run code when loaded; save a state dict, best as "
+            ".safetensors"
+        )
+    return "it is no state dict that torch.save wrote, or it is damaged; fetch it again, or give a .safetensors file"
+
+
+def _load_pth(path: Path) -> Weights:
+    """A state dict, also from within a checkpoint, under one of the names that people give it."""
+    quiet = warnings.catch_warnings(action="ignore")  # PyTorch's of other pickle protocols, which it then refuses
+    with quiet, torch.serialization.safe_globals(HARMLESS):
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(loaded, dict):
+        raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
+    for _ in range(MOST_NESTED):
+        inner = [loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), dict)]
+        loaded = inner[0] if inner else loaded
+    return {str(key): tensor for key, tensor in loaded.items()}
+
+
+def _listed(entries: Mapping[str, object]) -> str:
+    others = [key for key, value in entries.items() if not isinstance(value, Tensor)]
+    return f", not {', '.join(others[:4])}{' …' if len(others) > 4 else ''}" if others else ""
+
+
+def _imagenet_weights(name: str) -> Weights:
+    url = family_of(name).imagenet.get(name)
+    if url is None:
+        raise WeightsError(f"model.weights: there are none from ImageNet for {name}; give a file, or 'none'")
+    try:
+        return load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+    except (OSError, urllib.error.URLError, RuntimeError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise WeightsError(
+            f"model.weights: 'imagenet' could not be downloaded ({reason}); give a .safetensors or .pth file, or 'none'"
+        ) from None
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the tensors, whatever file they came in."""
+    plain = {name: tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for name, tensor in weights.items()}
+    return digest({name: tensor.numpy().data for name, tensor in plain.items()})

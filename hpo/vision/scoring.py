@@ -1,0 +1,115 @@
+"""Accuracy as correct of total, clean and under each perturbation, on images that are the same for all trials of a
+study.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hpo.doors.perturbation import Perturbation
+from hpo.study_file.spec import CLEAN
+from hpo.vision.data.images import Split
+from hpo.vision.device import SCORED_AT_ONCE_BY_A_CPU
+from hpo.vision.inference import Inference
+from hpo.vision.memory import Portions, fitting
+from hpo.vision.random_bits import derive_keys
+
+TUNING_REPLICATE = 0
+"""The final report draws other replicates."""
+MOST_KEPT_BYTES = 2**30
+"""Of features of the tuning images, in each worker."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`correct` images of `total`."""
+
+    correct: int
+    total: int
+
+    @property
+    def fraction(self) -> float:
+        return self.correct / self.total
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The same images under several conditions, `clean` first.
+
+    conditions: name -> uint8 (n, 3, height, width), or what a frozen part made of them; labels: int64 (n,); at_once:
+    how many are scored at once.
+    """
+
+    conditions: dict[str, Tensor]
+    labels: Tensor
+    at_once: int = SCORED_AT_ONCE_BY_A_CPU
+
+
+def perturb(
+    kind: type[Perturbation], name: str, pixels: Tensor, image_keys: Tensor, severity: float, replicate: int
+) -> Tensor:
+    """The perturbation of this name of n images, seeded by image, name and replicate."""
+    keys = derive_keys(image_keys, name, "replicate", replicate)
+    return kind.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
+
+
+def build_evaluation_set(
+    split: Split,
+    perturbations: Sequence[Perturbation],
+    device: torch.device,
+    replicate: int = TUNING_REPLICATE,
+    at_once: int = SCORED_AT_ONCE_BY_A_CPU,
+) -> EvaluationSet:
+    """The images of `split`, clean and under each perturbation, rounded to 8 bits as an image file would be."""
+    clean = torch.from_numpy(split.pixels[split.rows]).permute(0, 3, 1, 2).to(device)
+    keys = torch.from_numpy(split.keys).to(device)
+    conditions = {CLEAN: clean}
+    for perturbation in perturbations:
+        kind, name, severity = type(perturbation), perturbation.name, perturbation.scored_severity
+        batches = [
+            perturb(kind, name, images.float().div(255), batch_keys, severity, replicate)
+            .clamp(0, 1)
+            .mul_(255)
+            .round_()
+            .to(torch.uint8)
+            for images, batch_keys in zip(clean.split(at_once), keys.split(at_once), strict=True)
+        ]
+        conditions[name] = torch.cat(batches).contiguous(memory_format=torch.channels_last)
+    return EvaluationSet(conditions, torch.from_numpy(split.labels).to(device), at_once)
+
+
+def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | None:
+    """What a frozen part makes of the images, in the device's precision; None if it is too much to keep."""
+    dtype = torch.bfloat16 if frozen_part.compute.bf16 else torch.float32
+    bytes_of_one = frozen_part(images.conditions[CLEAN][:1]).numel() * dtype.itemsize
+    if bytes_of_one * len(images.labels) * len(images.conditions) > MOST_KEPT_BYTES:
+        return None
+    return EvaluationSet(
+        {
+            name: torch.cat([frozen_part(batch).to(dtype) for batch in pixels.split(images.at_once)])
+            for name, pixels in images.conditions.items()
+        },
+        images.labels,
+        images.at_once,
+    )
+
+
+def evaluate(classify: Callable[[Tensor], Tensor], images: EvaluationSet) -> dict[str, Accuracy]:
+    """By condition. classify: logits (n, classes) of a batch. The device is waited for once, at the end. Fewer images
+    at once if memory is short; raises MemoryError if hardly any fit.
+    """
+    portions = Portions(images.at_once, images.at_once)
+    counts = fitting(lambda: _count_correct(classify, images, portions.micro_batch), portions.split_batch)
+    return {name: Accuracy(count, len(images.labels)) for name, count in zip(images.conditions, counts, strict=True)}
+
+
+def _count_correct(classify: Callable[[Tensor], Tensor], images: EvaluationSet, at_once: int) -> list[int]:
+    labels = images.labels.split(at_once)
+    correct = [
+        torch.stack([(classify(batch).argmax(1) == right).sum() for batch, right in zip(batches, labels, strict=True)])
+        for batches in (pixels.split(at_once) for pixels in images.conditions.values())
+    ]
+    counts: list[int] = torch.stack(correct).sum(1).tolist()
+    return counts

@@ -1,0 +1,1 @@
+"""Training: the loop, its step, optimizers, augmentation, averaging, the fitted head, checkpoints."""

@@ -1,0 +1,81 @@
+"""Shuffled batches of the training images as the trainable part takes them: augmented, and through the frozen part.
+
+On a GPU several batches are prepared at once and handed out as slices: preparing is many small kernels, which cost
+their launch. An image's augmentation depends on seed, epoch and image alone; what the frozen part makes of it may
+depend on how many images it takes at once, in the last digit.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from hpo.vision.data.images import Split
+from hpo.vision.device import upload
+from hpo.vision.inference import Inference
+from hpo.vision.memory import Portions, fitting
+from hpo.vision.training.augmentation import Augmentation
+
+Batch = tuple[Tensor, Tensor]
+"""Features as the trainable part takes them, and int64 labels."""
+MOST_OF_GPU = 0.25
+"""Of a GPU's free memory: what the training images may take."""
+
+
+class TrainingImages:
+    """The training images on a device: all of them if it is a GPU with room, else they are gathered in memory."""
+
+    def __init__(self, train: Split, device: torch.device) -> None:
+        self.device = device
+        self.keys = torch.from_numpy(train.keys)
+        self.labels = torch.from_numpy(train.labels)
+        self._train = train
+        self._pixels = None
+        if device.type == "cuda":
+            needed = len(train) * math.prod(train.pixels.shape[1:])
+            if needed < torch.cuda.mem_get_info(device)[0] * MOST_OF_GPU:
+                self._pixels = torch.from_numpy(train.pixels[train.rows]).to(device)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def pixels(self, chosen: Tensor) -> Tensor:
+        """uint8 (n, height, width, 3), on the device. chosen: int64 (n,), on the CPU."""
+        if self._pixels is not None:
+            return self._pixels[upload(chosen, self.device)]
+        return upload(torch.from_numpy(self._train.pixels[self._train.rows[chosen.numpy()]]), self.device)
+
+
+class Batches:
+    """Of one training."""
+
+    def __init__(self, images: TrainingImages, augmentation: Augmentation, frozen_part: Inference, seed: int) -> None:
+        self.images = images
+        self.augmentation = augmentation
+        self.frozen_part = frozen_part
+        self.seed = seed
+
+    def of_epoch(self, epoch: int, batch_size: int, portions: Portions) -> Iterator[Batch]:
+        """(features, labels) of each batch; a last batch of one image, which BatchNorm cannot take, is left out."""
+        shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        order = torch.randperm(len(self.images), generator=shuffle)
+        if len(order) > 1 and len(order) % batch_size == 1:
+            order = order[:-1]
+        while len(order):
+            at_once = max(1, portions.prepared // batch_size) * batch_size
+            chunk, order = order[:at_once], order[at_once:]
+            features = self._prepared(chunk, epoch, portions)
+            labels = upload(self.images.labels[chunk], self.images.device)
+            yield from zip(features.split(batch_size), labels.split(batch_size), strict=True)
+
+    def _prepared(self, chosen: Tensor, epoch: int, portions: Portions) -> Tensor:
+        def prepare() -> Tensor:
+            parts = [self._features(some, epoch) for some in chosen.split(portions.prepared)]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        return fitting(prepare, portions.prepare_fewer)
+
+    def _features(self, chosen: Tensor, epoch: int) -> Tensor:
+        plan = self.augmentation.plan(self.images.keys[chosen], self.seed, epoch)
+        return self.frozen_part(self.augmentation.apply(self.images.pixels(chosen), plan))

@@ -1,0 +1,69 @@
+"""Checkpoints and weights as bytes: safetensors, which hold numbers and text only, nothing that could run."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from hpo.vision.classifier import Classifier, Weights
+
+HEADER_LENGTH_BYTES = 8  # little-endian; then the header, JSON (the safetensors format)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, and text by name that says what they are."""
+
+    tensors: dict[str, Tensor]
+    header: dict[str, str]
+
+
+def copied_aside(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
+    """Copies in memory, which training no longer changes; those of a GPU's tensors are made beside its work, and the
+    returned function waits for them, in whatever thread.
+    """
+    copies = {
+        name: tensor.detach().contiguous().to("cpu", non_blocking=True)
+        if tensor.is_cuda
+        else tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+    if not any(tensor.is_cuda for tensor in tensors.values()):
+        return lambda: copies
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def waited() -> dict[str, Tensor]:
+        copied.synchronize()
+        return copies
+
+    return waited
+
+
+def checkpoint_as_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
+    """Contiguous copies on the CPU: safetensors know no other layout."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(header))
+
+
+def checkpoint_from_bytes(content: bytes) -> Checkpoint | None:
+    """None if it is damaged: then an older one must do, or the beginning."""
+    try:
+        tensors = load(content)
+        end = HEADER_LENGTH_BYTES + int.from_bytes(content[:HEADER_LENGTH_BYTES], "little")
+        return Checkpoint(tensors, json.loads(content[HEADER_LENGTH_BYTES:end])["__metadata__"])
+    except (SafetensorError, ValueError, KeyError):
+        return None
+
+
+def weights_as_bytes(network: Classifier) -> bytes:
+    """The network's tensors under its own names."""
+    return checkpoint_as_bytes(network.module.state_dict(), {})
+
+
+def weights_from_bytes(content: bytes) -> Weights:
+    """The tensors that `weights_as_bytes` wrote."""
+    return load(content)

@@ -1,0 +1,1 @@
+"""`hpo dashboard`: what the page shows and changes, who may see it, how it is served. May import search and doors."""

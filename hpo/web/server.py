@@ -1,0 +1,130 @@
+"""Serves the dashboard: cheroot, a production WSGI server in this process; TLS if there is a certificate."""
+
+import os
+import re
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from cheroot.ssl.builtin import BuiltinSSLAdapter
+from cheroot.wsgi import Server
+from optuna.storages import RDBStorage
+
+from hpo.artifacts import Artifacts, open_artifacts
+from hpo.errors import InputError
+from hpo.search.sql.storage import engine_arguments, open_engine, parse_url
+from hpo.search.sql.whole_study import locations
+from hpo.search.study_files import is_elsewhere, location_in_full
+from hpo.stopping import Stopped, stop_on_signals
+from hpo.web.dashboard import build_app
+from hpo.web.guard import Guard, is_loopback
+
+PASSWORD_VARIABLE = "HPO_DASHBOARD_PASSWORD"  # noqa: S105 (the variable's name)
+EXAMPLE_PASSWORD = "change-me"  # noqa: S105 (of .env.example, which is refused)
+FEWEST_CHARACTERS = 8
+THREADS = 10
+MOST_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen, and with which certificate and key (paths; both or none)."""
+
+    host: str
+    port: int
+    certificate: str | None = None
+    key: str | None = None
+
+
+def serve(storage: str, address: Address, password_file: str | None, read_only: bool) -> None:
+    """Serves until a signal. Raises InputError for anything but loopback without a password."""
+    url = parse_url(storage)
+    password = read_password(password_file)
+    if password is None and not is_loopback(address.host):
+        could = "see everything" if read_only else "see and change everything"
+        raise InputError(
+            f"--host {address.host}: other machines could {could}; set {PASSWORD_VARIABLE} or give "
+            "--password-file, or leave the host at 127.0.0.1"
+        )
+    open_engine(url).dispose()  # says what is wrong with the storage, and brings the views up to date
+    rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
+    artifacts = open_artifacts()
+    listen_on = address.host.removeprefix("[").removesuffix("]")
+    server = Server((listen_on, address.port), Guard(build_app(rdb, artifacts), password, read_only), THREADS)
+    server.server_name = "hpo"
+    if address.certificate is not None:
+        server.ssl_adapter = _tls(address)
+    _listen(server, address)
+    _say(server, address, password, read_only)
+    _say_where_pictures_are(rdb, artifacts)
+    stop_on_signals()
+    try:
+        server.serve()
+    except Stopped:
+        click.echo("dashboard stopped", err=True)
+    finally:
+        server.stop()
+
+
+def read_password(file: str | None) -> str | None:
+    """From the file if there is one, else from the environment; None if neither has one. Raises InputError."""
+    source = f"--password-file {file}" if file else PASSWORD_VARIABLE
+    if file is not None:
+        try:
+            password = Path(file).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: cannot be read: {error}") from None
+    elif PASSWORD_VARIABLE in os.environ:
+        password = os.environ[PASSWORD_VARIABLE]
+    else:
+        return None
+    if password == EXAMPLE_PASSWORD:
+        raise InputError(f"{source}: '{EXAMPLE_PASSWORD}' is the example's password; choose another")
+    if len(password.strip()) < FEWEST_CHARACTERS:
+        raise InputError(f"{source}: a password needs at least {FEWEST_CHARACTERS} characters")
+    return password
+
+
+def _tls(address: Address) -> BuiltinSSLAdapter:
+    try:
+        return BuiltinSSLAdapter(address.certificate, address.key)
+    except (OSError, ssl.SSLError, ValueError) as error:
+        given = f"--tls-certificate {address.certificate}, --tls-key {address.key}"
+        raise InputError(f"{given}: cannot be used together: {error}") from None
+
+
+def _listen(server: Server, address: Address) -> None:
+    try:
+        server.prepare()
+    except OSError as error:
+        reason = re.sub(r".*\[Errno \d+\] ", "", str(error).splitlines()[0]).rstrip(")")
+        raise InputError(f"--port {address.port}: cannot listen on {address.host}: {reason}; choose another") from None
+
+
+def _say(server: Server, address: Address, password: str | None, read_only: bool) -> None:
+    scheme = "https" if address.certificate else "http"
+    host = f"[{address.host}]" if ":" in address.host and "[" not in address.host else address.host
+    may = "read-only" if read_only else "whoever sees it may change studies (--read-only refuses that)"
+    who = "a password is needed, any user name will do" if password else "no password"
+    click.echo(
+        f"dashboard on {scheme}://{host}:{server.bind_addr[1]}/dashboard: {who}; {may}. Ctrl-C ends it", err=True
+    )
+    if not address.certificate and not is_loopback(address.host):
+        click.echo(
+            "warning: without TLS the password and all pages can be read on the network; give --tls-certificate and "
+            "--tls-key, or put a proxy with TLS in front",
+            err=True,
+        )
+
+
+def _say_where_pictures_are(storage: RDBStorage, artifacts: Artifacts) -> None:
+    """Of studies whose workers keep them elsewhere."""
+    for location, names in locations(storage.engine).items():
+        if is_elsewhere(location, artifacts):
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            click.echo(
+                f"warning: pictures of {', '.join(names[:MOST_NAMES])}{more} are in {location}, and this page looks in "
+                f"{location_in_full(artifacts.location)}: start it with HPO_ARTIFACTS={location}",
+                err=True,
+            )

@@ -1,0 +1,1 @@
+"""Starting, tending and stopping worker processes on a machine. Knows neither Optuna nor PyTorch."""

@@ -1,0 +1,295 @@
+"""Workers as supervised processes of this machine: each with its share of the cores or its GPU, and its own log.
+
+Those that die are started again, later each time; one that cannot start at all ends the attempt. No worker outlives
+its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL. A byte in the pipe is the
+word that a worker may begin.
+"""
+
+import contextlib
+import itertools
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from hpo.cores import cores
+from hpo.errors import InputError, StorageError, WorkerError
+from hpo.workers.gpu_sharing import Mps, start_mps, stop_mps
+from hpo.workers.machine import visible_gpus
+from hpo.workers.memory import killed_for_memory
+
+STOP_SECS = 10.0
+RESTART_SECS = (1, 2, 5, 10)
+"""Waits before a worker is started again, by how often in a row it died without having taken a trial; then it is
+given up.
+"""
+FLEET = "HPO_FLEET"
+"""The variable with which workers are told what their names end with."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
+"""glibc gives large blocks back to the system after every training step, only to ask for them again: up to 7 % of a
+step here. Both are needed: one alone makes it worse.
+"""
+
+OnDeath = Callable[[str, bool], bool]
+Say = Callable[[str], None]
+
+
+@dataclass
+class LocalWorker:
+    """A worker's place: its number from 1, its log, open and locked against others, its process, and how often in a row
+    that died before it had taken a trial.
+    """
+
+    number: int
+    stream: IO[bytes]
+    environment: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    restart_at: float = 0.0
+    vain_starts: int = 0
+
+    @property
+    def name(self) -> str:
+        """As the worker calls itself in the database."""
+        return worker_name(self.process.pid if self.process else 0, self.environment[FLEET])
+
+    @property
+    def log(self) -> Path:
+        return Path(self.stream.name)
+
+    def last_line(self) -> str:
+        """What it said last: the reason, when it ended with an error."""
+        lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        return lines[-1] if lines else "it said nothing"
+
+
+@dataclass
+class Fleet:
+    """The workers that one supervisor looks after.
+
+    on_death: takes the name of one that died, and whether the kernel killed it for its memory, gives back what it had,
+    and says whether it had ever taken a trial; gpus: dealt in turn; held: whether those that wait for a word have to
+    wait; mps: what lets them compute side by side on GPUs, if it is there.
+    """
+
+    command: Sequence[str]
+    workers: list[LocalWorker]
+    on_death: OnDeath
+    say: Say
+    gpus: Sequence[str] = ()
+    held: bool = False
+    mps: Mps | None = None
+    killed_for_memory: int = field(default_factory=killed_for_memory)
+    """What the kernel had counted when a worker was last seen to have died."""
+
+
+def worker_name(pid: int, fleet: str = "") -> str:
+    """Unique among the workers that live; host and pid alone are not among those of a fleet, whose containers may share
+    both with others.
+    """
+    return f"{socket.gethostname()}:{pid}{f'-{fleet}' if fleet else ''}"
+
+
+def start_fleet(
+    command: Sequence[str],
+    count: int,
+    logs: Path,
+    environment: Mapping[str, str],
+    on_death: OnDeath,
+    say: Say,
+    held: bool = False,
+) -> Fleet:
+    """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
+    streams = _open_logs(logs, count)
+    gpus = visible_gpus()
+    mps = start_mps(gpus, say) if 0 < len(gpus) < count else None
+    threads = max(1, cores() // count)
+    fleet_id = secrets.token_hex(3)
+    workers = []
+    for number, stream in enumerate(streams, 1):
+        share = (
+            dict.fromkeys(THREAD_VARIABLES, str(threads))
+            | {"HPO_THREADS": str(threads), "PYTHONUNBUFFERED": "1", FLEET: fleet_id}
+            | ALLOCATOR
+        )
+        workers.append(LocalWorker(number, stream, os.environ | environment | share))
+    fleet = Fleet(command, workers, on_death, say, gpus, held, mps)
+    for worker in workers:
+        _start(fleet, worker)
+    return fleet
+
+
+def _open_logs(folder: Path, count: int) -> list[IO[bytes]]:
+    """A log a worker, which names the host, since the folder may be shared; the numbers that other launches here write
+    are left out. Raises InputError if there is no writing.
+    """
+    opened: list[IO[bytes]] = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in itertools.count(1):
+            stream = (folder / f"{socket.gethostname()}-{number}.log").open("ab")
+            if _is_taken(stream):
+                stream.close()
+            else:
+                opened.append(stream)
+            if len(opened) == count:
+                return opened
+    except OSError as error:
+        raise InputError(
+            f"the logs' folder {folder} cannot be written: {error.strerror}; start in another folder, or set HPO_LOGS"
+        ) from None
+    raise AssertionError("unreachable")
+
+
+def _is_taken(stream: IO[bytes]) -> bool:
+    """Whether another launch has locked it; where files cannot be locked, nobody has."""
+    try:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (ImportError, OSError):
+        pass
+    return False
+
+
+def _start(fleet: Fleet, worker: LocalWorker) -> None:
+    worker.process = subprocess.Popen(
+        fleet.command,
+        env={**worker.environment, **_share_of_gpus(fleet, worker)},
+        stdin=subprocess.PIPE,
+        stdout=worker.stream,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    if not fleet.held:
+        _give_the_word(worker)
+
+
+def _share_of_gpus(fleet: Fleet, worker: LocalWorker) -> dict[str, str]:
+    if not fleet.gpus:
+        return {}
+    position = (worker.number - 1) % len(fleet.gpus)
+    if fleet.mps is None:
+        return {"CUDA_VISIBLE_DEVICES": fleet.gpus[position]}
+    return {"CUDA_VISIBLE_DEVICES": str(position), **fleet.mps.environment}  # it numbers them anew
+
+
+def _give_the_word(worker: LocalWorker) -> None:
+    if worker.process and worker.process.stdin:
+        with contextlib.suppress(BrokenPipeError):  # it has died already
+            os.write(worker.process.stdin.fileno(), b"\n")
+
+
+def release(fleet: Fleet) -> None:
+    """All workers may begin, and those that are started from now on."""
+    fleet.held = False
+    for worker in fleet.workers:
+        _give_the_word(worker)
+
+
+def tend(fleet: Fleet) -> bool:
+    """One look at all workers: starts those again that died. False when all have ended because their work is done.
+
+    Raises InputError if a worker refuses to work as it was told, WorkerError if one dies again and again.
+    """
+    for worker in fleet.workers:
+        if worker.process is None:
+            if time.monotonic() >= worker.restart_at:
+                _start(fleet, worker)
+        elif code := worker.process.poll():
+            _plan_restart(fleet, worker, code)
+    return any(worker.process is None or worker.process.returncode is None for worker in fleet.workers)
+
+
+def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
+    kills = killed_for_memory()
+    out_of_memory = code == -signal.SIGKILL and kills > fleet.killed_for_memory
+    fleet.killed_for_memory = kills
+    had_taken_a_trial = fleet.on_death(worker.name, out_of_memory)
+    reason = worker.last_line().removeprefix("hpo: ")
+    if code == InputError.exit_code:
+        raise InputError(reason)
+    if code == WorkerError.exit_code:
+        raise WorkerError(reason)
+    if out_of_memory:
+        how = "was killed by the kernel, since memory ran out"
+    else:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}: {reason}"
+    if had_taken_a_trial:
+        worker.vain_starts = 0
+    elif code != StorageError.exit_code:  # a database that is away is no fault of the worker's
+        worker.vain_starts += 1
+    if worker.vain_starts == len(RESTART_SECS):
+        raise WorkerError(
+            f"worker {worker.number} cannot start: {worker.vain_starts} times in a row it {how} (its log: {worker.log})"
+        )
+    wait = RESTART_SECS[worker.vain_starts]
+    _forget(worker)
+    worker.restart_at = time.monotonic() + wait
+    fleet.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")
+    if fleet.mps is not None and code < 0:
+        _share_anew(fleet, fleet.mps)
+
+
+def _share_anew(fleet: Fleet, mps: Mps) -> None:
+    """A worker was killed, perhaps while its GPU computed: NVIDIA's MPS and all that use it have to start again."""
+    fleet.say("the other workers give back what they run and start again too, with the GPU that they shared")
+    interrupted = [worker for worker in fleet.workers if worker.process and worker.process.poll() is None]
+    _stop_workers(interrupted)
+    stop_mps(mps)
+    fleet.mps = start_mps(fleet.gpus, fleet.say)
+    for worker in interrupted:
+        _start(fleet, worker)
+
+
+def _forget(worker: LocalWorker) -> None:
+    """Lets go of a process that has ended."""
+    if worker.process and worker.process.stdin:
+        worker.process.stdin.close()
+    worker.process = None
+
+
+def stop_fleet(fleet: Fleet) -> None:
+    """Asks those still running to stop, and waits; after STOP_SECS they are killed. Of workers that never got the word
+    to begin, nothing is left, not even empty logs.
+    """
+    _stop_workers(fleet.workers)
+    if fleet.mps is not None:
+        stop_mps(fleet.mps)
+    for worker in fleet.workers:
+        worker.stream.close()
+    if fleet.held:
+        _remove_empty([worker.log for worker in fleet.workers])
+
+
+def _stop_workers(workers: Sequence[LocalWorker]) -> None:
+    running = [worker.process for worker in workers if worker.process and worker.process.poll() is None]
+    for process in running:
+        process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECS
+    for process in running:
+        try:
+            process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for worker in workers:
+        _forget(worker)
+
+
+def _remove_empty(logs: Sequence[Path]) -> None:
+    for log in logs:
+        if log.stat().st_size == 0:
+            log.unlink()
+    for folder in (logs[0].parent, logs[0].parent.parent):
+        with contextlib.suppress(OSError):  # others' logs
+            folder.rmdir()

@@ -1,0 +1,101 @@
+"""Memory: what this machine has, what a worker takes of it as far as the study file tells, and whether the kernel
+killed a process for the want of it.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from hpo.cores import cpu_multiplies_bf16
+from hpo.errors import InputError
+from hpo.study_file.spec import Spec
+
+CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+"""Of control groups in version 2 and 1."""
+KERNEL_COUNTS = Path("/proc/vmstat")
+LEAST_MIB_A_WORKER = 3 * 1024
+"""With room to spare; and what one that computes on a GPU takes beside it."""
+BASE_MIB = 1200
+"""PyTorch, 11 million weights with gradients, momentum and averages, a checkpoint that is being written."""
+BYTES_A_PIXEL = {"resnet18": 550, "resnet34": 850, "resnet50": 1950}
+"""What a training step takes for each pixel of a batch in fp32, measured at 64 to 1000 px (benchmarks/LOG.md)."""
+SHARE_IN_BF16 = 2 / 3
+
+
+def available_mib() -> int:
+    """What is free now, in the container if there is one."""
+    return _limited(_meminfo("MemAvailable"))
+
+
+def whole_mib() -> int:
+    """What this machine has, or this container."""
+    return _limited(_meminfo("MemTotal"))
+
+
+def _meminfo(key: str) -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) // 2**10 for line in lines if line.startswith(f"{key}:"))
+    except (OSError, ValueError, StopIteration):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
+
+
+def _limited(mib: int) -> int:
+    for file in CGROUP_LIMITS:
+        try:
+            return min(mib, int(file.read_text(encoding="ascii")) // 2**20)
+        except (OSError, ValueError):  # no container, "max"
+            continue
+    return mib
+
+
+def killed_for_memory() -> int:
+    """How many processes the kernel has killed since it started because memory ran out; 0 if it does not say."""
+    try:
+        lines = KERNEL_COUNTS.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    except (OSError, ValueError, StopIteration):
+        return 0
+
+
+def worker_mib(spec: Spec, batch_size: int, images: int | None = None) -> int:
+    """What a worker that computes on the CPU takes, more or less. images: to train on, if that is known."""
+    step = BYTES_A_PIXEL.get(spec.model.name, max(BYTES_A_PIXEL.values())) * (
+        SHARE_IN_BF16 if cpu_multiplies_bf16() else 1
+    )
+    batch = batch_size if images is None else min(batch_size, images)
+    return round(BASE_MIB + step * batch * spec.model.input_size**2 / 2**20)
+
+
+def most_mib(spec: Spec, images: int | None = None) -> int:
+    """What a worker on a CPU has to have for any trial of a study."""
+    return max(LEAST_MIB_A_WORKER, worker_mib(spec, max(_batch_sizes(spec)), images))
+
+
+def check_memory(spec: Spec, images: int | None, workers: int, say: Callable[[str], None]) -> None:
+    """Raises InputError if this machine has not the memory for a single worker that computes on the CPU, not even with
+    the smallest batches of the study; says so if it may not be enough for all of them with the largest.
+    """
+    whole = whole_mib()
+    smallest, largest = min(_batch_sizes(spec)), max(_batch_sizes(spec))
+    if (needed := worker_mib(spec, smallest, images)) > whole:
+        raise InputError(
+            f"study '{spec.name}': a worker with batches of {smallest} at {spec.model.input_size} px takes about "
+            f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; lower model.input_size or "
+            "search.batch_size"
+        )
+    if (needed := workers * worker_mib(spec, largest, images)) > whole:
+        who, instead = ("a worker", "") if workers == 1 else (f"{workers} workers", "fewer workers (--workers), ")
+        say(
+            f"study {spec.name}: {who} with batches of {largest} at {spec.model.input_size} px may take about "
+            f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; a trial that the kernel kills for it "
+            f"gets the worst score. Less is taken by {instead}a lower model.input_size or search.batch_size"
+        )
+
+
+def _batch_sizes(spec: Spec) -> list[int]:
+    return [int(value) for value in spec.search.values("batch_size")]
+
+
+def _gib(mib: int) -> str:
+    return f"{mib / 1024:,.1f} GiB"
