@@ -27,7 +27,7 @@ from postgresql_servers import fresh_database, postgresql
 from time_to_target import HERE, STUDY, conditions, overrides
 
 from hpo.artifacts import Artifacts
-from hpo.objectives.lazy_objective import LazyObjective
+from hpo.objectives.robust_accuracy import RobustAccuracy
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import check_fingerprints
 from hpo.study_file.spec import load_spec
@@ -36,9 +36,9 @@ from hpo.vision.data.images import prepare_images
 WORKER = """
 import os, sys, time
 import hpo.cli.main
-from hpo.objectives.lazy_objective import LazyObjective
+from hpo.objectives.robust_accuracy import RobustAccuracy
 
-run = LazyObjective.run
+run = RobustAccuracy.run
 
 def run_watched(self, trial):
     from hpo.vision.training.step import Runner
@@ -50,7 +50,7 @@ def run_watched(self, trial):
     Runner.run = first_step
     return run(self, trial)
 
-LazyObjective.run = run_watched
+RobustAccuracy.run = run_watched
 sys.argv = ["hpo", "worker", *sys.argv[1:]]
 hpo.cli.main.main()
 """
@@ -115,7 +115,7 @@ def main() -> None:
                 for name, finished in (("new", 0), ("large", given.trials)):
                     study = fill(engine, name, finished + 100, finished, settings)
                     if finished:  # those who finished them left the study's fingerprints
-                        objective = LazyObjective(study.spec, None, Artifacts(folder))
+                        objective = RobustAccuracy(study.spec, None, Artifacts(folder))
                         check_fingerprints(engine, study, objective.fingerprints)
                     first, *rows = [seconds_of_worker(url, name, Path(folder)) for _ in range(given.repetitions + 1)]
                     for which, seconds in (("first worker", medians([first])), ("others", medians(rows))):

@@ -104,18 +104,13 @@ def deferred() -> Iterator[None]:
             raise error or Stopped()
 
 
-def stop_with_parent() -> threading.Event:
-    """Stops this process when the one that started it ends, however it ends: then its end of stdin's pipe closes.
-
-    The event is set when that process has written something into the pipe.
-    """
-    word = threading.Event()
+def stop_with_parent() -> None:
+    """Stops this process when the one that started it ends, however it ends: then its end of stdin's pipe closes."""
 
     def watch() -> None:
         while os.read(0, 1):  # not sys.stdin, whose lock would be in the way of the interpreter's end
-            word.set()
+            pass
         _exit_later()
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="watching the supervisor", daemon=True).start()
-    return word

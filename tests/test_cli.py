@@ -150,6 +150,16 @@ def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> 
     assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 2
 
 
+def test_without_pytorch_a_worker_takes_no_trial(hpo: Hpo, tmp_path: Path) -> None:
+    hpo("submit", write_study(tmp_path))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "torch.py").write_text("raise ImportError('libtorch_cpu.so is missing')")
+    result = hpo("worker", "study", PYTHONPATH=str(tmp_path / "broken"))
+    assert one_line(result) == "hpo: PyTorch does not work on this machine: libtorch_cpu.so is missing"
+    status = json.loads(hpo("status", "study", "--json").stdout)
+    assert (status["failed"], status["interrupted"], status["running"]) == (0, 0, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -22,8 +22,6 @@ from hpo.errors import HpoError, StorageError
 from hpo.stopping import INTERRUPTED_EXIT_CODE
 
 if TYPE_CHECKING:
-    from threading import Event
-
     from hpo.study_file.spec import Spec
 
 
@@ -195,7 +193,6 @@ def init(storage: str) -> None:
     help="For schedulers that start again what ended with another code than 0.",
 )
 @click.option("--supervised", is_flag=True, hidden=True, help="End when stdin does: `hpo launch` says this.")
-@click.option("--held", is_flag=True, hidden=True, help="Load PyTorch, then wait for a word: `hpo run` says this.")
 def worker(
     studies: Sequence[str],
     storage: str,
@@ -203,7 +200,6 @@ def worker(
     forever: bool,
     exit_code_when_stopped: int,
     supervised: bool,
-    held: bool,
 ) -> None:
     """Take trials of studies until their budgets are used.
 
@@ -220,9 +216,8 @@ def worker(
     name = worker_name(os.getpid(), os.environ.get(FLEET, ""))
     threads = threads or _threads_of_container()
     try:
-        word = stop_with_parent() if supervised else None
-        if word and held and not _is_released(word):
-            return
+        if supervised:
+            stop_with_parent()
         engine = open_engine(parse_url(storage))
         if not supervised:  # else `hpo launch` has looked
             check_network_drive(engine, click.echo)
@@ -240,27 +235,20 @@ def _threads_of_container() -> int | None:
     return cores() if cores() < cores_of_machine() else None
 
 
-def _is_released(word: "Event") -> bool:
-    """Loads what takes seconds, then waits while the supervisor checks what was given; False if it asks to stop."""
-    from hpo.stopping import Stopped, deferred
-
-    try:
-        with deferred():
-            import hpo.objectives.robust_accuracy  # noqa: F401
-        return word.wait()
-    except Stopped:
-        return False
-
-
 def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
     def load(spec: "Spec") -> Any:
         from hpo.artifacts import open_artifacts
-        from hpo.objectives.lazy_objective import LazyObjective
+        from hpo.errors import InputError
         from hpo.search.sql.attributes import SPLIT_KEY
         from hpo.workers.machine import may_have_gpu
         from hpo.workers.memory import check_memory
 
-        objective = LazyObjective(spec, threads, open_artifacts())
+        try:
+            from hpo.objectives.robust_accuracy import RobustAccuracy
+
+            objective = RobustAccuracy(spec, threads, open_artifacts())
+        except (ImportError, RuntimeError) as error:  # of this machine: no trial is to count as failed
+            raise InputError(f"PyTorch does not work on this machine: {error}") from error
         if not may_have_gpu():
             check_memory(spec, objective.about[SPLIT_KEY]["train"], 1, click.echo)
         return objective

@@ -31,7 +31,7 @@ from hpo.study_file.spec import ModelSpec, Spec
 from hpo.vision.data.images import load_images
 from hpo.vision.data.sources import by_suffix
 from hpo.vision.weights_file import weights_file
-from hpo.workers.local import Fleet, release, start_fleet, stop_fleet, tend
+from hpo.workers.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.workers.machine import check_workers, how_many_workers, may_have_gpu
 from hpo.workers.memory import LEAST_MIB_A_WORKER, check_memory, most_mib
 
@@ -56,22 +56,21 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
         others = display.counted(sum(images.left_out.values()), "file")
         click.echo(f"{others} left out, of types that are not read: {by_suffix(images.left_out)}", err=True)
     workers = _workers_for([(spec, len(images.train))], workers)
-    logs = _logs() / spec.folder_name
-    with _fleet(storage, ["--held", "--", spec.name], workers, logs, held=True) as fleet:
-        _check_weights(spec.model, len(images.classes))  # workers load PyTorch meanwhile
-        open_artifacts().check()
-        engine = create_database(url)
-        check_network_drive(engine, partial(click.echo, err=True))
-        study, new = submit(engine, spec)
-        if study.stopped:
-            raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
-        heartbeats.reap(engine, study.study_id)
-        if count(engine, study.study_id).finished < study.budget:
-            does = "submitted" if new else "goes on"
-            counted = f"budget {study.budget}, {_counted(workers)}, logs in {logs}/"
-            click.echo(f"study {study.name} {does}: {counted}", err=True)
-            stop_on_signals()
-            release(fleet)
+    _check_weights(spec.model, len(images.classes))
+    open_artifacts().check()
+    engine = create_database(url)
+    check_network_drive(engine, partial(click.echo, err=True))
+    study, new = submit(engine, spec)
+    if study.stopped:
+        raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
+    heartbeats.reap(engine, study.study_id)
+    if count(engine, study.study_id).finished < study.budget:
+        logs = _logs() / spec.folder_name
+        does = "submitted" if new else "goes on"
+        counted = f"budget {study.budget}, {_counted(workers)}, logs in {logs}/"
+        click.echo(f"study {study.name} {does}: {counted}", err=True)
+        stop_on_signals()
+        with _fleet(storage, ["--", spec.name], workers, logs) as fleet:
             display.follow(engine, study, partial(tend, fleet))
     _print_end(engine, study, storage)
 
@@ -133,14 +132,14 @@ def _logs() -> Path:
 
 
 @contextmanager
-def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path, held: bool = False) -> Iterator[Fleet]:
+def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path) -> Iterator[Fleet]:
     """Supervised workers. A signal stops them, and what follows in the block is left out."""
     command = [sys.executable, "-m", "hpo", "worker", "--supervised", *arguments]
     say = partial(click.echo, err=True)
     fleet = None
     try:
         # the URL goes through the environment, where `ps` does not show it
-        fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, storage), say, held)
+        fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, storage), say)
         yield fleet
     except Stopped:
         click.echo("stopping: each worker gives its slot back", err=True)

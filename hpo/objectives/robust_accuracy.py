@@ -18,10 +18,12 @@ from hpo.doors.parameters import PARAMETERS, Params
 from hpo.errors import DataError, MachineError, WeightsError
 from hpo.objectives.provenance import made_by
 from hpo.search.checkpoint_writer import CheckpointWriter
+from hpo.search.sql.attributes import ARTIFACTS_KEY, SKIPPED_KEY, SPLIT_KEY
+from hpo.search.study_files import location_in_full
 from hpo.study_file.spec import CLEAN, Spec
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
 from hpo.vision.data.disk import locked
-from hpo.vision.data.images import data_root, load_images
+from hpo.vision.data.images import ImageSet, data_root, load_images
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.scoring import build_evaluation_set
@@ -47,6 +49,8 @@ class RobustAccuracy:
 
     def __init__(self, spec: Spec, threads: int | None, artifacts: Artifacts) -> None:
         artifacts.check()
+        for perturbation in spec.objective.perturbations:
+            _ = perturbation.scored_severity  # raises InputError if it is not installed here
         self.spec = spec
         self.artifacts = artifacts
         self.compute: Compute = choose_compute(threads)
@@ -54,6 +58,7 @@ class RobustAccuracy:
         self.pretrained = read_weights(spec.model.name, spec.model.weights)
         self.images = load_images(spec.data, spec.model.input_size, spec.seed)
         self.fingerprints = {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained)}
+        self.about = _about(self.images, artifacts)
         self.baseline_weights = f"{spec.folder_name}/baseline.safetensors"
 
     def check(self) -> None:
@@ -259,6 +264,14 @@ class RobustAccuracy:
     @cached_property
     def _made_by(self) -> dict[str, Any]:
         return made_by(self.spec.seed, self.compute.description, self.fingerprints)
+
+
+def _about(images: ImageSet, artifacts: Artifacts) -> dict[str, Any]:
+    """What is kept with the study for those who look at it."""
+    split = {"train": len(images.train), "tuning": len(images.tuning), "test": len(images.test)}
+    kept: dict[str, Any] = {SPLIT_KEY: split | {"classes": len(images.classes)}}
+    kept[ARTIFACTS_KEY] = location_in_full(artifacts.location)
+    return kept | ({SKIPPED_KEY: list(images.skipped)} if images.skipped else {})
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ from hpo.errors import InputError, MachineError, StorageError, WorkerError
 from hpo.search import asha
 from hpo.search.asha import Verdict
 from hpo.search.failures import decide, in_words
-from hpo.search.garbage import collecting_rarely
 from hpo.search.sql import claims, heartbeats
 from hpo.search.sql.claims import DEVICE_FAILED, Claim, Counts
 from hpo.search.sql.conditions import StudyKey
@@ -236,10 +235,9 @@ def _set_up(worker: Worker, study: Study) -> "tuple[Objective, Search]":
         while len(worker.ready) >= MOST_READY:
             del worker.ready[next(iter(worker.ready))]
         gc.collect()  # what goes may hold a GPU's memory in cycles
-        with collecting_rarely():
-            from hpo.search.samplers import Search
+        from hpo.search.samplers import Search
 
-            objective = worker.load_objective(study.spec)
+        objective = worker.load_objective(study.spec)
         if not worker.outlast(has_fingerprints, worker.engine, study):
             objective.check()
         worker.outlast(check_fingerprints, worker.engine, study, objective.fingerprints, objective.about)
@@ -267,8 +265,7 @@ def _give_back_in_haste(worker: Worker, claim: Claim | None, text: str) -> None:
 
 def _run(worker: Worker, study: Study, claim: Claim, objective: Objective, search: "Search") -> str:
     """Draws the parameters, measures, and records; again if something failed that passes. What happened, in a line."""
-    with collecting_rarely():
-        params, distributions = worker.outlast(search.draw, claim)
+    params, distributions = worker.outlast(search.draw, claim)
     worker.outlast(record_params, worker.engine, claim.hold, params, distributions)
     trial = Trial(claim.number, params, claim.slot.baseline, claim.slot.continues)
     does = "goes on" if trial.number in trial.continues else "starts"

@@ -1,11 +1,9 @@
 """Workers as supervised processes of this machine: each with its share of the cores or its GPU, and its own log.
 
 Those that die are started again, later each time; one that cannot start at all ends the attempt. No worker outlives
-its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL. A byte in the pipe is the
-word that a worker may begin.
+its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL.
 """
 
-import contextlib
 import itertools
 import os
 import secrets
@@ -75,8 +73,7 @@ class Fleet:
     """The workers that one supervisor looks after.
 
     on_death: takes the name of one that died, and whether the kernel killed it for its memory, gives back what it had,
-    and says whether it had ever taken a trial; gpus: dealt in turn; held: whether those that wait for a word have to
-    wait; mps: what lets them compute side by side on GPUs, if it is there.
+    and says whether it had ever taken a trial; gpus: dealt in turn; mps: what lets workers share a GPU, if it is there.
     """
 
     command: Sequence[str]
@@ -84,7 +81,6 @@ class Fleet:
     on_death: OnDeath
     say: Say
     gpus: Sequence[str] = ()
-    held: bool = False
     mps: Mps | None = None
     killed_for_memory: int = field(default_factory=killed_for_memory)
     """What the kernel had counted when a worker was last seen to have died."""
@@ -104,9 +100,8 @@ def start_fleet(
     environment: Mapping[str, str],
     on_death: OnDeath,
     say: Say,
-    held: bool = False,
 ) -> Fleet:
-    """Starts `count` workers with this command; held: they get the word to begin from `release()`."""
+    """Starts `count` workers with this command."""
     streams = _open_logs(logs, count)
     gpus = visible_gpus()
     mps = start_mps(gpus, say) if 0 < len(gpus) < count else None
@@ -120,7 +115,7 @@ def start_fleet(
             | ALLOCATOR
         )
         workers.append(LocalWorker(number, stream, os.environ | environment | share))
-    fleet = Fleet(command, workers, on_death, say, gpus, held, mps)
+    fleet = Fleet(command, workers, on_death, say, gpus, mps)
     for worker in workers:
         _start(fleet, worker)
     return fleet
@@ -170,8 +165,6 @@ def _start(fleet: Fleet, worker: LocalWorker) -> None:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    if not fleet.held:
-        _give_the_word(worker)
 
 
 def _share_of_gpus(fleet: Fleet, worker: LocalWorker) -> dict[str, str]:
@@ -181,19 +174,6 @@ def _share_of_gpus(fleet: Fleet, worker: LocalWorker) -> dict[str, str]:
     if fleet.mps is None:
         return {"CUDA_VISIBLE_DEVICES": fleet.gpus[position]}
     return {"CUDA_VISIBLE_DEVICES": str(position), **fleet.mps.environment}  # it numbers them anew
-
-
-def _give_the_word(worker: LocalWorker) -> None:
-    if worker.process and worker.process.stdin:
-        with contextlib.suppress(BrokenPipeError):  # it has died already
-            os.write(worker.process.stdin.fileno(), b"\n")
-
-
-def release(fleet: Fleet) -> None:
-    """All workers may begin, and those that are started from now on."""
-    fleet.held = False
-    for worker in fleet.workers:
-        _give_the_word(worker)
 
 
 def tend(fleet: Fleet) -> bool:
@@ -259,16 +239,12 @@ def _forget(worker: LocalWorker) -> None:
 
 
 def stop_fleet(fleet: Fleet) -> None:
-    """Asks those still running to stop, and waits; after STOP_SECS they are killed. Of workers that never got the word
-    to begin, nothing is left, not even empty logs.
-    """
+    """Asks those still running to stop, and waits; after STOP_SECS they are killed."""
     _stop_workers(fleet.workers)
     if fleet.mps is not None:
         stop_mps(fleet.mps)
     for worker in fleet.workers:
         worker.stream.close()
-    if fleet.held:
-        _remove_empty([worker.log for worker in fleet.workers])
 
 
 def _stop_workers(workers: Sequence[LocalWorker]) -> None:
@@ -284,12 +260,3 @@ def _stop_workers(workers: Sequence[LocalWorker]) -> None:
             process.wait()
     for worker in workers:
         _forget(worker)
-
-
-def _remove_empty(logs: Sequence[Path]) -> None:
-    for log in logs:
-        if log.stat().st_size == 0:
-            log.unlink()
-    for folder in (logs[0].parent, logs[0].parent.parent):
-        with contextlib.suppress(OSError):  # others' logs
-            folder.rmdir()
