@@ -6,6 +6,7 @@
 
 import argparse
 import contextlib
+import json
 import os
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ from hpo.doors.objective import Trial
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
 from hpo.search.sql.tables import studies, trials
+from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec
 
 EPOCHS = 3
@@ -93,7 +95,7 @@ def run(kind: str, url: str, spec: Spec, workers: int) -> tuple[int, float]:
 def main() -> None:
     if "--plain-worker" in sys.argv:
         name, spec_json = sys.argv[2:]
-        plain_worker(os.environ["HPO_STORAGE"], name, Spec.model_validate_json(spec_json))
+        plain_worker(os.environ["HPO_STORAGE"], name, read_spec(json.loads(spec_json)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--storage", choices=["sqlite", "postgresql", "both"], default="both")
@@ -112,7 +114,7 @@ def main() -> None:
                     with tempfile.TemporaryDirectory() as folder:
                         url = fresh_database(server.get_uri()) if server else f"sqlite:///{Path(folder)}/hpo.db"
                         base = make_spec(Plan(budget=given.budget, epochs=EPOCHS, pruner=given.pruner), kind)
-                        spec = Spec.model_validate(base.model_dump() | {"sampler": {"name": given.sampler}})
+                        spec = read_spec(base.model_dump() | {"sampler": {"name": given.sampler}})
                         finished, rate = run(kind, url, spec, given.workers)
                     rates[kind].append(rate)
                     print(f"{database} {kind}: {finished} finished, {rate:.1f} trials a second", flush=True)

@@ -88,7 +88,7 @@ def curve(given: argparse.Namespace, folder: str, training: str, kind: str, para
     from hpo.artifacts import Artifacts
     from hpo.doors.objective import Trial
     from hpo.objectives.robust_accuracy import RobustAccuracy
-    from hpo.study_file.spec import load_spec
+    from hpo.study_file.reading import load_spec
 
     if training not in _objectives:
         changes = dict(CHEAPER[training])

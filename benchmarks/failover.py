@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from faults import HERE, Plan, examine, make_spec
 from postgresql_servers import free_port, switchable_pgbouncer
 
-from hpo.search.sql import claims
+from hpo.search.sql.counts import count
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
@@ -105,7 +105,7 @@ def work_through(read_only_secs: float, plan: Plan, folder: Path) -> dict[str, A
         fleet = start_fleet(command, plan.workers, folder, environment, lambda name, out_of_memory: True, said.append)
 
         def finished() -> int:
-            return outlast(lambda: claims.count(engine, study.study_id), lambda text: None).finished
+            return outlast(lambda: count(engine, study.study_id), lambda text: None).finished
 
         def until(condition: Callable[[], bool]) -> None:
             while tend(fleet) and not condition():

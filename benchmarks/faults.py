@@ -22,11 +22,12 @@ import sqlalchemy as sa
 from free_worker import take_ticket
 from postgresql_servers import fresh_database, pgbouncer, postgresql
 
-from hpo.search.sql import claims
+from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import bury
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import Study, submit
+from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec
 from hpo.workers.local import Fleet, start_fleet, stop_fleet, tend
 
@@ -53,7 +54,7 @@ class Plan:
 
 
 def make_spec(plan: Plan, name: str = "faults") -> Spec:
-    return Spec.model_validate(
+    return read_spec(
         {
             "name": name,
             "budget": plan.budget,
@@ -143,7 +144,7 @@ def _inject(fleet: Fleet, engine: sa.Engine, study: Study, plan: Plan, tickets: 
 
 def _finished(engine: sa.Engine, study: Study) -> int:
     try:
-        return claims.count(engine, study.study_id).finished
+        return count(engine, study.study_id).finished
     except sa.exc.DBAPIError as error:
         if is_outage(error):
             return 0

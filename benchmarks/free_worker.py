@@ -29,7 +29,7 @@ from hpo.workers.local import worker_name
 FUNCTIONS = (
     "claim",
     "record_params",
-    "record_epoch",
+    "record_step",
     "finish",
     "reap",
     "give_back",

@@ -58,7 +58,7 @@ def overrides(given: Result, *more: str) -> list[str]:
 def objective_of(given: Result, folder: Path, *more: str) -> Any:
     from hpo.artifacts import Artifacts
     from hpo.objectives.robust_accuracy import RobustAccuracy
-    from hpo.study_file.spec import load_spec
+    from hpo.study_file.reading import load_spec
 
     spec = load_spec(STUDY, overrides(given, *more))
     return RobustAccuracy(spec, None, Artifacts(str(folder / "artifacts")))

@@ -20,7 +20,8 @@ from hpo.search.samplers import distributions
 from hpo.search.sql import attributes, tables
 from hpo.search.sql.storage import create_database, parse_url, writing
 from hpo.search.sql.studies import Study, submit
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
 
 STUDIES = Path(__file__).parent.parent / "studies"
 

@@ -28,7 +28,7 @@ from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
 from hpo.search.sql.tables import trial_intermediate_values, trials
 from hpo.search.worker import work
-from hpo.study_file.spec import Spec
+from hpo.study_file.reading import read_spec
 
 FUNCTIONS = ("pause", "promote", "claim", "finish", "give_back")
 FAILING_SHARE = 0.3
@@ -71,7 +71,7 @@ def faults_after(
 ) -> tuple[int, list[str]]:
     """(answers lost, what is wrong with the study afterwards)."""
     outages.FIRST_WAIT_SECS = 0.01
-    spec = Spec.model_validate(SPEC | {"seed": seed, "budget": budget, "training": {"epochs": 8}})
+    spec = read_spec(SPEC | {"seed": seed, "budget": budget, "training": {"epochs": 8}})
     measured: collections.Counter[tuple[int, int]] = collections.Counter()
     checkpoints: dict[int, int] = {}
     failing: list[int] = []

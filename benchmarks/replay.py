@@ -32,7 +32,8 @@ from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
 from hpo.search.sql.trials_in_memory import with_estimates
 from hpo.search.worker import work
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
 
 TWO_THREADS = 0.56
 """What a worker with both cores needs of the time of one with a single thread."""

@@ -23,7 +23,8 @@ from typing import Any
 from time_to_target import HERE, STUDY, conditions, export_images, overrides, precision
 from time_to_target_report import SYSTEMS, best_score, finished_runs
 
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
 
 KEPT = HERE / "results" / f"retrain-{precision()}.jsonl"
 TRAINING_SEEDS = range(1000, 1005)

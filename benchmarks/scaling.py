@@ -29,7 +29,7 @@ from time_to_target import STUDY, conditions, overrides
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
 from hpo.search.sql.tables import trial_user_attributes, trials
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec, read_spec
 
 RESULTS = HERE / "results"
 SLEEP_SECS = 10.0
@@ -43,7 +43,7 @@ def sleep_with(kind: str, server: str, workers: int, seconds: float) -> dict[str
     engine = create_database(parse_url(url))
     budget = int(workers * (seconds / SLEEP_SECS + 10)) + 10
     spec = make_spec(Plan(budget=budget, epochs=1, pruner="asha"), kind)
-    spec = Spec.model_validate(spec.model_dump() | {"sampler": {"name": "tpe"}})
+    spec = read_spec(spec.model_dump() | {"sampler": {"name": "tpe"}})
     if kind == "hpo":
         submit(engine, spec)
         command = [sys.executable, str(HERE / "free_worker.py"), spec.name]

@@ -29,7 +29,7 @@ from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import Study, extend, find_studies, submit
 from hpo.search.sql.tables import trials
 from hpo.search.sql.whole_study import delete, rename
-from hpo.study_file.spec import Spec
+from hpo.study_file.reading import read_spec
 
 HERE = Path(__file__).resolve().parent
 WORKERS = 4
@@ -49,7 +49,7 @@ def disturb(engine: sa.Engine, generator: random.Random, done: collections.Count
             return
         budget = generator.choice([BUDGET, BUDGET // 2])
         spec = SPEC | {"name": name, "seed": numbers[0], "budget": budget, "training": {"epochs": 4}}
-        submit(engine, Spec.model_validate(spec))
+        submit(engine, read_spec(spec))
     elif action != "submit" and there:
         study = generator.choice(there)
         try:

@@ -34,7 +34,8 @@ from PIL import Image
 from time_to_target_report import RESULTS, SYSTEMS, print_and_draw
 
 from hpo.search.sql.tables import trial_intermediate_values, trial_params, trials
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
 
 HERE = Path(__file__).resolve().parent
 STUDY = HERE / "time_to_target.toml"

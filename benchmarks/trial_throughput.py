@@ -31,7 +31,8 @@ from torchvision.models import resnet18
 
 from hpo.artifacts import Artifacts
 from hpo.objectives.robust_accuracy import RobustAccuracy
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
 from hpo.vision.networks.resnet import ResNets
 from hpo.vision.training.batches import Batches
 from hpo.vision.training.loop import Training

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 
 from hpo.doors.perturbation import PERTURBATIONS
 from hpo.errors import InputError, NothingCompleteError
-from hpo.search.sql.queries import TrialResult, all_trials, best_trials, improvements, pareto_front
+from hpo.search.sql.queries import all_trials, best_trials, improvements, pareto_front
 from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, open_engine, parse_url
 from hpo.search.sql.studies import find_studies
 from hpo.search.sql.studies import submit as submit_spec
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
+from hpo.trial_result import TrialResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +84,8 @@ def load_results(study: str, where: str = "", storage: str | None = None) -> Res
 
 def pareto(study: str, storage: str | None = None) -> Results:
     """The complete trials that no other beats in both clean and perturbed accuracy, by descending clean accuracy."""
-    return Results(pareto_front(_open(study, storage), study))
+    engine = _open(study, storage)
+    return Results(pareto_front(engine, study, find_studies(engine, [study])[0].spec.trade_off))
 
 
 def history(study: str, storage: str | None = None) -> Results:

@@ -20,12 +20,16 @@ from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.pool import NullPool
 
 from hpo.doors.parameters import Params
+from hpo.search.plan import Plan
+from hpo.search.sql import claims
+from hpo.search.sql.claims import Claim
 from hpo.search.sql.fence import Hold, token_of
 from hpo.search.sql.reports import record_params
 from hpo.search.sql.storage import create_database, open_engine, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.studies import Study, submit
 from hpo.search.sql.tables import trials
 from hpo.search.worker import work
+from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec
 
 Hpo = Callable[..., subprocess.CompletedProcess[str]]
@@ -163,8 +167,15 @@ def start(tmp_path: Path, data_root: Path) -> Iterator[Start]:
 def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = None) -> optuna.Study:
     """Submits and works until the end; the study as Optuna loads it in another process, with nothing cached."""
     submit(engine, spec)
-    work(engine, [spec.name], lambda given: FreeObjective(given, fault), "worker", lambda text: None)
+    work(engine, [spec.name], lambda given, store: FreeObjective(given, fault=fault), "worker", lambda text: None)
     return optuna.load_study(study_name=spec.name, storage=optuna_storage(engine.url))
+
+
+def claim_next(
+    engine: sa.Engine, study: Study, worker: str, baseline_alone: bool = False, token: str | None = None
+) -> Claim | None:
+    """Claims as a worker would."""
+    return claims.claim(engine, study.key, Plan(study.spec, study.first).start_of, worker, baseline_alone, token)
 
 
 def states(study: optuna.Study) -> list[str]:
@@ -208,7 +219,7 @@ def make_spec(**changes: object) -> Spec:
         "sampler": {"name": "random"},  # of the others a Gaussian process takes longer than many a test
         "pruner": {"name": "none"},
     }
-    return Spec.model_validate(document | changes)
+    return read_spec(document | changes)
 
 
 def write_study(folder: Path, **changes: object) -> str:

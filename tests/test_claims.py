@@ -5,13 +5,13 @@ import threading
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import give_parameter, make_spec, optuna_storage
+from conftest import claim_next, give_parameter, make_spec, optuna_storage
 from lost_answers import faults_after
 
 from hpo.search import asha
 from hpo.search.sql import claims, heartbeats
 from hpo.search.sql.fence import TrialLost
-from hpo.search.sql.reports import finish, record_epoch
+from hpo.search.sql.reports import finish, record_step
 from hpo.search.sql.studies import submit
 from hpo.search.sql.tables import trials
 
@@ -24,11 +24,11 @@ def state_of(engine: sa.Engine, trial_id: int) -> str:
 def paused(engine: sa.Engine) -> tuple[int, claims.Claim]:
     """A study's id, and the claim of a trial that is paused since."""
     study, _ = submit(engine, make_spec(budget=4, pruner={"name": "asha"}))
-    claims.claim(engine, study.key, "another")
-    claim = claims.claim(engine, study.key, "first")
+    claim_next(engine, study, "another")
+    claim = claim_next(engine, study, "first")
     assert claim is not None
     give_parameter(engine, claim.hold)
-    record_epoch(engine, claim.hold, 1, 0.5, [], {})
+    record_step(engine, claim.hold, 1, 0.5, [], {})
     asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
     return study.study_id, claim
 
@@ -39,7 +39,7 @@ def resumed(engine: sa.Engine, study_id: int, claim: claims.Claim) -> claims.Cla
         found = claims.take(connection, sa.literal(claim.hold.trial_id), "second")
     assert found is not None
     assert found.number == claim.number
-    assert found.slot.continues == (claim.number,)
+    assert found.start.continues == (claim.number,)
     return found
 
 
@@ -57,12 +57,12 @@ def test_late_words_of_one_who_lost_a_resumed_trial_change_nothing(engine: sa.En
     study_id, first = paused(engine)
     second = resumed(engine, study_id, first)
     for late in (
-        lambda: record_epoch(engine, first.hold, 2, 0.9, [], {}),
+        lambda: record_step(engine, first.hold, 2, 0.9, [], {}),
         lambda: finish(engine, first.hold, "COMPLETE", 0.9, {}, None),
     ):
         with pytest.raises(TrialLost):
             late()
-    assert not claims.give_back(engine, first.hold, "interruption", claims.LOST)
+    assert not claims.give_back(engine, first.hold, "stopped", claims.LOST)
     assert heartbeats.beat(engine, study_id, first.hold) == "lost"
     assert state_of(engine, second.hold.trial_id) == "RUNNING"
     finish(engine, second.hold, "COMPLETE", 0.7, {}, None)
@@ -74,13 +74,13 @@ def test_late_words_of_one_who_lost_a_resumed_trial_change_nothing(engine: sa.En
 
 def test_a_claim_that_is_said_again_is_the_same_claim(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=4))
-    claim = claims.claim(engine, study.key, "worker", token="a token")  # noqa: S106 (no password)
+    claim = claim_next(engine, study, "worker", token="a token")  # noqa: S106 (no password)
     assert claims.claimed_before(engine, study.study_id, "a token") == claim
     assert claims.claimed_before(engine, study.study_id, "another token") is None
     study_id, first = study.study_id, claim
     assert first is not None
     give_parameter(engine, first.hold)
-    record_epoch(engine, first.hold, 1, 0.5, [], {})
+    record_step(engine, first.hold, 1, 0.5, [], {})
     asha.pause(engine, study_id, first.hold, 1, 0.5, {})
     assert claims.claimed_before(engine, study.study_id, "a token") is None
     with engine.begin() as connection:
@@ -96,7 +96,7 @@ def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, end:
     else:
         study, _ = submit(engine, make_spec(budget=4))
         study_id = study.study_id
-        taken = claims.claim(engine, study.key, "worker")
+        taken = claim_next(engine, study, "worker")
         assert taken is not None
         claim = taken
         finish(engine, claim.hold, end, 0.5, {}, None)
@@ -106,7 +106,7 @@ def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, end:
 def test_the_heartbeats_of_an_ended_trial_interrupt_nobody(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeats, "HEARTBEAT_INTERVAL_SECS", 0.02)
     study, _ = submit(engine, make_spec(budget=4))
-    claim = claims.claim(engine, study.key, "worker")
+    claim = claim_next(engine, study, "worker")
     assert claim is not None
     with heartbeats.beating(engine, study.study_id, claim):
         finish(engine, claim.hold, "COMPLETE", 0.5, {}, None)
@@ -115,12 +115,12 @@ def test_the_heartbeats_of_an_ended_trial_interrupt_nobody(engine: sa.Engine, mo
 
 def test_a_trial_that_was_deleted_is_said_to_be(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=4))
-    claim = claims.claim(engine, study.key, "worker")
+    claim = claim_next(engine, study, "worker")
     assert claim is not None
     optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
     assert heartbeats.beat(engine, study.study_id, claim.hold) == "deleted"
     with pytest.raises(TrialLost, match="it was deleted"):
-        record_epoch(engine, claim.hold, 1, 0.5, [], {})
+        record_step(engine, claim.hold, 1, 0.5, [], {})
 
 
 @pytest.mark.parametrize("function", ["pause", "promote", "finish"])

@@ -21,7 +21,7 @@ import optuna
 import optuna_dashboard
 import pytest
 import sqlalchemy as sa
-from conftest import Hpo, Start, give_parameter, make_spec, open_fresh, optuna_storage, run, write_study
+from conftest import Hpo, Start, claim_next, give_parameter, make_spec, open_fresh, optuna_storage, run, write_study
 from free_objective import FreeObjective
 from large_study import fill
 from optuna.storages import RDBStorage
@@ -34,9 +34,10 @@ from hpo.errors import StudyError
 from hpo.search import asha
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.attributes import ARTIFACTS_KEY
+from hpo.search.sql.counts import count
 from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.queries import best_trials
-from hpo.search.sql.reports import record_epoch
+from hpo.search.sql.reports import record_step
 from hpo.search.sql.storage import writing
 from hpo.search.sql.studies import extend, find_studies, submit
 from hpo.search.sql.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
@@ -99,8 +100,8 @@ def test_a_browser_watches_a_study_that_a_worker_fills(hpo: Hpo, start: Start, t
     finished = page.get_by_text("Complete", exact=True)
     assert finished.count() == 0
     worker = start("worker", "study", "--threads", "1")
-    for count in (1, 3):
-        finished.nth(count - 1).wait_for(timeout=60_000)
+    for expected in (1, 3):
+        finished.nth(expected - 1).wait_for(timeout=60_000)
     assert worker.wait(30) == 0
 
     best = json.loads(hpo("best", "study", "--json").stdout)
@@ -342,10 +343,10 @@ def test_a_browser_that_knows_a_deleted_study_is_told_to_load_the_page_again(
 
 def test_a_paused_trial_has_not_ended(engine: sa.Engine, artifacts: Artifacts) -> None:
     study, _ = submit(engine, make_spec())
-    claim = claims.claim(engine, study.key, "worker")
+    claim = claim_next(engine, study, "worker")
     assert claim is not None
     give_parameter(engine, claim.hold)
-    record_epoch(engine, claim.hold, 1, 0.5, [], {})
+    record_step(engine, claim.hold, 1, 0.5, [], {})
     asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
     (trial,) = [t for t in detail(build_app(optuna_storage(engine.url), artifacts))["trials"] if t["params"]]
     assert (trial["state"], trial["values"]) == ("Waiting", [0.5])
@@ -366,10 +367,10 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     plain = optuna_study(optuna_storage(engine.url), "plain", ["maximize"])
     before = rows_of(engine)
     study, _ = submit(engine, make_spec())
-    claim = claims.claim(engine, study.key, "worker")
+    claim = claim_next(engine, study, "worker")
     assert claim is not None
     give_parameter(engine, claim.hold)
-    record_epoch(engine, claim.hold, 1, 0.5, [], {})
+    record_step(engine, claim.hold, 1, 0.5, [], {})
     for name in ("study/trial-1.checkpoint.safetensors", "study/baseline.safetensors", "other/trial-1", "5", "abc"):
         artifacts.write(name, b"kept")
     assert ask(app, "DELETE", f"/api/studies/{study.study_id}", b"{no JSON")[0] == 400
@@ -377,8 +378,8 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     assert json.loads(ask(app, "DELETE", f"/api/studies/{study.study_id}", {})[1]) == {}
     assert rows_of(engine) == before
     with pytest.raises(TrialLost):
-        record_epoch(engine, claim.hold, 2, 0.6, [], {})
-    assert not claims.give_back(engine, claim.hold, "interruption", "late")
+        record_step(engine, claim.hold, 2, 0.6, [], {})
+    assert not claims.give_back(engine, claim.hold, "stopped", "late")
     assert rows_of(engine) == before
     root = Path(artifacts.location)
     assert sorted(str(file.relative_to(root)) for file in root.rglob("*")) == ["5", "abc", "other", "other/trial-1"]
@@ -409,7 +410,7 @@ def test_a_study_is_deleted_while_workers_write(engine: sa.Engine, artifacts: Ar
     workers = [threading.Thread(target=keep_working, args=(f"worker-{i}",)) for i in range(3)]
     for worker in workers:
         worker.start()
-    while claims.count(engine, study.study_id).finished < 20:
+    while count(engine, study.study_id).finished < 20:
         time.sleep(0.05)
     assert ask(app, "DELETE", f"/api/studies/{study.study_id}", {})[0] == 200
     for worker in workers:
@@ -439,7 +440,7 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
     status, answer = rename("other")
     assert status == 400
     assert "1 of its trials are running, and their workers know it by its name; `hpo stop study`" in answer["reason"]
-    claims.give_back(engine, claim.hold, "interruption", "stopped")
+    claims.give_back(engine, claim.hold, "stopped", "stopped")
     submit(engine, make_spec(name="taken"))
     for name, reason in (("taken", "there is a study 'taken' already"), ("a/b", "name: must not"), (" ", "name: must")):
         assert (refused := rename(name))[0] == 400
@@ -463,7 +464,7 @@ def test_a_renamed_study_keeps_everything(engine: sa.Engine, artifacts: Artifact
     assert not submit(engine, make_spec(name="other", sampler=random))[1]
     assert submit(engine, make_spec())[1]
     work(engine, ["other"], FreeObjective, "worker", lambda text: None)
-    assert claims.count(engine, before._study_id).finished == 8
+    assert count(engine, before._study_id).finished == 8
 
 
 def test_what_others_made_is_renamed_too_and_may_be_running(engine: sa.Engine, artifacts: Artifacts) -> None:

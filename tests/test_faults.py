@@ -15,12 +15,13 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import optuna_storage, run
+from conftest import claim_next, optuna_storage, run
 from faults import HERE, Plan, examine, make_spec, run_with_faults
 from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.exc import DBAPIError
 
 from hpo.search.sql import claims, storage
+from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
@@ -91,10 +92,10 @@ def test_a_frozen_worker_loses_its_trial_and_lives_on(
     engine = create_database(parse_url(postgresql_url))
     study, _ = submit(engine, make_spec(Plan(budget=12)))
     frozen = start_worker(study.name, log=tmp_path / "frozen.log", EPOCH_SECS="1")
-    wait_until(lambda: claims.count(engine, study.study_id).running == 1)
+    wait_until(lambda: count(engine, study.study_id).running == 1)
     frozen.send_signal(signal.SIGSTOP)
     other = start_worker(study.name, log=tmp_path / "other.log")
-    wait_until(lambda: claims.count(engine, study.study_id).failed == 1)
+    wait_until(lambda: count(engine, study.study_id).failed == 1)
     frozen.send_signal(signal.SIGCONT)
     assert frozen.wait(timeout=30) == 0
     assert other.wait(timeout=30) == 0
@@ -112,12 +113,12 @@ def test_a_worker_that_is_frozen_in_a_transaction_blocks_nobody(
     monkeypatch.setattr(storage, "IDLE_IN_TRANSACTION_SECS", 1)
     engine = create_database(parse_url(postgresql_url))
     study, _ = submit(engine, make_spec(Plan(budget=2)))
-    claim = claims.claim(engine, study.key, "frozen")
+    claim = claim_next(engine, study, "frozen")
     assert claim is not None
     transaction = storage.writing(engine)
     frozen = transaction.__enter__()
     frozen.execute(trials.update().where(trials.c.trial_id == claim.hold.trial_id).values(state="RUNNING"))
-    assert claims.give_back(engine, claim.hold, "interruption", "its worker was lost")
+    assert claims.give_back(engine, claim.hold, "stopped", "its worker was lost")
     with pytest.raises(DBAPIError) as lost:
         frozen.execute(trials.select())
     assert is_outage(lost.value)
@@ -149,17 +150,17 @@ def test_stop_resume_and_extend_are_obeyed_by_workers_elsewhere(
     engine = create_database(parse_url(postgresql_url))
     study, _ = submit(engine, make_spec(Plan(budget=4)))
     workers = [start_worker(study.name, log=tmp_path / "log", EPOCH_SECS="30") for _ in range(2)]
-    wait_until(lambda: claims.count(engine, study.study_id).running == 2)
+    wait_until(lambda: count(engine, study.study_id).running == 2)
     said = hpo("stop", study.name, HPO_STORAGE=postgresql_url)
     assert "study faults is stopped; what runs now (2) is given back within 10 s" in said.stderr
     assert [worker.wait(timeout=3) for worker in workers] == [0, 0], "within heartbeats of 0.3 s"
-    assert claims.count(engine, study.study_id) == claims.Counts(failed=2, waiting=4)
+    assert count(engine, study.study_id) == Counts(failed=2, waiting=4)
     assert "study faults is stopped: `hpo stop` was said" in (tmp_path / "log").read_text()
     assert "`hpo resume faults` lets it go on" in hpo("status", study.name, HPO_STORAGE=postgresql_url).stdout
     assert start_worker(study.name, log=tmp_path / "log").wait(timeout=10) == 0, "nothing to do"
     hpo("resume", study.name, HPO_STORAGE=postgresql_url)
     assert start_worker(study.name, log=tmp_path / "log").wait(timeout=30) == 0
-    assert claims.count(engine, study.study_id) == claims.Counts(complete=4, failed=2)
+    assert count(engine, study.study_id) == Counts(complete=4, failed=2)
     assert "has used its budget of 4" in hpo("stop", study.name, HPO_STORAGE=postgresql_url).stderr
     refused = hpo("extend", study.name, "--budget", "3", HPO_STORAGE=postgresql_url)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
@@ -212,7 +213,7 @@ def test_a_scheduler_is_told_by_a_code_of_its_own_that_a_worker_was_stopped(
     for option, code in ((["--exit-code-when-stopped", "75"], 75), ([], 0)):
         worker = start("worker", "--forever", *option, HPO_STORAGE=postgresql_url)
         engine = storage.open_engine(parse_url(postgresql_url))
-        wait_until(lambda engine=engine: claims.count(engine, 1).running == 1)  # type: ignore[misc]
+        wait_until(lambda engine=engine: count(engine, 1).running == 1)  # type: ignore[misc]
         engine.dispose()
         worker.terminate()
         assert worker.wait(timeout=10) == code
@@ -228,7 +229,7 @@ def test_sigterm_ends_a_worker_while_the_database_is_away(tmp_path: Path) -> Non
         environment = os.environ | {"HPO_STORAGE": url} | QUICK | {"EPOCH_SECS": "30"}
         command = [sys.executable, str(HERE / "free_worker.py"), study.name]
         worker = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        wait_until(lambda: claims.count(engine, study.study_id).running == 1)
+        wait_until(lambda: count(engine, study.study_id).running == 1)
         engine.dispose()
         server.stop()
         worker.terminate()
@@ -236,7 +237,7 @@ def test_sigterm_ends_a_worker_while_the_database_is_away(tmp_path: Path) -> Non
         worker.communicate()
         server.start()
         wait_until(lambda: _reaped(engine, study.study_id))
-        assert claims.count(engine, study.study_id) == claims.Counts(failed=1, waiting=2)
+        assert count(engine, study.study_id) == Counts(failed=1, waiting=2)
         engine.dispose()
 
 

@@ -14,7 +14,7 @@ from conftest import Hpo
 from image_trees import write_class_folders, zip_tree
 
 from hpo.errors import DataError
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision.data import images
 from hpo.vision.data.images import ImageSet, load_images
 
@@ -27,7 +27,7 @@ def load(tmp_path: Path, source: Path, size: int = 32) -> ImageSet:
 LOAD = """
 import os, resource, sys
 from hpo.errors import DataError
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision.data.images import load_images
 root, source, largest_file = sys.argv[1:]
 if int(largest_file):

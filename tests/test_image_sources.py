@@ -16,7 +16,7 @@ from image_trees import WNIDS, write_class_folders, write_tiny_imagenet, zip_tre
 from PIL import Image
 
 from hpo.errors import DataError
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision.data.images import ImageSet, load_images
 
 
@@ -344,7 +344,7 @@ def refusal_of_changed(tmp_path: Path, source: Path) -> str:
 def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path) -> None:
     source = write_class_folders(tmp_path / "source")
     code = (
-        "import sys; from hpo.study_file.spec import DataSpec; from hpo.vision.data.images import load_images\n"
+        "import sys; from hpo.study_file.images import DataSpec; from hpo.vision.data.images import load_images\n"
         "try: load_images(DataSpec(name='image-folder', root=sys.argv[1], archive=sys.argv[2]), 32, 0)\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

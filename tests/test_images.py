@@ -18,7 +18,7 @@ from image_trees import IMAGES_PER_CLASS, WNIDS, write_class_folders, write_tiny
 from PIL import Image
 
 from hpo.errors import DataError
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision.data.images import ImageSet, load_images
 
 
@@ -171,7 +171,7 @@ def test_a_truncated_zip_and_an_absent_path(tmp_path: Path, tree: Path) -> None:
 
 LOAD_IN_A_PROCESS = """
 import sys
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision.data.images import load_images
 data = DataSpec(name="tiny-imagenet", archive=sys.argv[1], root=sys.argv[2], validation_fraction=0.5)
 print("building", flush=True)

@@ -8,7 +8,7 @@ import torch
 from some_perturbations import perturbations
 from torch import Tensor, nn
 
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision import scoring
 from hpo.vision.classifier import Classifier, build_network
 from hpo.vision.data.images import ImageSet, load_images

@@ -13,7 +13,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import ONE_THREAD, make_spec, optuna_storage, states
+from conftest import ONE_THREAD, claim_next, make_spec, optuna_storage, states
 from free_objective import FreeObjective
 
 from hpo.doors.objective import Trial
@@ -21,6 +21,7 @@ from hpo.errors import DataError, MachineError, StudyError
 from hpo.search import worker
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.claims import DEVICE_FAILED
+from hpo.search.sql.counts import count
 from hpo.search.sql.queries import all_trials
 from hpo.search.sql.status import status
 from hpo.search.sql.studies import extend, find_studies, submit
@@ -51,7 +52,7 @@ def test_a_study_that_cannot_be_worked_on_here_is_skipped_and_said_once(engine: 
         work(engine, [], without_images_for("broken"), "worker", said.append)
     for study in find_studies(engine):
         expected = 0 if study.name == "broken" else 3
-        assert claims.count(engine, study.study_id).finished == expected
+        assert count(engine, study.study_id).finished == expected
     assert [line for line in said if "broken" in line] == [
         "study broken cannot be worked on here for now: data.archive: broken.zip does not exist"
     ]
@@ -77,7 +78,7 @@ def test_a_study_that_was_skipped_is_tried_again(engine: sa.Engine, monkeypatch:
 
     said: list[str] = []
     work(engine, [], load, "worker", said.append)
-    assert all(claims.count(engine, study.study_id).finished == 12 for study in find_studies(engine))
+    assert all(count(engine, study.study_id).finished == 12 for study in find_studies(engine))
     assert sum("cannot be worked on" in line for line in said) == 1
 
 
@@ -130,7 +131,7 @@ def test_a_worker_keeps_few_studies_in_memory(engine: sa.Engine) -> None:
         submit(engine, spec_of(name=f"study-{number}", budget=2))
     work(engine, [], load, "worker", lambda text: None)
     assert len(alive) == 4
-    assert all(claims.count(engine, study.study_id).finished == 2 for study in find_studies(engine))
+    assert all(count(engine, study.study_id).finished == 2 for study in find_studies(engine))
 
 
 def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
@@ -138,7 +139,7 @@ def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
     first, _ = submit(engine, spec_of(name="first", budget=3))
     second, _ = submit(engine, spec_of(name="second", budget=3))
     for _ in range(2):
-        claims.claim(engine, first.key, "others")
+        claim_next(engine, first, "others")
     taken: list[str] = []
 
     class Telling(FreeObjective):
@@ -155,7 +156,7 @@ def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
     with pytest.raises(KeyboardInterrupt):
         work(engine, [], Telling, "worker", lambda text: None)
     assert taken == ["second", "second", "second", "first"]
-    assert claims.count(engine, second.study_id).finished == 3
+    assert count(engine, second.study_id).finished == 3
 
 
 def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine) -> None:
@@ -174,7 +175,7 @@ def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine)
     assert "does not know" in (found.refused or "")
     assert "training.new_key" in (found.refused or "")
     assert status(engine, found).counts.waiting == 3
-    assert claims.count(engine, fine.study_id).finished == 3
+    assert count(engine, fine.study_id).finished == 3
     assert sum("newer" in line for line in said) == 1
     for operation in (lambda: extend(engine, found, 5), lambda: submit(engine, newer.spec)):
         with pytest.raises(StudyError, match="this version does not know"):
@@ -206,7 +207,7 @@ def test_a_device_that_fails_is_the_machines_affair(engine: sa.Engine) -> None:
                 failed.append(1)
                 raise MachineError("this machine's device failed: CUDA error: an illegal memory access")
 
-        return FreeObjective(spec, fail)
+        return FreeObjective(spec, fault=fail)
 
     study, _ = submit(engine, spec_of(budget=3))
     with pytest.raises(MachineError):
@@ -225,7 +226,7 @@ def test_a_configuration_that_breaks_device_after_device_counts_as_failed(engine
             if params["batch_size"] == 64 and params["augmentation_strength"]:
                 raise MachineError("CUDA error: an illegal memory access")
 
-        return FreeObjective(spec, fail)
+        return FreeObjective(spec, fault=fail)
 
     submit(engine, spec_of(budget=5, max_failed_share=1.0, search=dict(spec_of().search) | {"batch_size": 64}))
     for _ in range(claims.DEATHS_BORNE):
@@ -249,7 +250,7 @@ def test_a_baseline_out_of_memory_fails_and_keeps_the_constraint(engine: sa.Engi
     spec = spec_of(budget=5)
     objective = spec.objective.model_copy(update={"max_clean_drop": 0.001})
     submit(engine, spec.model_copy(update={"objective": objective}))
-    work(engine, [], lambda given: FreeObjective(given, need_memory), "worker", lambda text: None)
+    work(engine, [], lambda given, store: FreeObjective(given, fault=need_memory), "worker", lambda text: None)
     trials = all_trials(engine, "study")
     assert sum(trial.failure is not None for trial in trials) == 2
     baseline = [trial for trial in trials if trial.baseline and trial.state == "complete"]

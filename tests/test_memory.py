@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import ONE_THREAD, give_parameter, make_spec, open_fresh, write_study
+from conftest import ONE_THREAD, claim_next, give_parameter, make_spec, open_fresh, write_study
 
 from hpo.errors import InputError
-from hpo.search.sql import claims
+from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import KILLED, bury
 from hpo.search.sql.queries import all_trials
 from hpo.search.sql.studies import submit
@@ -77,12 +77,12 @@ def test_the_trial_of_a_worker_that_the_kernel_killed_tells_the_sampler_where_me
     engine: sa.Engine, out_of_memory: bool
 ) -> None:
     study, _ = submit(engine, make_spec(budget=3))
-    claims = [claims.claim(engine, study.key, "worker") for _ in range(3)]
+    claims = [claim_next(engine, study, "worker") for _ in range(3)]
     for claim in claims[:2]:  # the third had not come to draw its parameters
         assert claim is not None
         give_parameter(engine, claim.hold)
     assert bury(engine, "worker", out_of_memory)
-    counts = claims.count(engine, study.study_id)
+    counts = count(engine, study.study_id)
     if out_of_memory:
         assert (counts.complete, counts.failed, counts.waiting) == (1, 2, 2), "the baseline is tried again"
         (bad,) = [trial for trial in all_trials(engine, "study", "state = 'complete'") if not trial.baseline]

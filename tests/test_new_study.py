@@ -16,7 +16,8 @@ from test_image_cache import may_mount
 
 from hpo.cli.new_study import Look, digits_study, image_study, look_at, write_study_file
 from hpo.errors import InputError
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
 from hpo.vision.data.images import load_images
 
 QUICK = ("--set", "training.epochs=1", "--set", "budget=2")

@@ -13,11 +13,12 @@ from some_perturbations import perturbations
 from test_step import FP32, a_batch, results, start
 from torch.nn import functional as F
 
-from hpo.doors.parameters import PARAMETERS
 from hpo.errors import SpecError
 from hpo.search.samplers import distributions, given_params
 from hpo.study_file.overrides import apply_override
-from hpo.study_file.spec import Spec, load_spec
+from hpo.study_file.parameters import PARAMETERS
+from hpo.study_file.reading import load_spec
+from hpo.study_file.spec import Spec
 from hpo.vision.classifier import build_network, fingerprint
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.loop import Recipe, Training

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, optuna_storage, run
+from conftest import claim_next, make_spec, optuna_storage, run
 from large_study import fill
 from optuna.distributions import IntDistribution
 
@@ -13,7 +13,8 @@ from hpo.errors import HpoError
 from hpo.search.importances import parameter_importances
 from hpo.search.sql import attributes, claims, queries
 from hpo.search.sql.attributes import SPLIT_KEY
-from hpo.search.sql.reports import record_epoch, record_params
+from hpo.search.sql.counts import Counts
+from hpo.search.sql.reports import record_params, record_step
 from hpo.search.sql.status import status
 from hpo.search.sql.studies import find_studies, submit
 from hpo.search.sql.tables import study_user_attributes, trial_heartbeats, trials
@@ -79,20 +80,20 @@ def test_a_study_without_trials_or_deleted_meanwhile_gives_nothing(engine: sa.En
     optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
     for query in (queries.pareto_front, queries.improvements, queries.all_trials):
         assert query(engine, "study") == []
-    assert status(engine, study).counts == claims.Counts()
+    assert status(engine, study).counts == Counts()
 
 
 def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=10))
     assert status(engine, study).trials_per_hour is None
     for number in range(6):
-        claim = claims.claim(engine, study.key, f"host:{number}")
+        claim = claim_next(engine, study, f"host:{number}")
         assert claim is not None
         if number < 4:
             finish_after(engine, claim.hold.trial_id, secs=60)
         else:
             record_params(engine, claim.hold, {}, {})
-            record_epoch(engine, claim.hold, 1, 0.5, [], {})
+            record_step(engine, claim.hold, 1, 0.5, [], {})
     found = status(engine, study)
     assert [(trial.number, trial.worker, trial.epoch) for trial in found.running] == [
         (4, "host:4", 1),
@@ -106,7 +107,7 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
             trial_heartbeats.update().values(heartbeat=datetime.now(UTC).replace(tzinfo=None) - seconds_ago)
         )
     assert 24 < (status(engine, study).running[0].secs_since_heartbeat or 0) < 35
-    assert claims.give_back(engine, claim.hold, "interruption", "its worker was asked to stop")
+    assert claims.give_back(engine, claim.hold, "stopped", "its worker was asked to stop")
     again = status(engine, study)
     assert (again.failed, again.interrupted, again.failures) == (0, 1, [])
     assert (again.as_json()["failed"], again.as_json()["interrupted"]) == (0, 1)
@@ -118,22 +119,22 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
 def test_a_trial_that_goes_on_shows_the_epochs_that_it_goes_on_from(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(training={"epochs": 6}))
     for _ in range(2):  # interrupted twice, the second time before it had measured anything
-        claim = claims.claim(engine, study.key, "host:1")
+        claim = claim_next(engine, study, "host:1")
         assert claim is not None
         record_params(engine, claim.hold, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
-        if not claim.slot.continues:
+        if not claim.start.continues:
             for epoch in range(1, 6):
-                record_epoch(engine, claim.hold, epoch, 0.5, [], {})
-        assert claims.give_back(engine, claim.hold, "interruption", "its worker was asked to stop")
-    claim = claims.claim(engine, study.key, "host:1")
-    other = claims.claim(engine, study.key, "host:2")
+                record_step(engine, claim.hold, epoch, 0.5, [], {})
+        assert claims.give_back(engine, claim.hold, "stopped", "its worker was asked to stop")
+    claim = claim_next(engine, study, "host:1")
+    other = claim_next(engine, study, "host:2")
     assert claim is not None
     assert other is not None
-    assert len(claim.slot.continues) == 2
+    assert len(claim.start.continues) == 2
     epochs = {trial.number: trial.epoch for trial in status(engine, study).running}
     assert epochs == {claim.number: 5, other.number: 0}
     record_params(engine, claim.hold, {}, {})
-    record_epoch(engine, claim.hold, 1, 0.5, [], {})  # its checkpoint was lost
+    record_step(engine, claim.hold, 1, 0.5, [], {})  # its checkpoint was lost
     assert {trial.number: trial.epoch for trial in status(engine, study).running}[claim.number] == 1
 
 

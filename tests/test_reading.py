@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import torch
-from conftest import Hpo, Start, make_spec, write_study
+from conftest import Hpo, Start, claim_next, make_spec, write_study
 from free_objective import FreeObjective
 from large_study import fill
 from rich.console import Console, RenderableType
@@ -94,7 +94,7 @@ def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     for name in ("[bold]odd", "second"):
         study, _ = submit(engine, make_spec(name=name, budget=2))
-    claims.claim(engine, study.key, "far-away:77")
+    claim_next(engine, study, "far-away:77")
     shown = hpo("status").stdout
     assert "[bold]odd" in shown
     lines = [line.split() for line in shown.splitlines()]
@@ -129,12 +129,12 @@ def said_to_people(view: RenderableType) -> str:
 def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study, _ = submit(engine, make_spec(budget=3, objective=tight_objective(0.015)))
-    paused = claims.claim(engine, study.key, "host:1")
-    interrupted = claims.claim(engine, study.key, "host:2")
+    paused = claim_next(engine, study, "host:1")
+    interrupted = claim_next(engine, study, "host:2")
     assert paused is not None
     assert interrupted is not None
     asha.pause(engine, study.study_id, paused.hold, 1, 0.5, {})
-    claims.give_back(engine, interrupted.hold, "interruption", "its worker was asked to stop")
+    claims.give_back(engine, interrupted.hold, "stopped", "its worker was asked to stop")
     with engine.begin() as connection:
         split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}
         attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
@@ -179,7 +179,7 @@ def test_a_log_says_now_and_then_what_runs(
     looks = iter([True, True, False])
 
     def working() -> bool:
-        claims.claim(engine, study.key, "host:1")
+        claim_next(engine, study, "host:1")
         return next(looks)
 
     display.follow(engine, study, working)

@@ -9,15 +9,15 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, open_fresh, optuna_storage
+from conftest import claim_next, make_spec, open_fresh, optuna_storage
 from free_objective import FreeObjective
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hpo.doors.objective import Measurement, Trial
 from hpo.search import asha
-from hpo.search.sql import claims
-from hpo.search.sql.reports import record_epoch
+from hpo.search.sql.counts import Counts, count
+from hpo.search.sql.reports import record_step
 from hpo.search.sql.studies import stop, submit
 from hpo.search.sql.trials_in_memory import History
 from hpo.search.worker import work
@@ -159,7 +159,7 @@ def test_paused_trials_wait_while_a_study_is_stopped_and_tell_samplers_what_they
 
     work(engine, ["study"], lambda spec: objective, "worker", say)
     assert "study study is stopped: enough" in said[-1]
-    counts = claims.count(engine, study.study_id)
+    counts = count(engine, study.study_id)
     assert (counts.complete, counts.waiting, counts.paused) == (2, 3, 2)
     assert asha.promote(engine, study.key, "w", 2) is None
     assert asha.prune_paused(engine, study.study_id) == []
@@ -198,18 +198,18 @@ def test_two_workers_promote_a_trial_once(engine: sa.Engine) -> None:
         thread.join()
     (claim,) = [claim for claim in claims if claim is not None]
     assert claim.number == 3
-    assert claim.slot.continues == (3,)
-    assert claim.slot.fixed_params["initial_weights"] == "pretrained"
+    assert claim.start.continues == (3,)
+    assert claim.start.fixed_params["initial_weights"] == "pretrained"
 
 
 def test_said_twice_a_pause_is_one_pause(engine: sa.Engine) -> None:
     study, _ = submit(engine, asha_spec(3))
-    claim = claims.claim(engine, study.key, "worker")
+    claim = claim_next(engine, study, "worker")
     assert claim is not None
-    record_epoch(engine, claim.hold, 1, 0.5, [], {})
+    record_step(engine, claim.hold, 1, 0.5, [], {})
     for _ in range(2):
         assert asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {"images": 7}) == []
-    assert claims.count(engine, study.study_id) == claims.Counts(waiting=3, paused=1)
+    assert count(engine, study.study_id) == Counts(waiting=3, paused=1)
 
 
 def test_rungs_lie_in_the_first_half_of_the_epochs() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import give_parameter, make_spec, open_fresh, optuna_storage, run, states
+from conftest import claim_next, give_parameter, make_spec, open_fresh, optuna_storage, run, states
 from free_objective import FreeObjective
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,9 +125,9 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
     spec = make_spec(budget=12, objective=objective, pruner={"name": "asha"}, training={"epochs": 9})
     history = History(engine, 1, spec.name, constrained=True)
     study, _ = submit(engine, spec)
-    first = claims.claim(engine, study.key, "elsewhere")  # the baseline ends last
+    first = claim_next(engine, study, "elsewhere")  # the baseline ends last
     assert first is not None
-    threading.Timer(1.0, lambda: claims.give_back(engine, first.hold, "interruption", "later")).start()
+    threading.Timer(1.0, lambda: claims.give_back(engine, first.hold, "stopped", "later")).start()
     worker = threading.Thread(target=work, args=(engine, ["study"], FreeObjective, "w", lambda text: None))
     worker.start()
     while worker.is_alive():
@@ -147,7 +147,7 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
 
 def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    claim = claims.claim(engine, study.key, "elsewhere")
+    claim = claim_next(engine, study, "elsewhere")
     assert claim is not None
     give_parameter(engine, claim.hold)
     (pending,) = History(engine, study.study_id, "study", constrained=False).study().get_trials()

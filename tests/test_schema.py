@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
 from hpo.errors import SpecError
+from hpo.study_file.reading import load_spec
 from hpo.study_file.schema import study_schema
-from hpo.study_file.spec import load_spec
 
 ROOT = Path(__file__).parent.parent
 STUDIES = sorted((ROOT / "studies").glob("*.toml"))

@@ -8,13 +8,14 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec, open_fresh, optuna_storage, run, running
+from conftest import claim_next, make_spec, open_fresh, optuna_storage, run, running
 from free_objective import FreeObjective
 from optuna.distributions import IntDistribution
 
 from hpo.doors.parameters import Params
 from hpo.errors import StudyError, WorkerError
 from hpo.search.sql import claims, heartbeats, queries
+from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.fence import Hold
 from hpo.search.sql.reports import record_params
 from hpo.search.sql.status import status
@@ -52,9 +53,9 @@ def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_bas
     }
     spec = make_spec(budget=12, objective=objective)
     submitted, _ = submit(engine, spec)
-    baseline = claims.claim(engine, submitted.key, "other", baseline_alone=True)
+    baseline = claim_next(engine, submitted, "other", baseline_alone=True)
     assert baseline is not None
-    thread = threading.Timer(1.0, lambda: claims.give_back(engine, baseline.hold, "interruption", "later"))
+    thread = threading.Timer(1.0, lambda: claims.give_back(engine, baseline.hold, "stopped", "later"))
     thread.start()  # the baseline's slot is given back, and so it runs last
     study = run(engine, spec)
     thread.join()
@@ -75,10 +76,10 @@ def test_constraints_agree_with_optuna_also_for_trials_that_ended_before_the_bas
 def test_trials_that_start_from_the_baseline_wait_for_it(engine: sa.Engine, value: object) -> None:
     search = {"initial_weights": value, "learning_rate": {"low": 0.01, "high": 0.1}}
     study, _ = submit(engine, make_spec(search=search))
-    baseline = claims.claim(engine, study.key, "other", baseline_alone=True)
+    baseline = claim_next(engine, study, "other", baseline_alone=True)
     assert baseline is not None
-    assert claims.claim(engine, study.key, "other", baseline_alone=True) is None
-    claims.give_back(engine, baseline.hold, "interruption", "test")
+    assert claim_next(engine, study, "other", baseline_alone=True) is None
+    claims.give_back(engine, baseline.hold, "stopped", "test")
     optuna_study = run(engine, study.spec)
     finished = [trial for trial in optuna_study.trials if trial.state.name == "COMPLETE"]
     assert min(finished, key=lambda trial: trial.datetime_start).user_attrs["baseline"]
@@ -91,7 +92,7 @@ def test_no_slot_is_claimed_twice(engine: sa.Engine) -> None:
     claimed: list[int] = []
 
     def claim_all() -> None:
-        while (claim := claims.claim(engine, study.key, "other")) is not None:
+        while (claim := claim_next(engine, study, "other")) is not None:
             claimed.append(claim.hold.trial_id)
 
     threads = [threading.Thread(target=claim_all) for _ in range(16)]
@@ -100,12 +101,12 @@ def test_no_slot_is_claimed_twice(engine: sa.Engine) -> None:
     for thread in threads:
         thread.join()
     assert len(claimed) == len(set(claimed)) == 40
-    assert claims.count(engine, study.study_id) == claims.Counts(running=40)
+    assert count(engine, study.study_id) == Counts(running=40)
 
 
 def test_the_known_good_configuration_starts_first_then_the_baseline_then_the_others(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=4))
-    taken = [claims.claim(engine, study.key, "w") for _ in range(4)]
+    taken = [claim_next(engine, study, "w") for _ in range(4)]
     assert [claim.number for claim in taken if claim] == [1, 0, 2, 3]
     first, second = (claim.slot for claim in taken[:2] if claim)
     assert (first.baseline, first.fixed_params) == (False, study.spec.search.defaults())
@@ -114,14 +115,14 @@ def test_the_known_good_configuration_starts_first_then_the_baseline_then_the_ot
 
 def test_what_was_interrupted_goes_on_before_anything_new_starts(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=6))
-    first, baseline, _ = (claims.claim(engine, study.key, "w") for _ in range(3))
+    first, baseline, _ = (claim_next(engine, study, "w") for _ in range(3))
     assert first is not None
     assert baseline is not None
     record_params(engine, first.hold, {"batch_size": 16}, {"batch_size": IntDistribution(16, 16)})
-    claims.give_back(engine, first.hold, "interruption", "stopped")
+    claims.give_back(engine, first.hold, "stopped", "stopped")
     claims.give_back(engine, baseline.hold, "failure", "disk full")
-    taken = [claims.claim(engine, study.key, "w") for _ in range(3)]
-    assert [claim and (claim.number, claim.slot.continues, claim.slot.baseline) for claim in taken] == [
+    taken = [claim_next(engine, study, "w") for _ in range(3)]
+    assert [claim and (claim.number, claim.start.continues, claim.start.baseline) for claim in taken] == [
         (6, (1,), False),
         (3, (), False),
         (4, (), False),
@@ -135,8 +136,8 @@ def test_a_warm_start_tries_the_best_of_an_earlier_study_first(engine: sa.Engine
     warm = make_spec(name="warm", budget=7, search=search, warm_start="study")
     study, _ = submit(engine, warm)
     tried = {}
-    while claim := claims.claim(engine, study.key, "w"):
-        tried[claim.number] = claim.slot.fixed_params
+    while claim := claim_next(engine, study, "w"):
+        tried[claim.number] = claim.start.fixed_params
     best = [trial for trial in queries.best_trials(engine, "study", 8) if not trial.baseline]
     expected: list[Params] = []
     for trial in best[:4]:
@@ -170,11 +171,11 @@ def test_a_warm_start_from_a_study_without_results_says_so(engine: sa.Engine) ->
 
 def test_a_slot_that_is_given_back_keeps_its_values_and_its_place_in_the_budget(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=3))
-    baseline = claims.claim(engine, study.key, "other", baseline_alone=True)
+    baseline = claim_next(engine, study, "other", baseline_alone=True)
     assert baseline is not None
-    assert claims.give_back(engine, baseline.hold, "interruption", "stopped")
-    assert not claims.give_back(engine, baseline.hold, "interruption", "stopped"), "once only"
-    assert claims.count(engine, study.study_id) == claims.Counts(failed=1, waiting=3)
+    assert claims.give_back(engine, baseline.hold, "stopped", "stopped")
+    assert not claims.give_back(engine, baseline.hold, "stopped", "stopped"), "once only"
+    assert count(engine, study.study_id) == Counts(failed=1, waiting=3)
     optuna_study = run(engine, study.spec)
     last = optuna_study.trials[-1]
     assert (last.number, last.params, last.user_attrs["baseline"]) == (3, study.spec.search.baseline(), True)
@@ -186,14 +187,14 @@ def test_trials_of_dead_workers_are_given_out_again(engine: sa.Engine, monkeypat
     time.sleep(1.0)  # the server itself must be older
     study, _ = submit(engine, make_spec(budget=4))
     for _ in range(3):
-        claims.claim(engine, study.key, "other")
+        claim_next(engine, study, "other")
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE trial_heartbeats SET heartbeat = '2026-01-01 00:00:00' WHERE trial_id <= 1")
         connection.exec_driver_sql("DELETE FROM trial_heartbeats WHERE trial_id = 2")
         connection.exec_driver_sql("UPDATE trials SET datetime_start = '2026-01-01 00:00:00' WHERE trial_id = 2")
     assert heartbeats.reap(engine, study.study_id) == 2
     assert heartbeats.reap(engine, study.study_id) == 0
-    assert claims.count(engine, study.study_id) == claims.Counts(failed=2, running=1, waiting=3)
+    assert count(engine, study.study_id) == Counts(failed=2, running=1, waiting=3)
 
 
 def test_submitting_twice_changes_nothing_and_a_change_is_refused(engine: sa.Engine) -> None:
@@ -261,7 +262,7 @@ def test_processes_that_submit_at_once_make_one_study(storage_url: str) -> None:
 
 def test_a_budget_of_10000_is_submitted_at_once(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=10_000))
-    assert claims.count(engine, study.study_id).waiting == 10_000
+    assert count(engine, study.study_id).waiting == 10_000
 
 
 def test_an_unknown_study_suggests_the_nearest(engine: sa.Engine) -> None:
@@ -299,7 +300,7 @@ def test_a_worker_that_lost_its_trial_drops_it_and_goes_on(engine: sa.Engine) ->
     def lose_the_first(params: Params) -> None:
         if not lost:
             lost.append(running(engine))
-            claims.give_back(engine, lost[0], "interruption", "taken over")
+            claims.give_back(engine, lost[0], "stopped", "taken over")
 
     optuna_study = run(engine, study.spec, lose_the_first)
     states = collections.Counter(trial.state.name for trial in optuna_study.trials)

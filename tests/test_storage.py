@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from conftest import Hpo, make_spec, open_fresh
+from conftest import Hpo, claim_next, make_spec, open_fresh
 from free_objective import FreeObjective
 from postgresql_servers import pgbouncer
 
 from hpo.doors.objective import Trial
 from hpo.errors import InputError
-from hpo.search.sql import claims, network_drive, storage
+from hpo.search.sql import network_drive, storage
+from hpo.search.sql.counts import count
 from hpo.search.sql.network_drive import check_network_drive
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.storage import create_database, parse_url, unreachable
@@ -49,7 +50,7 @@ def test_tables_that_were_half_made_are_finished(storage_url: str, left: str) ->
                 connection.exec_driver_sql(statement)
     engine.dispose()
     study, _ = submit(open_fresh(storage_url), make_spec(budget=3))
-    assert claims.count(open_fresh(storage_url), study.study_id).waiting == 3
+    assert count(open_fresh(storage_url), study.study_id).waiting == 3
 
 
 def test_tables_of_another_program_are_left_alone(storage_url: str) -> None:
@@ -101,7 +102,7 @@ def test_a_schema_of_its_own_is_used(postgresql_url: str) -> None:
     url = parse_url(postgresql_url).update_query_dict({"options": "-csearch_path=experiments"})
     study, _ = submit(open_fresh(url), make_spec(budget=3))
     work(open_fresh(url), [], FreeObjective, "worker", lambda text: None)
-    assert claims.count(open_fresh(url), study.study_id).finished == 3
+    assert count(open_fresh(url), study.study_id).finished == 3
     inspector = sa.inspect(engine)
     assert "trials" in inspector.get_table_names("experiments")
     assert inspector.get_table_names("public") == []
@@ -137,7 +138,7 @@ def test_a_pooler_in_transaction_mode_is_no_obstacle(postgresql_url: str, tmp_pa
         for thread in threads:
             thread.join()
         assert failures == []
-        counts = claims.count(engines[0], study.study_id)
+        counts = count(engines[0], study.study_id)
         assert (counts.finished, counts.failed) == (30, 0)
         with open_fresh(postgresql_url).connect() as connection:
             kept = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
@@ -179,7 +180,7 @@ def test_a_server_that_is_read_only_for_a_while_is_waited_for(postgresql_url: st
     said: list[str] = []
     work(engine, ["study"], Failing, "worker", said.append)
     admin.dispose()
-    counts = claims.count(engine, study.study_id)
+    counts = count(engine, study.study_id)
     assert (counts.finished, counts.failed) == (6, 0)
     assert len(started) == 6
     assert any("the database is away" in line for line in said)
@@ -219,7 +220,7 @@ def test_whoever_wakes_up_buries_nobody_at_once(engine: sa.Engine, monkeypatch: 
     from hpo.search.sql import heartbeats, outages
 
     study, _ = submit(engine, make_spec(budget=4))
-    claim = claims.claim(engine, study.key, "another")
+    claim = claim_next(engine, study, "another")
     assert claim is not None
     monkeypatch.setattr(outages, "_last_outage", float("-inf"))
     monkeypatch.setattr(outages, "_last_look", time.time() - 70)
@@ -229,7 +230,7 @@ def test_whoever_wakes_up_buries_nobody_at_once(engine: sa.Engine, monkeypatch: 
     assert heartbeats.beat(engine, study.study_id, claim.hold) == "running"  # now it has beaten
     monkeypatch.setattr(outages, "_last_outage", time.monotonic() - heartbeats.GRACE_PERIOD_SECS - 1)
     assert heartbeats.reap(engine, study.study_id) == 0
-    assert claims.count(engine, study.study_id).running == 1
+    assert count(engine, study.study_id).running == 1
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "ext4"])
@@ -251,9 +252,9 @@ def test_sqlite_on_a_networks_drive_serves_one_machine(
         kind != "ext4"
     )
     study, _ = submit(engine, make_spec())
-    claims.claim(engine, study.key, f"{socket.gethostname()}:1")
+    claim_next(engine, study, f"{socket.gethostname()}:1")
     check_network_drive(engine, said.append)
-    claims.claim(engine, study.key, "elsewhere:12-ab")
+    claim_next(engine, study, "elsewhere:12-ab")
     if kind == "ext4":
         check_network_drive(engine, said.append)
         assert said == []

@@ -13,7 +13,7 @@ import torch
 from some_perturbations import perturbations
 from torch import nn
 
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision.classifier import build_network, fingerprint
 from hpo.vision.data.images import ImageSet, Split, load_images
 from hpo.vision.device import Compute

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import give_parameter, make_spec, optuna_storage, run, running, states
+from conftest import claim_next, give_parameter, make_spec, optuna_storage, run, running, states
 from free_objective import FreeObjective
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
@@ -22,9 +22,10 @@ from hpo.errors import DataError, InputError, StorageError, StudyError, WorkerEr
 from hpo.search import failures
 from hpo.search.failures import Decision, decide
 from hpo.search.sql import attributes, claims, heartbeats
+from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.outages import is_outage
-from hpo.search.sql.reports import finish, record_epoch
+from hpo.search.sql.reports import finish, record_step
 from hpo.search.sql.status import status
 from hpo.search.sql.studies import extend, find_studies, resume, submit
 from hpo.search.sql.tables import study_user_attributes, trial_system_attributes, trial_user_attributes, trials
@@ -138,7 +139,7 @@ def test_what_does_not_pass_is_the_machines_trouble_and_no_failure(
 
     with pytest.raises(InputError, match="/artifacts/x: No space left on device"):
         run(engine, make_spec(budget=3), full_disk)
-    assert claims.count(engine, 1) == claims.Counts(failed=1, waiting=3)
+    assert count(engine, 1) == Counts(failed=1, waiting=3)
     assert "failure" not in run(engine, make_spec(budget=3)).trials[0].user_attrs
 
 
@@ -166,7 +167,7 @@ def test_a_worker_that_is_set_up_wrongly_leaves_its_trial_to_others(engine: sa.E
 
     with pytest.raises(DataError, match="the images are gone"):
         run(engine, make_spec(budget=3), no_images)
-    assert claims.count(engine, 1) == claims.Counts(failed=1, waiting=3)
+    assert count(engine, 1) == Counts(failed=1, waiting=3)
     study = run(engine, make_spec(budget=3))
     assert study.trials[1].user_attrs["interruption"] == "the images are gone"
     assert "failure" not in study.trials[1].user_attrs
@@ -179,7 +180,7 @@ def test_an_interrupted_trial_goes_on_with_its_parameters_and_its_checkpoints(en
         def run(self, trial: Trial) -> Any:
             given.append(trial)
             if len(given) in (2, 3):
-                claims.give_back(engine, running(engine), "interruption", "stopped")
+                claims.give_back(engine, running(engine), "stopped", "stopped")
             return super().run(trial)
 
     spec = make_spec(budget=3)
@@ -196,12 +197,12 @@ def test_an_interrupted_trial_goes_on_with_its_parameters_and_its_checkpoints(en
 def test_a_configuration_in_which_workers_die_again_and_again_counts_as_failed(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=1))
     for step in (2, 0, 3, 3, 3):  # the third makes progress, the next two do not
-        claim = claims.claim(engine, study.key, "w")
+        claim = claim_next(engine, study, "w")
         assert claim is not None
         give_parameter(engine, claim.hold)
         if step:
-            record_epoch(engine, claim.hold, step, 0.5, [], {})
-        claims.give_back(engine, claim.hold, "interruption", claims.LOST)
+            record_step(engine, claim.hold, step, 0.5, [], {})
+        claims.give_back(engine, claim.hold, "stopped", claims.LOST)
     optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
     failed = ["failure" in trial.user_attrs for trial in optuna_study.trials if trial.state.name == "FAIL"]
     assert failed == [False, False, False, False, True]
@@ -219,13 +220,13 @@ def test_a_study_that_is_deleted_in_the_middle_ends_its_workers_in_a_line(engine
 
 def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    claim = claims.claim(engine, study.key, "w")
+    claim = claim_next(engine, study, "w")
     assert claim is not None
-    record_epoch(engine, claim.hold, 1, 0.5, [{"epoch": 1}], {})
-    record_epoch(engine, claim.hold, 1, 0.5, [{"epoch": 1}], {})  # said twice
-    claims.give_back(engine, claim.hold, "interruption", "taken over")
+    record_step(engine, claim.hold, 1, 0.5, [{"epoch": 1}], {})
+    record_step(engine, claim.hold, 1, 0.5, [{"epoch": 1}], {})  # said twice
+    claims.give_back(engine, claim.hold, "stopped", "taken over")
     with pytest.raises(TrialLost):
-        record_epoch(engine, claim.hold, 2, 0.9, [], {"completed_rung_0": 0.9})
+        record_step(engine, claim.hold, 2, 0.9, [], {"completed_rung_0": 0.9})
     with pytest.raises(TrialLost):
         finish(engine, claim.hold, "COMPLETE", 0.9, {"late": True}, 0.1)
     assert heartbeats.beat(engine, study.study_id, claim.hold) == "lost"
@@ -236,17 +237,15 @@ def test_late_reports_of_a_lost_trial_change_nothing(engine: sa.Engine) -> None:
 
 def test_a_trial_that_is_ended_twice_ended_once(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
-    claim = claims.claim(engine, study.key, "w")
+    claim = claim_next(engine, study, "w")
     assert claim is not None
     for _ in range(2):
         finish(engine, claim.hold, "COMPLETE", 0.5, {"clean_accuracy": 0.5}, 0.1)
-    assert not claims.give_back(engine, claim.hold, "interruption", "too late")
-    assert claims.count(engine, study.study_id) == claims.Counts(complete=1, waiting=5)
+    assert not claims.give_back(engine, claim.hold, "stopped", "too late")
+    assert count(engine, study.study_id) == Counts(complete=1, waiting=5)
 
 
-@pytest.mark.parametrize(
-    ("waiting", "counts"), [(2, claims.Counts(waiting=6)), (9, claims.Counts(failed=3, waiting=6))]
-)
+@pytest.mark.parametrize(("waiting", "counts"), [(2, Counts(waiting=6)), (9, Counts(failed=3, waiting=6))])
 def test_a_budget_that_another_tool_changed_heals(engine: sa.Engine, waiting: int, counts: claims.Counts) -> None:
     study, _ = submit(engine, make_spec(budget=6))
     optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
@@ -259,7 +258,7 @@ def test_a_budget_that_another_tool_changed_heals(engine: sa.Engine, waiting: in
                 connection.execute(table.delete().where(table.c.trial_id > waiting))
     claims.heal(engine, study.study_id)
     claims.heal(engine, study.study_id)
-    assert claims.count(engine, study.study_id) == counts
+    assert count(engine, study.study_id) == counts
 
 
 def test_a_failed_study_stops_and_goes_on_after_resume(engine: sa.Engine) -> None:
@@ -310,7 +309,7 @@ def test_a_worker_of_an_incompatible_version_refuses_to_join(engine: sa.Engine) 
     assert len(said) == 1
     assert "can be read" in said[0]
     assert find_studies(engine, ["study"])[0].refused
-    assert claims.count(engine, study.study_id).waiting == 6
+    assert count(engine, study.study_id).waiting == 6
 
 
 @pytest.mark.parametrize(("sqlstate", "outage"), [(None, True), ("57P01", True), ("40P01", True), ("42P01", False)])

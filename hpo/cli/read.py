@@ -70,7 +70,7 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
     """The best configuration of a study, beside its baseline."""
     from hpo.cli import display
     from hpo.search.sql.queries import best_trials
-    from hpo.study_file.spec import trial_as_toml
+    from hpo.study_file.reading import trial_as_toml
 
     engine, found = open_study(study, storage)
     _refuse_several(json=as_json, csv=as_csv, toml=as_toml)

@@ -27,7 +27,8 @@ from hpo.search.sql.status import read_split
 from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
 from hpo.search.sql.studies import Study, find_studies, open_studies, submit
 from hpo.stopping import Stopped, stop_on_signals
-from hpo.study_file.spec import ModelSpec, Spec
+from hpo.study_file.images import ModelSpec
+from hpo.study_file.spec import Spec
 from hpo.vision.data.images import load_images
 from hpo.vision.data.sources import by_suffix
 from hpo.vision.weights_file import weights_file

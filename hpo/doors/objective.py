@@ -1,71 +1,140 @@
-"""What a worker asks of an objective: measurements of one configuration, step by step, and checkpoints between them."""
+"""What every objective is: settings, as a study file gives them, and measurements of a trial, step by step.
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+An objective knows neither the database nor how trials are chosen. The worker that runs it records what it yields, keeps
+its checkpoints and files, and decides when a trial ends.
+"""
 
-from hpo.doors.parameters import Params
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from hpo.doors.parameters import Params, Section
+from hpo.doors.registry import Door
+
+Split = Literal["tuning", "test"]
+Take = Callable[[], Callable[[], bytes]]
+"""Copies what a checkpoint needs, quickly, and returns what makes the bytes, which runs beside the next step."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What an objective measures. number: within the study; continues: numbers of the trials whose checkpoints it may
-    go on from, latest first.
+    """What an objective measures.
+
+    number: within the study; params: by name; seed: of everything random in this trial; steps: how many times it
+    reports, from 1; split: which data score it, those that the search may look at ("tuning") or the locked ones
+    ("test"); baseline: whether it is the study's baseline; checkpoint: what an earlier run of this configuration
+    yielded last, to go on from, or None.
     """
 
     number: int
     params: Params
-    baseline: bool
-    continues: tuple[int, ...] = ()
+    seed: int
+    steps: int
+    split: Split = "tuning"
+    baseline: bool = False
+    checkpoint: bytes | None = None
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image file in the artifact store, under its artifact_id (hexadecimal digits and hyphens)."""
+class BelowBaseline:
+    """A constraint: `part` may be at most `at_most` below the baseline's."""
 
-    artifact_id: str
-    filename: str
-    mimetype: str
+    part: str
+    at_most: float
+
+
+Constraint = float | BelowBaseline
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What an objective yields at each step.
+    """What an objective yields after each step.
 
-    step: from 1; score: what is maximised; parts: what the score is made of; attributes: kept with the trial if this
-    is its last; resumed: measured before the checkpoint that the trial goes on from; illustrate: draws pictures of
-    what was learned, for trials worth looking at.
+    step: 1 to Trial.steps; score: is maximised; parts: what the score is made of, by name; checkpoint: what a later run
+    of the trial can go on from, as bytes or as a function that takes it; constraints: by name, a number (above 0 is
+    infeasible), or a comparison with the baseline; attributes: what else is kept with the trial, in JSON's types, if
+    this is its last step; keep: gives files by name (.png, .safetensors, …) for trials that are worth keeping: the
+    baseline, and each trial that is the best feasible one when it ends.
     """
 
     step: int
     score: float
-    parts: Mapping[str, float]
-    attributes: Mapping[str, Any]
-    resumed: bool = False
-    illustrate: Callable[[], Sequence[Picture]] = tuple
+    parts: Mapping[str, float] = field(default_factory=dict)
+    checkpoint: bytes | Take | None = None
+    constraints: Mapping[str, Constraint] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    keep: Callable[[], Mapping[str, bytes]] = dict
 
 
-class Objective(Protocol):
-    """One study's objective, set up once in a worker."""
+class Store(Protocol):
+    """A folder in the artifact store that all workers of a study share."""
 
-    fingerprints: Mapping[str, str]
-    """What must be the same for every worker of the study: its images, its weights."""
-    about: Mapping[str, Any]
-    """What its first worker writes into the study for those who look at it, by the attribute's key."""
+    @property
+    def location(self) -> str:
+        """For messages."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """None if there is no such file. Raises OSError."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Whole or not at all. Raises OSError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where an objective runs. seed: the study's; threads: how many CPU threads it may use, None for its own choice;
+    study: the whole study file; store: files that the study's workers share; say: prints a line for the worker's log.
+    """
+
+    seed: int
+    threads: int | None
+    study: Any
+    store: Store
+    say: Callable[[str], None]
+
+
+class Objective:
+    """What a study searches; set up once in each worker. A subclass adds settings and defines `run`."""
+
+    class Settings(Section):
+        """What `[objective]` holds beside name and steps."""
+
+    reserved: ClassVar[tuple[str, ...]] = ("name", "steps")
+    """Keys of [objective] that hpo itself reads."""
+
+    def __init__(self, settings: Any, context: Context) -> None:
+        """settings: an instance of Settings. Raises hpo.InputError for what is wrong with this machine or its files."""
+
+    def fingerprints(self) -> Mapping[str, str]:
+        """What must be equal on all workers of the study, by name: digests of data and weights."""
+        return {}
+
+    def about(self) -> Mapping[str, Any]:
+        """What the study's first worker keeps with the study, in JSON's types."""
+        return {}
 
     def check(self) -> None:
-        """Raises InputError if this study cannot be measured as it is given; asked by the first worker of the study,
-        since those with the same fingerprints need not ask again.
-        """
-        ...
+        """Raises hpo.InputError if this study cannot be run as it is given; asked by the study's first worker only."""
 
-    def run(self, trial: Trial) -> Generator[Measurement]:
-        """Measures one configuration, step by step from 1, also those that a checkpoint has already. The caller
-        closes it when the trial is paused or pruned; a paused one may then go on elsewhere. Raises MemoryError if the
-        configuration needs more memory than there is.
+    def checkpoint_identity(self) -> Mapping[str, Any]:
+        """What must be equal, beside study file, fingerprints and parameters, for a checkpoint of another worker to be
+        gone on from: a precision, a version of the format.
         """
-        ...
+        return {}
 
-    def discard(self, numbers: Sequence[int]) -> None:
-        """Removes the checkpoints of these trials."""
-        ...
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        """Measures one configuration. The caller closes the iterator when the trial is paused or pruned. Raises
+        MemoryError if the configuration needs more memory than there is, which gives the trial the worst score.
+        """
+        raise NotImplementedError
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if taken := [key for key in cls.reserved if key in cls.Settings.model_fields]:
+            raise TypeError(f"{cls.__name__}.Settings may not have {' and '.join(taken)}: hpo itself reads them")
+
+
+OBJECTIVES = Door("objective", "hpo.objectives", "hpo.objectives", Objective)

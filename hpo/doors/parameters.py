@@ -4,21 +4,9 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    SerializerFunctionWrapHandler,
-    Tag,
-    ValidationInfo,
-    create_model,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, model_validator
 
 Value = int | float | str
 Params = dict[str, Value]
@@ -95,12 +83,12 @@ def values_in(parameter: Value | Range | Choices) -> list[Value]:
 
 @dataclass(frozen=True)
 class Row:
-    """A parameter.
+    """A parameter of an objective.
 
-    kind: of its values; low, high: the bounds of numbers; words: all that there are, the plain one first; log: whether
-    choices are searched on a logarithmic scale; plain: what it is fixed at where a study file leaves it out, None if
-    trials then do without it, as [training] says; good: what trial 1 tries where the file names no default; help: what
-    it does.
+    kind: of its values; low, high: the bounds of numbers; words: the allowed words, the default first; log: whether
+    choices are searched on a logarithmic scale; plain: the value where a study file leaves the parameter out, None if
+    trials then do without it; good: what trial 1 tries where the file names no default; baseline: what the baseline
+    has, None for the same as trial 1; help: what it does.
     """
 
     name: str
@@ -112,135 +100,54 @@ class Row:
     high: float = math.inf
     log: bool = False
     words: tuple[str, ...] = ()
+    baseline: Value | None = None
+
+    def check(self, parameter: Value | Range | Choices) -> None:
+        """Raises ValueError if a study file may not say this of the parameter."""
+        if self.kind == "word":
+            if isinstance(parameter, Range) or any(word not in self.words for word in values_in(parameter)):
+                words = [f"'{word}'" for word in self.words]
+                raise ValueError(f"must be {', '.join(words)}, or {{ choices = [{', '.join(words)}] }}")
+            return
+        whole = self.kind == "whole"
+        for value in values_in(parameter):
+            allowed = f"{'a whole number' if whole else 'a number'} from {self.low:g} to {self.high:g}"
+            if isinstance(value, str) or (whole and not isinstance(value, int)) or not self.low <= value <= self.high:
+                raise ValueError(f"{str(value)[:60]} is not {allowed}")
 
 
-PARAMETERS = {
-    row.name: row
-    for row in (
-        Row(
-            "batch_size",
-            "whole",
-            plain=128,
-            good=64,
-            low=2,
-            high=65536,
-            log=True,
-            help="Images an update, 2 to 65536: BatchNorm learns nothing from one. Searched on a logarithmic scale.",
-        ),
-        Row(
-            "learning_rate",
-            "number",
-            plain=0.02,
-            good=0.02,
-            low=1e-9,
-            high=10,
-            log=True,
-            help="The optimizer's peak learning rate, above 0, at most 10.",
-        ),
-        Row(
-            "frozen_layers",
-            "whole",
-            plain=0,
-            good=0,
-            low=0,
-            high=1000,
-            help="How many units, from the input on, keep their initial weights: a ResNet's stem, then each block.",
-        ),
-        Row(
-            "augmentation_strength",
-            "number",
-            plain=0.0,
-            good=1.0,
-            low=0,
-            high=1,
-            help="0 (no perturbed training images) to 1 (with up to twice the severity that is scored).",
-        ),
-        Row(
-            "initial_weights",
-            "word",
-            plain="pretrained",
-            good="pretrained",
-            words=("pretrained", "baseline"),
-            help="`pretrained` (those of [model]), or `baseline` (what the study's own baseline trial learned).",
-        ),
-        Row(
-            "weight_decay",
-            "number",
-            plain=None,
-            good=5e-4,
-            low=0,
-            high=1,
-            log=True,
-            help="As training.weight_decay, which it takes the place of.",
-        ),
-        Row(
-            "label_smoothing",
-            "number",
-            plain=None,
-            good=0.1,
-            low=0,
-            high=0.99,
-            help="As training.label_smoothing, which it takes the place of.",
-        ),
-        Row(
-            "perturbed_share",
-            "number",
-            plain=None,
-            good=0.5,
-            low=0,
-            high=1,
-            help="The share of the training images that are perturbed, 0.5 where it is left out.",
-        ),
-        Row(
-            "optimizer",
-            "word",
-            plain=None,
-            good="sgd",
-            words=("sgd", "adamw"),
-            help="`sgd` (with Nesterov momentum; where it is left out) or `adamw`, which takes lower learning rates.",
-        ),
-    )
-}
-"""All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
+def free_row(name: str, parameter: Value | Range | Choices) -> Row:
+    """The row of a parameter that no table describes: all that is known of it is what the study file says. Its values
+    are whole numbers if all that the file names are; without a default the middle of a range, or the first choice, is
+    where the search begins. Raises ValueError for numbers mixed with words.
+    """
+    values = values_in(parameter)
+    words = tuple(value for value in values if isinstance(value, str))
+    if words and len(words) < len(values):
+        raise ValueError(f"choices = {values} mixes numbers and words")
+    if words:
+        return Row(name, "word", plain=None, good=words[0], help="", words=words)
+    kind: Literal["whole", "number"] = "whole" if all(isinstance(value, int) for value in values) else "number"
+    good = _middle(parameter, kind) if isinstance(parameter, Range) else values[0]
+    return Row(name, kind, plain=None, good=good, help="")
 
 
-def _check(row: Row, parameter: Value | Range | Choices, kept: bool) -> None:
-    if row.kind == "word":
-        if isinstance(parameter, Range) or any(word not in row.words for word in values_in(parameter)):
-            words = [f"'{word}'" for word in row.words]
-            raise ValueError(f"must be {', '.join(words)}, or {{ choices = [{', '.join(words)}] }}")
-        return
-    low = 1 if row.name == "batch_size" and kept else row.low  # before 1 was refused
-    whole = row.kind == "whole"
-    for value in values_in(parameter):
-        allowed = f"{'a whole number' if whole else 'a number'} from {low:g} to {row.high:g}"
-        if isinstance(value, str) or (whole and not isinstance(value, int)) or not low <= value <= row.high:
-            raise ValueError(f"{str(value)[:60]} is not {allowed}")
+def _middle(within: Range, kind: Literal["whole", "number"]) -> int | float:
+    middle = math.sqrt(within.low * within.high) if within.log else (within.low + within.high) / 2
+    return round(middle) if kind == "whole" else middle
 
 
 class SearchSection(Section):
-    """The parameters of a trial, a key for each of PARAMETERS: a value fixes one; a range or a list of choices searches
-    it.
-    """
+    """What is searched: a value fixes a parameter; a range or a list of choices searches it."""
 
-    @field_validator("*")
-    @classmethod
-    def _check(cls, value: Value | Range | Choices | None, info: ValidationInfo) -> Value | Range | Choices | None:
-        if value is None:
-            return None
-        if isinstance(value, Choices) and len(value.choices) == 1:
-            value = value.choices[0]
-        _check(PARAMETERS[str(info.field_name)], value, is_kept(info))
-        return value
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_left_out(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A study that names none of the newer parameters is what it was before there were such."""
-        return {key: value for key, value in handler(self).items() if value is not None}
+    @property
+    def rows(self) -> Mapping[str, Row]:
+        """What is known of each parameter that the study file may name, in the order in which they are shown."""
+        raise NotImplementedError
 
     def parameters(self) -> Iterator[tuple[str, Value | Range | Choices]]:
-        """(name, what the file says of it) of every parameter that trials have, in the table's order."""
-        for name in PARAMETERS:
+        """(name, what the file says of it) of every parameter that trials have, in the order of the rows."""
+        for name in self.rows:
             if (parameter := getattr(self, name)) is not None:
                 yield name, parameter
 
@@ -249,12 +156,13 @@ class SearchSection(Section):
         return values_in(getattr(self, name))
 
     def baseline(self) -> Params:
-        """The parameters of the baseline trial: the file's defaults, augmentation strength 0, the given weights."""
-        return self.defaults() | {"augmentation_strength": 0.0, "initial_weights": "pretrained"}
+        """The parameters of the baseline trial: the defaults, but for parameters whose row says otherwise."""
+        params = self.defaults()
+        return params | {name: row.baseline for name in params if (row := self.rows[name]).baseline is not None}
 
     def defaults(self) -> Params:
         """The file's defaults; where it says none, what is known to be good, or what is allowed nearest to it."""
-        return {name: _default(name, parameter) for name, parameter in self.parameters()}
+        return {name: _default(self.rows[name], parameter) for name, parameter in self.parameters()}
 
     def nearest(self, params: Mapping[str, Value]) -> Params:
         """What this search allows that is nearest to `params`; its default where they say nothing."""
@@ -276,32 +184,10 @@ class SearchSection(Section):
         """Names of the parameters that have more than one possible value."""
         return [name for name, parameter in self.parameters() if len(set(values_in(parameter))) > 1]
 
-    @property
-    def may_start_from_baseline(self) -> bool:
-        """Whether a trial may need the weights that the baseline trial learned."""
-        return "baseline" in self.values("initial_weights")
 
-
-if TYPE_CHECKING:
-    SearchSpec = SearchSection
-else:
-    SearchSpec = create_model(
-        "SearchSpec",
-        __base__=SearchSection,
-        __module__=__name__,
-        **{
-            row.name: (
-                Parameter if row.plain is not None else Parameter | None,
-                Field(default=row.plain, description=row.help),
-            )
-            for row in PARAMETERS.values()
-        },
-    )
-
-
-def _default(name: str, parameter: Value | Range | Choices) -> Value:
+def _default(row: Row, parameter: Value | Range | Choices) -> Value:
     given = parameter.default if isinstance(parameter, Range | Choices) else None
-    return _nearest(parameter, PARAMETERS[name].good if given is None else given)
+    return _nearest(parameter, row.good if given is None else given)
 
 
 def _nearest(parameter: Value | Range | Choices, value: Value) -> Value:

@@ -62,6 +62,11 @@ class Door(Generic[T]):
             raise InputError(f"{self.what} '{name}' ({found.value}) is no subclass of hpo.{self.base.__name__}")
         return member
 
+    def package_of(self, name: str) -> str | None:
+        """Name and version of the installed package that a member comes from; None for hpo's own."""
+        found = None if name in _files_in(self.folder) else _installed(self.group).get(name)
+        return f"{found.dist.name} {found.dist.version}" if found and found.dist else None
+
     def _class_in(self, name: str) -> type[T]:
         module = import_module(f"{self.folder}.{name.replace('-', '_')}")
         own = (each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__)

@@ -1,42 +1,42 @@
-"""A trial's checkpoints, written beside its training.
+"""A trial's checkpoints, written beside its next step.
 
-After an epoch the tensors are copied aside, which is quick; a thread makes a file of them while the next epoch trains.
-Where epochs are short not each of them leaves a checkpoint: a network of 11 million weights is one of 135 MB. What was
-measured last is always kept when a trial is left between two epochs, as when it is paused; before that one that cannot
-be written, to a full disk say, keeps no trial from going on.
+After a step what it needs is copied aside, which is quick; a thread makes a file of it while the next step runs. Where
+steps are short not each of them leaves a checkpoint: a network of 11 million weights is one of 135 MB. The last step is
+always kept when a trial is left between two, as when it is paused; before that, a checkpoint that cannot be written (a
+full disk) does not keep the trial from going on.
 """
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-LEAST_SECS = 1.0
+MIN_SECS = 1.0
 """Between two checkpoints."""
-MOST_OF_THE_TIME = 0.05
-"""For writing: with slow storage checkpoints come more rarely."""
+MAX_SHARE = 0.05
+"""Of the time, for writing: with slow storage checkpoints come more rarely."""
 
 Take = Callable[[], Callable[[], None]]
-"""Copies the tensors aside, and gives what will write them."""
+"""Copies what is needed aside, and returns what will write it."""
 
 
 class CheckpointWriter:
-    """Of one trial."""
+    """The checkpoints of one trial."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
         self._writing: Future[float] | None = None
         self._offered: Take | None = None
         self._started = time.monotonic()
-        self._pause_secs = LEAST_SECS
+        self._pause_secs = MIN_SECS
 
     def offer(self, take: Take) -> None:
-        """After an epoch: writes a checkpoint if it is time for one, else keeps in mind that there could be one."""
+        """After a step: writes a checkpoint if it is time for one, else remembers that there could be one."""
         self._offered = take
         if time.monotonic() - self._started >= self._pause_secs and (self._writing is None or self._writing.done()):
             self._start()
 
     def move_on(self) -> None:
-        """What was offered is no longer to be had: training goes on."""
+        """The next step begins: what was offered is no longer to be had."""
         self._offered = None
 
     def flush(self) -> None:
@@ -60,7 +60,7 @@ class CheckpointWriter:
         writing, self._writing = self._writing, None
         try:
             if writing is not None:
-                self._pause_secs = max(LEAST_SECS, writing.result() / MOST_OF_THE_TIME)
+                self._pause_secs = max(MIN_SECS, writing.result() / MAX_SHARE)
         except OSError:
             if needed:
                 raise

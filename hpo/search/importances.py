@@ -14,7 +14,7 @@ FEWEST_TRIALS = 4
 def parameter_importances(engine: sa.Engine, study: Study) -> dict[str, float]:
     """Shares, which sum to 1, of the searched parameters, the largest first. Raises HpoError for too few trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    history = History(engine, study.study_id, study.name, constrained=False).study()
+    history = History(engine, study.study_id, study.name).study()
     finished = history.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
     if len(finished) < FEWEST_TRIALS:
         raise HpoError(

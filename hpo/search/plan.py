@@ -1,44 +1,38 @@
-"""What the slots of a new study try: its baseline, what is tried first, a grid's points; the rest is the sampler's."""
+"""What each new trial of a study starts with: a function of its spec, its warm start, and the trial's turn."""
 
-import json
 from collections.abc import Sequence
 from random import Random
 
-import sqlalchemy as sa
-
 from hpo.doors.parameters import Params
-from hpo.search.sql.claims import Slot
-from hpo.search.sql.views import trial_results
+from hpo.search.sql.claims import Start
 from hpo.study_file.spec import Spec
 
-WARM_STARTS = 4
-"""So many of an earlier study's configurations are tried first."""
 
-
-def plan_slots(spec: Spec, tried_first: Sequence[Params] = ()) -> list[Slot]:
-    """The baseline; what is to be tried first, the file's defaults among it; then the rest of the budget.
-
-    A grid's points are dealt out here, in an order drawn from the seed.
+class Plan:
+    """The baseline; what is to be tried first, the file's defaults among it; then the sampler's choice. A grid's points
+    are all planned, in an order drawn from the seed.
     """
-    search = spec.search
-    slots = [Slot(search.baseline(), baseline=True)]
-    if spec.sampler.name == "grid":
-        points = search.grid()
-        Random(spec.seed).shuffle(points)  # noqa: S311 (not for secrets)
-        return [*slots, *(Slot(point) for point in points)][: spec.budget]
-    for params in (*tried_first, search.defaults()):
-        if all(params != slot.fixed_params for slot in slots):
-            slots.append(Slot(params))
-    return [*slots, *(Slot() for _ in range(spec.budget))][: spec.budget]
+
+    def __init__(self, spec: Spec, first: Sequence[Params] | None) -> None:
+        """first: what a warm start tries first; None for a study of an older hpo, whose budget was planned when it was
+        submitted.
+        """
+        self.starts = _grid(spec) if spec.sampler.name == "grid" else _first(spec, first or ())
+
+    def start_of(self, turn: int) -> Start:
+        """Of the trial that is the `turn`-th new one, from 0."""
+        return self.starts[turn] if turn < len(self.starts) else Start()
 
 
-def best_params(connection: sa.Connection, study: str) -> list[Params]:
-    """The best WARM_STARTS configurations of a study, feasible ones first, without its baseline."""
-    t = trial_results.c
-    query = (
-        sa.select(t.params)
-        .where(t.study == study, t.state == "complete", t.score.is_not(None), ~t.baseline)
-        .order_by(t.feasible.desc(), t.score.desc(), t.number)
-        .limit(WARM_STARTS)
-    )
-    return [json.loads(params) for params in connection.execute(query).scalars()]
+def _first(spec: Spec, first: Sequence[Params]) -> list[Start]:
+    starts = [Start(spec.search.baseline(), baseline=True)]
+    for params in (*first, spec.search.defaults()):
+        if all(params != start.fixed_params for start in starts):
+            starts.append(Start(params))
+    return starts
+
+
+def _grid(spec: Spec) -> list[Start]:
+    points = spec.search.grid()
+    Random(spec.seed).shuffle(points)  # noqa: S311 (not for secrets)
+    return [Start(spec.search.baseline(), baseline=True), *(Start(point) for point in points)]

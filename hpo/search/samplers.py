@@ -1,4 +1,4 @@
-"""Which parameters a trial tries, and whether it goes on: Optuna's samplers and pruners as the spec names them."""
+"""Which parameters a trial tries: Optuna's samplers as the spec names them."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -15,65 +15,53 @@ from optuna.distributions import (
 )
 from optuna.trial import FrozenTrial
 
-from hpo.doors.parameters import PARAMETERS, Params
+from hpo.doors.parameters import Params, Row
 from hpo.search.ordered_choices import OrderedChoicesSampler
 from hpo.search.sql.claims import Claim
 from hpo.search.sql.trials_in_memory import History, starting_trial, with_estimates
 from hpo.study_file.spec import Spec
 
-MOST_REDRAWS = 20
+MAX_REDRAWS = 20
 STARTUP_TRIALS = {"tpe": 10, "gp": 4}
 """At most so many trials are drawn at random before a sampler learns from what it sees."""
-MOST_GP_TRIALS = 100
+MAX_GP_TRIALS = 100
 """A Gaussian process learns more from few trials (benchmarks/LOG.md); its time grows with the cube of their number."""
 
 
-class Search:
-    """One study's sampling and pruning in one worker: a claimed trial gets its parameters, and is judged by epoch."""
+class Sampling:
+    """One study's sampling in one worker: a claimed trial gets its parameters."""
 
     def __init__(self, engine: sa.Engine, study_id: int, spec: Spec) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.spec = spec
-        self._history = History(engine, study_id, spec.name, spec.objective.max_clean_drop is not None)
-        self._pruner = _pruner(spec)
-        self._current: FrozenTrial
+        self._history = History(engine, study_id, spec.name)
 
     def draw(self, claim: Claim) -> tuple[Params, dict[str, BaseDistribution]]:
         """The claimed trial's parameters, and what each was drawn from.
 
         Each sampler is seeded from the study's seed and the trial's number, so that no two workers draw alike, and
-        sees the running trials of others. What it draws again (all trials train with the same seed, so it would give
-        the same result) is drawn at random instead, as long as there is something new.
+        sees the running trials of others. What it draws again (all trials have the same seed, so it would give the same
+        result) is drawn at random instead, as long as there is something new.
         """
-        self._current = trial = starting_trial(claim.hold.trial_id, claim.number, _now())
-        given = given_params(self.spec, claim.slot.fixed_params)
+        trial = starting_trial(claim.hold.trial_id, claim.number, _now())
+        given = given_params(self.spec, claim.start.fixed_params)
         trial.distributions = distributions(self.spec, given)
         free = {name: trial.distributions[name] for name in self.spec.search.searched if name not in given}
-        trial.params = given | self._sampled(free, given, f"{self.spec.seed}/{claim.number}") if free else given
+        trial.params = given | self._sampled(trial, free, given) if free else given
         params = {name: _as_kept(trial.params[name], kind) for name, kind in trial.distributions.items()}
         return params, trial.distributions
 
-    def _sampled(self, free: Mapping[str, BaseDistribution], given: Params, seed: str) -> Params:
-        study = self._history.study(self._current)
-        tried = [trial.params for trial in study.get_trials(deepcopy=False)]
-        shown = with_estimates(study, self._current)
-        params = _draw(_sampler(self.spec, _kind(self.spec, tried), seed), shown, self._current, free)
-        for attempt in range(MOST_REDRAWS):
+    def _sampled(self, trial: FrozenTrial, free: Mapping[str, BaseDistribution], given: Params) -> Params:
+        seed = f"{self.spec.seed}/{trial.number}"
+        study = self._history.study(trial)
+        tried = [other.params for other in study.get_trials(deepcopy=False)]
+        shown = with_estimates(study, trial)
+        params = _draw(_sampler(self.spec, _kind(self.spec, tried), seed), shown, trial, free)
+        for attempt in range(MAX_REDRAWS):
             if given | params not in tried:
                 break
-            params = _draw(_sampler(self.spec, "random", f"{seed}/{attempt}"), shown, self._current, free)
+            params = _draw(_sampler(self.spec, "random", f"{seed}/{attempt}"), shown, trial, free)
         return params
-
-    def judge(self, step: int, score: float) -> tuple[bool, dict[str, float]]:
-        """Whether Optuna's pruner would end the current trial after this epoch, and its new notes; never if the spec
-        names none of Optuna's (rungs.py judges for ASHA).
-        """
-        if self._pruner is None:
-            return False, {}
-        self._current.intermediate_values[step] = score
-        noted = set(self._current.system_attrs)
-        pruned = bool(self._pruner.prune(self._history.study(self._current), self._current))
-        return pruned, {key: value for key, value in self._current.system_attrs.items() if key not in noted}
 
 
 def _as_kept(value: Any, distribution: BaseDistribution) -> Any:
@@ -100,7 +88,7 @@ def _draw(
 
 
 def given_params(spec: Spec, fixed_params: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sampler does not choose: values that the slot or the spec fixes."""
+    """What the sampler does not choose: values that the trial's start or the spec fixes."""
     fixed = {name: value for name, value in spec.search.parameters() if isinstance(value, int | float | str)}
     return {**fixed, **fixed_params}
 
@@ -112,14 +100,14 @@ def distributions(spec: Spec, given: Mapping[str, Any]) -> dict[str, BaseDistrib
 
 def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
     """What a parameter is drawn from: a single value where the spec fixes it, so that the trial has it all the same."""
-    row, parameter = PARAMETERS[name], getattr(spec.search, name)
+    row, parameter = spec.search.rows[name], getattr(spec.search, name)
     if row.kind == "word":
         return CategoricalDistribution(row.words if parameter != row.words[0] else row.words[:1])
     low = high = given
     logarithmic = False
     if hasattr(parameter, "choices"):
         low, high = min(parameter.choices), max(parameter.choices)
-        logarithmic = _is_logarithmic(name, parameter.choices)
+        logarithmic = _is_logarithmic(row, parameter.choices)
     elif hasattr(parameter, "low"):
         low, high, logarithmic = parameter.low, parameter.high, parameter.log
     if given is not None:  # the baseline may lie outside of what is searched
@@ -130,8 +118,8 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
     return FloatDistribution(low, high, log=logarithmic)
 
 
-def _is_logarithmic(name: str, choices: Sequence[Any]) -> bool:
-    return PARAMETERS[name].log and min(choices) > 0
+def _is_logarithmic(row: Row, choices: Sequence[Any]) -> bool:
+    return row.log and min(choices) > 0
 
 
 def _kind(spec: Spec, tried: Sequence[Params]) -> str:
@@ -140,7 +128,7 @@ def _kind(spec: Spec, tried: Sequence[Params]) -> str:
     """
     if spec.sampler.name == "auto":
         others_draw = any(not params for params in tried)
-        return "tpe" if others_draw or len(tried) >= MOST_GP_TRIALS else "gp"
+        return "tpe" if others_draw or len(tried) >= MAX_GP_TRIALS else "gp"
     return spec.sampler.name
 
 
@@ -153,24 +141,12 @@ def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampl
             inner = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
         case "gp":
             inner = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        case _:  # random; a grid's points are in its slots
+        case _:  # random; a grid's points are planned (plan.py)
             inner = optuna.samplers.RandomSampler(seed=seed)
+    rows = spec.search.rows
     choices = {
-        name: (parameter.choices, _is_logarithmic(name, parameter.choices))
+        name: (parameter.choices, _is_logarithmic(rows[name], parameter.choices))
         for name, parameter in spec.search.parameters()
-        if hasattr(parameter, "choices") and PARAMETERS[name].kind != "word"
+        if hasattr(parameter, "choices") and rows[name].kind != "word"
     }
     return OrderedChoicesSampler(inner, choices)
-
-
-def _pruner(spec: Spec) -> optuna.pruners.BasePruner | None:
-    match spec.pruner.name:
-        case "hyperband":
-            return optuna.pruners.HyperbandPruner(
-                min_resource=min(spec.first_rung, spec.training.epochs),
-                max_resource=spec.training.epochs,
-                reduction_factor=spec.pruner.reduction_factor,
-            )
-        case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=spec.first_rung - 1)
-    return None

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from hpo.artifacts import Artifacts
+from hpo.search.checkpoints import checkpoint_name
 from hpo.search.sql.whole_study import Kept
 from hpo.study_file.spec import Spec
 
@@ -46,6 +47,7 @@ def copy_folder(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
 
 
 def _names(kept: Kept) -> list[str]:
-    """As `hpo.objectives.robust_accuracy` names them."""
-    checkpoints = [f"trial-{number}.checkpoint.safetensors" for number in kept.numbers]
-    return ["baseline.safetensors", "fitted-head.safetensors", *checkpoints]
+    """Checkpoints, also as an older hpo named them; and what objectives keep there for all workers."""
+    checkpoints = [checkpoint_name(number) for number in kept.numbers]
+    older = [f"{name}.safetensors" for name in checkpoints]
+    return ["baseline.safetensors", "fitted-head.safetensors", *checkpoints, *older]

@@ -32,13 +32,18 @@ def _path(details: ErrorDetails) -> list[str]:
     return path
 
 
-def with_allowed_keys(error: ValidationError, model: type[BaseModel]) -> ValidationError:
-    """The same with the keys of the model, which cannot be told from the place of a table whose name chooses it."""
+def with_allowed_keys(
+    error: ValidationError, model: type[BaseModel], place: tuple[str, ...] = (), others: tuple[str, ...] = ()
+) -> ValidationError:
+    """The same with the keys of the model, which cannot be told from the place of a table whose name chooses it.
+
+    place: where the table is, if the error does not say; others: keys that are allowed beside the model's.
+    """
     lines = []
     for details in error.errors(include_url=False):
-        context = {**details.get("ctx", {}), "reason": details["msg"], "allowed": list(model.model_fields)}
+        context = {**details.get("ctx", {}), "reason": details["msg"], "allowed": [*others, *model.model_fields]}
         kind = PydanticCustomError(details["type"], "{reason}", context)
-        lines.append(InitErrorDetails(type=kind, loc=details["loc"], input=details["input"]))
+        lines.append(InitErrorDetails(type=kind, loc=(*place, *details["loc"]), input=details["input"]))
     return ValidationError.from_exception_data(model.__name__, lines)
 
 

@@ -1,21 +1,33 @@
-"""The study file as a JSON schema, for editors, with the perturbations that are installed."""
+"""The study file as a JSON schema, for editors, with the perturbations and objectives that are installed."""
 
 from typing import Any
 
 from hpo.doors.network import network_names
+from hpo.doors.objective import OBJECTIVES
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
-from hpo.study_file.spec import Spec
+from hpo.study_file.custom import CustomSpec
+from hpo.study_file.images import ImageSpec
 
 
 def study_schema() -> dict[str, Any]:
     """A JSON schema (draft 2020-12). What one key means for another, the sum of weights say, only hpo checks."""
-    schema = Spec.model_json_schema()
+    schema = _image_study()
+    if others := OBJECTIVES.installed():
+        custom = CustomSpec.model_json_schema()
+        definitions = schema.pop("$defs") | custom.pop("$defs")
+        definitions["CustomObjective"]["properties"]["name"]["enum"] = others
+        schema = {"anyOf": [schema, custom], "$defs": definitions}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "hpo study file"} | schema
+
+
+def _image_study() -> dict[str, Any]:
+    schema = ImageSpec.model_json_schema()
     schema["$defs"]["ModelSpec"]["properties"]["name"]["enum"] = network_names()
     objective = schema["$defs"]["ObjectiveSpec"]["properties"]
     objective["perturbations"]["items"] = {
         "oneOf": [_perturbation(schema, name, kind) for name, kind in PERTURBATIONS.loadable().items()]
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "hpo study file"} | schema
+    return schema
 
 
 def _perturbation(schema: dict[str, Any], name: str, kind: type[Perturbation]) -> dict[str, Any]:

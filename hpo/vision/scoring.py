@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hpo.doors.perturbation import Perturbation
-from hpo.study_file.spec import CLEAN
+from hpo.study_file.images import CLEAN
 from hpo.vision.data.images import Split
 from hpo.vision.device import SCORED_AT_ONCE_BY_A_CPU
 from hpo.vision.inference import Inference

@@ -8,7 +8,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from hpo.errors import WeightsError, nearest
-from hpo.study_file.spec import WEIGHTS_WITHOUT_FILE
+from hpo.study_file.images import WEIGHTS_WITHOUT_FILE
 from hpo.vision.data.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
 
 SAFETENSORS = ".safetensors"

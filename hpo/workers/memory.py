@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpo.cores import cpu_multiplies_bf16
 from hpo.errors import InputError
-from hpo.study_file.spec import Spec
+from hpo.study_file.images import ImageSpec
 
 CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Of control groups in version 2 and 1."""
@@ -58,7 +58,7 @@ def killed_for_memory() -> int:
         return 0
 
 
-def worker_mib(spec: Spec, batch_size: int, images: int | None = None) -> int:
+def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> int:
     """What a worker that computes on the CPU takes, more or less. images: to train on, if that is known."""
     step = BYTES_A_PIXEL.get(spec.model.name, max(BYTES_A_PIXEL.values())) * (
         SHARE_IN_BF16 if cpu_multiplies_bf16() else 1
@@ -67,12 +67,12 @@ def worker_mib(spec: Spec, batch_size: int, images: int | None = None) -> int:
     return round(BASE_MIB + step * batch * spec.model.input_size**2 / 2**20)
 
 
-def most_mib(spec: Spec, images: int | None = None) -> int:
+def most_mib(spec: ImageSpec, images: int | None = None) -> int:
     """What a worker on a CPU has to have for any trial of a study."""
     return max(LEAST_MIB_A_WORKER, worker_mib(spec, max(_batch_sizes(spec)), images))
 
 
-def check_memory(spec: Spec, images: int | None, workers: int, say: Callable[[str], None]) -> None:
+def check_memory(spec: ImageSpec, images: int | None, workers: int, say: Callable[[str], None]) -> None:
     """Raises InputError if this machine has not the memory for a single worker that computes on the CPU, not even with
     the smallest batches of the study; says so if it may not be enough for all of them with the largest.
     """
@@ -93,7 +93,7 @@ def check_memory(spec: Spec, images: int | None, workers: int, say: Callable[[st
         )
 
 
-def _batch_sizes(spec: Spec) -> list[int]:
+def _batch_sizes(spec: ImageSpec) -> list[int]:
     return [int(value) for value in spec.search.values("batch_size")]
 
 

@@ -20,6 +20,16 @@ ARTIFACTS_KEY = "artifacts"
 """Where the study's workers keep pictures, checkpoints and weights: HPO_ARTIFACTS in full, without secrets."""
 TROUBLE_KEY = "trouble"
 """Of a trial: what it waits for to pass, a full disk say."""
+NEXT_START_KEY = "next_start"
+"""Of a study: how many of its starts (baseline, known to be good, grid points, …) were given out; none in studies of an
+hpo that stored all trials in advance.
+"""
+FIRST_STARTS_KEY = "tried_first"
+"""Of a study: the parameters that a warm start tries first."""
+WHY_KEY = "hpo:why"
+"""Of a trial: why it was given back."""
+BRACKET_KEY = "bracket"
+"""Of a trial of a Hyperband: which of its brackets it is in, from 0."""
 ROWS_AT_ONCE = 500
 """In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
 server takes it for active, not for idle in a transaction.
@@ -75,9 +85,17 @@ def _few_at_once(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def read_params(connection: sa.Connection, trial_id: int) -> dict[str, Any]:
     """The parameters of a trial, as the sampler gave them."""
+    return read_all_params(connection, [trial_id]).get(trial_id, {})
+
+
+def read_all_params(connection: sa.Connection, trial_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The parameters of these trials, in the order in which they were written, which is the study file's."""
     p = trial_params.c
-    query = sa.select(p.param_name, p.param_value, p.distribution_json).where(p.trial_id == trial_id)
-    return {name: _decoded(value, json.loads(distribution)) for name, value, distribution in connection.execute(query)}
+    query = sa.select(p.trial_id, p.param_name, p.param_value, p.distribution_json).where(p.trial_id.in_(trial_ids))
+    found: dict[int, dict[str, Any]] = {}
+    for trial_id, name, value, distribution in connection.execute(query.order_by(p.param_id)):
+        found.setdefault(trial_id, {})[name] = _decoded(value, json.loads(distribution))
+    return found
 
 
 def _decoded(value: float, distribution: Mapping[str, Any]) -> Any:

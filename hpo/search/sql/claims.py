@@ -1,12 +1,13 @@
-"""The budget as slots: finished + running + waiting trials of a study are always exactly its budget.
+"""The budget, and the claims of trials: finished + running + waiting trials of a study never exceed its budget.
 
-A slot is a WAITING trial. Every change here is one transaction, so that a process killed at any point leaves a slot in
-one place or the other, and every change may be said twice. Times are compared on the database's clock, in UTC;
-workers' clocks may differ.
+Trials are counted, not stored in advance. A claim takes what waits for a reason (given back, or asked for by somebody),
+else it adds the study's next trial while the budget allows. Every change is one transaction under the study's lock, so
+that a process killed at any point leaves nothing half done, and every change is idempotent. Times are compared on the
+database's clock, in UTC; workers' clocks may differ.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import sqlalchemy as sa
 
 from hpo.errors import StudyError
 from hpo.search.sql import attributes
-from hpo.search.sql.attributes import BUDGET_KEY, read_params
+from hpo.search.sql.attributes import BUDGET_KEY, NEXT_START_KEY, WHY_KEY, read_params
 from hpo.search.sql.conditions import (
     StudyKey,
     baseline_is_complete,
@@ -24,11 +25,13 @@ from hpo.search.sql.conditions import (
     is_still_there,
     is_stopped,
 )
+from hpo.search.sql.counts import count_in
 from hpo.search.sql.fence import TOKEN_KEY, Hold, TrialLost, lock_held, new_token, write_token
-from hpo.search.sql.storage import writing
+from hpo.search.sql.storage import database_now, writing
 from hpo.search.sql.tables import (
     PAUSED_KEY,
     studies,
+    study_user_attributes,
     trial_heartbeats,
     trial_intermediate_values,
     trial_system_attributes,
@@ -37,16 +40,17 @@ from hpo.search.sql.tables import (
     trials,
 )
 
-DEATHS_BORNE = 3
-"""So many workers in a row may die in the same epoch of a configuration before it counts as failed."""
-LOST = "its worker was lost"
-DEVICE_FAILED = "its worker's device failed"
-"""What a trial is given back with when its worker dies, or has to; followed by more words."""
+MAX_DEATHS = 3
+"""So many workers in a row may die in the same step of a configuration before it counts as failed."""
+Why = Literal["failure", "stopped", "worker lost", "device failed"]
+"""Why a trial is given back: only a failure counts against the study."""
+DEATHS: tuple[Why, ...] = ("worker lost", "device failed")
+INTERRUPTION = "interruption"
 
 
 @dataclass(frozen=True)
-class Slot:
-    """A trial that may start. fixed_params: values that the sampler does not choose; baseline: whether it is the
+class Start:
+    """What a trial starts with. fixed_params: values that the sampler does not choose; baseline: whether it is the
     baseline; continues: numbers of the trials whose checkpoints it may go on from, latest first.
     """
 
@@ -57,61 +61,39 @@ class Slot:
 
 @dataclass(frozen=True)
 class Claim:
-    """A slot that was claimed: now a RUNNING trial of this worker, until somebody takes it away."""
+    """A RUNNING trial of this worker, until somebody takes it away."""
 
     hold: Hold
     number: int
-    slot: Slot
+    start: Start
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Trials of a study by state. paused: of the waiting ones."""
-
-    complete: int = 0
-    pruned: int = 0
-    failed: int = 0
-    running: int = 0
-    waiting: int = 0
-    paused: int = 0
-
-    @property
-    def finished(self) -> int:
-        return self.complete + self.pruned
-
-
-def add_slots(connection: sa.Connection, study_id: int, slots: Sequence[Slot]) -> None:
-    """Appends slots to a study, in bulk, with the trial numbers that follow its last one."""
-    lock_study(connection, study_id)
-    last = connection.scalar(sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == study_id))
-    first = 0 if last is None else last + 1
-    rows = [{"study_id": study_id, "number": first + i, "state": "WAITING"} for i in range(len(slots))]
-    attributes.insert(connection, trials, rows)
-    inserted = connection.execute(
-        sa.select(trials.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.number >= first)
-        .order_by(trials.c.number)
-    ).scalars()
-    system: list[tuple[int, str, Any]] = []
-    user: list[tuple[int, str, Any]] = []
-    for trial_id, slot in zip(inserted, slots, strict=True):
-        if slot.fixed_params:
-            system.append((trial_id, "fixed_params", dict(slot.fixed_params)))
-        if slot.baseline:
-            user.append((trial_id, "baseline", True))
-        if slot.continues:
-            user.append((trial_id, "continues", list(slot.continues)))
-    attributes.write_all(connection, trial_system_attributes, system)
-    attributes.write_all(connection, trial_user_attributes, user)
+StartOf = Callable[[int], Start]
+"""What the n-th new trial of a study starts with, from 0: a function of its spec."""
 
 
 def lock_study(connection: sa.Connection, study_id: int) -> None:
-    """Until the transaction ends nobody else numbers trials of this study: a write, so that SQLite locks too. Raises
+    """Until the transaction ends nobody else adds trials to this study: a write, so that SQLite locks too. Raises
     StudyError if it is no longer there.
     """
     same = studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name)
     if not connection.execute(same).rowcount:
         raise StudyError("the study was deleted")
+
+
+def add_trial(connection: sa.Connection, study_id: int, start: Start) -> int:
+    """Appends a WAITING trial to a study that is locked; its trial_id."""
+    last = connection.scalar(sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == study_id))
+    row = {"study_id": study_id, "number": 0 if last is None else last + 1, "state": "WAITING"}
+    trial_id = int(connection.execute(trials.insert().values(row).returning(trials.c.trial_id)).scalar_one())
+    if start.fixed_params:
+        fixed = {"fixed_params": dict(start.fixed_params)}
+        attributes.write(connection, trial_system_attributes, trial_id, fixed)
+    kept: dict[str, Any] = {"baseline": True} if start.baseline else {}
+    if start.continues:
+        kept["continues"] = list(start.continues)
+    attributes.write(connection, trial_user_attributes, trial_id, kept)
+    return trial_id
 
 
 def claimed_before(engine: sa.Engine, study_id: int, token: str) -> Claim | None:
@@ -128,40 +110,91 @@ def claimed_before(engine: sa.Engine, study_id: int, token: str) -> Claim | None
 
 
 def claim(
-    engine: sa.Engine, study: StudyKey, worker: str, baseline_alone: bool = False, token: str | None = None
+    engine: sa.Engine,
+    study: StudyKey,
+    start_of: StartOf,
+    worker: str,
+    baseline_alone: bool = False,
+    token: str | None = None,
 ) -> Claim | None:
-    """Takes the first slot that waits; None if there is none.
+    """Takes a trial that waits for a reason, else the next one of the budget; None if there is none.
 
-    What was interrupted goes on first; else in the order of their numbers, but for trial 1, a configuration known to be
-    good, which goes before the baseline: so a single worker soon has something to show. baseline_alone: give out
-    nothing else until the baseline is complete (trials need its weights).
+    What was interrupted goes on first, then what waits, by number. baseline_alone: nothing but the baseline is given
+    out until it is complete (trials need what it learned).
     """
     study_id, _ = study
-    waiting = (
+    with engine.connect() as connection:  # no lock for idle workers, which ask every second
+        if not _may_claim(connection, study):
+            return None
+    with writing(engine) as connection:
+        try:
+            lock_study(connection, study_id)
+        except StudyError:
+            return None
+        if not _may_claim(connection, study):
+            return None
+        trial_id = _waiting(connection, study_id, baseline_alone)
+        if trial_id is None:
+            trial_id = _next_trial(connection, study_id, start_of, baseline_alone)
+        return None if trial_id is None else take(connection, trial_id, worker, token)
+
+
+def _may_claim(connection: sa.Connection, study: StudyKey) -> bool:
+    """Whether a trial more may run: paused ones finish too, sooner or later."""
+    study_id, _ = study
+    if not connection.scalar(sa.select(~is_stopped(study_id) & is_still_there(study))):
+        return False
+    counts = count_in(connection, study_id)
+    return counts.finished + counts.running + counts.paused < read_budget(connection, study_id)
+
+
+def read_budget(connection: sa.Connection, study_id: int) -> int:
+    """The budget of a study; 0 if it was not made by hpo."""
+    return int(attributes.read_study(connection, study_id, BUDGET_KEY) or 0)
+
+
+def _waiting(connection: sa.Connection, study_id: int, baseline_alone: bool) -> int | None:
+    """The trial that waits and is to run first. In a database of an older hpo all trials of the budget wait; its trial
+    1, which is known to be good, goes before the baseline, so that a single worker soon has something to show.
+    """
+    turn = sa.case((trials.c.number == 0, 1.5), (is_given_back(), -1), else_=trials.c.number)
+    query = (
         sa.select(trials.c.trial_id)
         .where(trials.c.study_id == study_id, trials.c.state == "WAITING", ~is_paused())
-        .where(~is_stopped(study_id), is_still_there(study))
-        .order_by(
-            sa.case((trials.c.number == 0, 1.5), (is_given_back(), -1), else_=trials.c.number),
-            trials.c.number,
-        )
+        .order_by(turn, trials.c.number)
         .limit(1)
     )
     if baseline_alone:
-        waiting = waiting.where(is_baseline() | baseline_is_complete(study_id))
-    if engine.dialect.name == "postgresql":
-        waiting = waiting.with_for_update(skip_locked=True, of=trials)
-    with writing(engine) as connection:
-        return take(connection, waiting.scalar_subquery(), worker, token)
+        query = query.where(is_baseline() | baseline_is_complete(study_id))
+    found: int | None = connection.scalar(query)
+    return found
 
 
-def take(
-    connection: sa.Connection, chosen: sa.ColumnElement[int], worker: str, token: str | None = None
-) -> Claim | None:
+def _next_trial(connection: sa.Connection, study_id: int, start_of: StartOf, baseline_alone: bool) -> int | None:
+    """Adds the next trial, if the budget allows. The baseline, which comes first, waits for the second claim: trial 1
+    is known to be good, and so a single worker soon has something to show.
+    """
+    counts, budget = count_in(connection, study_id), read_budget(connection, study_id)
+    if counts.finished + counts.running + counts.waiting >= budget:
+        return None
+    before: int | None = attributes.read_study(connection, study_id, NEXT_START_KEY)
+    number = budget if before is None else before  # an older hpo gave out all starts when the study was submitted
+    start = start_of(number)
+    if baseline_alone and not start.baseline and not connection.scalar(sa.select(baseline_is_complete(study_id))):
+        return None
+    trial_id = add_trial(connection, study_id, start)
+    if start.baseline and not baseline_alone and counts.waiting + 1 < budget:
+        number += 1
+        trial_id = add_trial(connection, study_id, start_of(number))
+    attributes.write(connection, study_user_attributes, study_id, {NEXT_START_KEY: number + 1})
+    return trial_id
+
+
+def take(connection: sa.Connection, trial_id: int, worker: str, token: str | None = None) -> Claim | None:
     """Makes a waiting or paused trial RUNNING, with worker, token and a first heartbeat; None if it is gone."""
     row = connection.execute(
         trials.update()
-        .where(trials.c.trial_id == chosen, trials.c.state == "WAITING")
+        .where(trials.c.trial_id == trial_id, trials.c.state == "WAITING")
         .values(state="RUNNING", datetime_start=database_now(connection), datetime_complete=None)
         .returning(trials.c.trial_id, trials.c.number)
     ).one_or_none()
@@ -183,28 +216,28 @@ def take(
 
 
 def _claim_of(connection: sa.Connection, hold: Hold, number: int) -> Claim:
-    slot = _read_slot(connection, hold.trial_id)
+    start = _read_start(connection, hold.trial_id)
     if params := read_params(connection, hold.trial_id):  # it was paused
-        slot = Slot(params, slot.baseline, (number, *slot.continues))
-    return Claim(hold, number, slot)
+        start = Start(params, start.baseline, (number, *start.continues))
+    return Claim(hold, number, start)
 
 
-def _read_slot(connection: sa.Connection, trial_id: int) -> Slot:
+def _read_start(connection: sa.Connection, trial_id: int) -> Start:
     system, user = trial_system_attributes.c, trial_user_attributes.c
     queries = [
         sa.select(table.key, table.value_json).where(table.trial_id == trial_id, table.key.in_(keys))
         for table, keys in ((system, ["fixed_params"]), (user, ["baseline", "continues"]))
     ]
     found = {key: json.loads(value) for key, value in connection.execute(sa.union_all(*queries))}
-    return Slot(found.get("fixed_params", {}), "baseline" in found, tuple(found.get("continues", ())))
+    return Start(found.get("fixed_params", {}), "baseline" in found, tuple(found.get("continues", ())))
 
 
-def give_back(engine: sa.Engine, hold: Hold, why: Literal["failure", "interruption"], text: str) -> bool:
-    """Fails a RUNNING trial and appends a slot in its place, in one transaction; False if it was no longer held so.
+def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
+    """Fails a RUNNING trial, in one transaction with what takes its place; False if it was no longer held so.
 
-    `text` is kept with the trial: the traceback of a failure, or what interrupted it. Only failures count against the
-    study. After an interruption the slot tries the same configuration again, from its checkpoint; after a failure
-    another one, unless it is the baseline, which every other trial is compared with.
+    `text` is kept with the trial: the traceback of a failure, or what interrupted it. After an interruption the same
+    configuration waits to go on from its checkpoint. After a failure the budget has room for another one; but the
+    baseline, which all others are compared with, waits to be tried again.
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
@@ -214,128 +247,35 @@ def give_back(engine: sa.Engine, hold: Hold, why: Literal["failure", "interrupti
             return False
         failed = {"state": "FAIL", "datetime_complete": database_now(connection)}
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(failed))
-        slot = _read_slot(connection, trial_id)
-        if text.startswith((LOST, DEVICE_FAILED)) and _died_repeatedly(
-            connection, row.study_id, trial_id, slot.continues
-        ):
+        start = _read_start(connection, trial_id)
+        attributes.write(connection, trial_system_attributes, trial_id, {WHY_KEY: why})
+        if why in DEATHS and _died_repeatedly(connection, row.study_id, trial_id, start.continues):
             why = "failure"
-            text = (
-                f"{DEATHS_BORNE} workers in a row died in the same epoch of this configuration (out of memory?): {text}"
-            )
-        attributes.write(connection, trial_user_attributes, trial_id, {why: text})
-        if why == "interruption" and (params := read_params(connection, trial_id)):
-            again = Slot(params, slot.baseline, (row.number, *slot.continues))
-        elif why == "failure":
-            again = Slot(slot.fixed_params if slot.baseline else {}, slot.baseline)
-        else:
-            again = slot
-        add_slots(connection, row.study_id, [again])
+            text = f"{MAX_DEATHS} workers in a row died in the same step of this configuration (out of memory?): {text}"
+        kept = {"failure" if why == "failure" else INTERRUPTION: text}
+        attributes.write(connection, trial_user_attributes, trial_id, kept)
+        if why != "failure":
+            if params := read_params(connection, trial_id):
+                start = Start(params, start.baseline, (row.number, *start.continues))
+            lock_study(connection, row.study_id)
+            add_trial(connection, row.study_id, start)
+        elif start.baseline:
+            lock_study(connection, row.study_id)
+            add_trial(connection, row.study_id, Start(start.fixed_params, baseline=True))
     return True
 
 
 def _died_repeatedly(connection: sa.Connection, study_id: int, trial_id: int, continues: Sequence[int]) -> bool:
-    """Whether this trial and those before it lost so many workers in a row without finishing one more epoch."""
-    before = list(continues[: DEATHS_BORNE - 1])
-    text = trial_user_attributes.c.value_json
+    """Whether this trial and those before it lost so many workers in a row without finishing one more step."""
+    why = trial_system_attributes.c
     last_step = sa.func.coalesce(sa.func.max(trial_intermediate_values.c.step), 0)
     query = (
         sa.select(trials.c.trial_id, last_step)
         .outerjoin(trial_intermediate_values, trial_intermediate_values.c.trial_id == trials.c.trial_id)
-        .outerjoin(
-            trial_user_attributes,
-            (trial_user_attributes.c.trial_id == trials.c.trial_id) & (trial_user_attributes.c.key == "interruption"),
-        )
-        .where(trials.c.study_id == study_id)
-        .where(
-            (trials.c.trial_id == trial_id)
-            | (trials.c.number.in_(before) & sa.or_(*(text.startswith(f'"{how}') for how in (LOST, DEVICE_FAILED))))
-        )
+        .join(trial_system_attributes, (why.trial_id == trials.c.trial_id) & (why.key == WHY_KEY))
+        .where(trials.c.study_id == study_id, why.value_json.in_([json.dumps(death) for death in DEATHS]))
+        .where((trials.c.trial_id == trial_id) | trials.c.number.in_(list(continues[: MAX_DEATHS - 1])))
         .group_by(trials.c.trial_id)
     )
     steps = [step for _, step in connection.execute(query.order_by(trials.c.trial_id))]
-    return len(steps) == DEATHS_BORNE and steps[-1] <= steps[0]
-
-
-SQLITE_TIME = "%Y-%m-%d %H:%M:%f"
-
-
-def database_now(connection: sa.Connection) -> sa.ColumnElement[Any]:
-    """The time on the database's clock, in UTC."""
-    if connection.dialect.name == "postgresql":
-        return sa.literal_column("timezone('utc', clock_timestamp())")
-    return sa.func.strftime(SQLITE_TIME, "now")
-
-
-def heal(engine: sa.Engine, study_id: int) -> None:
-    """Restores the budget after what hpo did not do: trials failed, added or deleted by other tools."""
-    with engine.connect() as connection:
-        if count_missing(connection, study_id) == 0:
-            return
-    with writing(engine) as connection:
-        lock_study(connection, study_id)
-        missing = count_missing(connection, study_id)
-        if missing > 0:
-            add_slots(connection, study_id, [Slot()] * missing)
-        elif missing < 0:
-            _withdraw(connection, study_id, -missing)
-
-
-def count_missing(connection: sa.Connection, study_id: int) -> int:
-    """How many slots the budget lacks; below 0 if there are too many. A study that was deleted meanwhile lacks none."""
-    counts = count_in(connection, study_id)
-    budget: int | None = attributes.read_study(connection, study_id, BUDGET_KEY)
-    return 0 if budget is None else budget - counts.finished - counts.running - counts.waiting
-
-
-def _withdraw(connection: sa.Connection, study_id: int, most: int) -> None:
-    """Fails the last waiting slots, as many as there are too many."""
-    last = (
-        sa.select(trials.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "WAITING")
-        .order_by(trials.c.number.desc())
-        .limit(most)
-    )
-    if connection.dialect.name == "postgresql":
-        last = last.with_for_update(skip_locked=True)
-    withdrawn = connection.execute(last).scalars().all()
-    ended = {"state": "FAIL", "datetime_complete": database_now(connection)}
-    connection.execute(trials.update().where(trials.c.trial_id.in_(withdrawn)).values(ended))
-    texts = [(trial_id, "interruption", "more slots than the budget") for trial_id in withdrawn]
-    attributes.write_all(connection, trial_user_attributes, texts)
-
-
-_FIELD_OF_STATE = {
-    "COMPLETE": "complete",
-    "PRUNED": "pruned",
-    "FAIL": "failed",
-    "RUNNING": "running",
-    "WAITING": "waiting",
-}
-
-
-def count(engine: sa.Engine, study_id: int) -> Counts:
-    """How many trials of a study are in each state."""
-    with engine.connect() as connection:
-        return count_in(connection, study_id)
-
-
-def count_all(connection: sa.Connection) -> dict[int, Counts]:
-    """The same of every study that has trials, by study_id."""
-    return _count(connection, sa.true())
-
-
-def count_in(connection: sa.Connection, study_id: int) -> Counts:
-    """The same within a transaction."""
-    return _count(connection, trials.c.study_id == study_id).get(study_id, Counts())
-
-
-def _count(connection: sa.Connection, which: sa.ColumnElement[bool]) -> dict[int, Counts]:
-    t = trials.c
-    paused = sa.func.sum(sa.case((is_paused(), 1), else_=0))
-    query = sa.select(t.study_id, t.state, sa.func.count(), paused).where(which).group_by(t.study_id, t.state)
-    found: dict[int, dict[str, int]] = {}
-    for study_id, state, number, waiting_paused in connection.execute(query):
-        counts = found.setdefault(study_id, {"paused": 0})
-        counts[_FIELD_OF_STATE[state]] = number
-        counts["paused"] += waiting_paused
-    return {study_id: Counts(**counts) for study_id, counts in found.items()}
+    return len(steps) == MAX_DEATHS and steps[-1] <= steps[0]

@@ -5,10 +5,10 @@ import json
 
 import sqlalchemy as sa
 
-from hpo.search.sql.claims import LOST, give_back
+from hpo.search.sql.claims import give_back
 from hpo.search.sql.conditions import is_baseline
 from hpo.search.sql.fence import TrialLost
-from hpo.search.sql.heartbeats import holds
+from hpo.search.sql.heartbeats import LOST, holds
 from hpo.search.sql.reports import finish_with_worst_score
 from hpo.search.sql.tables import trial_intermediate_values, trial_params, trial_user_attributes, trials
 
@@ -37,7 +37,7 @@ def bury(engine: sa.Engine, worker: str, out_of_memory: bool = False) -> bool:
             with contextlib.suppress(TrialLost):
                 finish_with_worst_score(engine, hold, KILLED)
         else:
-            give_back(engine, hold, "interruption", f"{LOST}: {KILLED}" if out_of_memory else LOST)
+            give_back(engine, hold, "worker lost", f"{LOST}: {KILLED}" if out_of_memory else LOST)
     return taken
 
 

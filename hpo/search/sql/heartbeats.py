@@ -10,14 +10,15 @@ import sqlalchemy as sa
 
 from hpo.search.sql import attributes
 from hpo.search.sql.attributes import STOPPED_KEY
-from hpo.search.sql.claims import LOST, SQLITE_TIME, Claim, database_now, give_back, heal
+from hpo.search.sql.claims import Claim, give_back
 from hpo.search.sql.fence import TOKEN_KEY, Hold, TakenOver, TrialDeleted, token_of
 from hpo.search.sql.outages import look_at_the_clock, secs_since_outage
-from hpo.search.sql.storage import writing
+from hpo.search.sql.storage import SQLITE_TIME, database_now, writing
 from hpo.search.sql.tables import trial_heartbeats, trial_system_attributes, trials
 from hpo.stopping import interruptible
 
 HEARTBEAT_INTERVAL_SECS = 10.0
+LOST = "its worker was lost"
 GRACE_PERIOD_SECS = 60.0
 """A trial whose last heartbeat is older was given up by its worker."""
 
@@ -83,7 +84,7 @@ def beat(engine: sa.Engine, study_id: int, hold: Hold) -> Beaten:
 
 
 def reap(engine: sa.Engine, study_id: int) -> int:
-    """Gives back the slots of trials whose workers are gone, and heals the budget; the number of trials reaped.
+    """Gives back the trials whose workers are gone; how many there were.
 
     A process that has itself just lost the database, or was asleep, waits for a grace period: others could not beat
     either.
@@ -93,9 +94,7 @@ def reap(engine: sa.Engine, study_id: int) -> int:
         return 0
     with engine.connect() as connection:
         stale = holds(connection, _stale_trials(connection, study_id))
-    reaped = sum(give_back(engine, hold, "interruption", LOST) for hold in stale)
-    heal(engine, study_id)
-    return reaped
+    return sum(give_back(engine, hold, "worker lost", LOST) for hold in stale)
 
 
 def reap_if_allowed(engine: sa.Engine, study_id: int) -> None:

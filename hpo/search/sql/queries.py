@@ -1,104 +1,27 @@
-"""Reads the database with SQL: best configurations, counts, trials as they end. Starts without Optuna."""
+"""Reads the database with SQL: best configurations, trials as they end. Starts without Optuna."""
 
 import contextlib
 import json
-import math
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
-from hpo.doors.parameters import PARAMETERS
+from hpo.search.sql.attributes import read_all_params
 from hpo.search.sql.conditions import is_paused
 from hpo.search.sql.filters import FIELDS, Field, Fields, names_state, parse_sort, parse_where
+from hpo.search.sql.old_attributes import parts_of, reports_of
 from hpo.search.sql.tables import studies, trial_user_attributes, trials
 from hpo.search.sql.views import trial_results
+from hpo.trial_result import TrialResult, as_column
 
 T = TypeVar("T")
 
 CHUNK = 500  # numbers in one statement
-DETAILS = (
-    "perturbed_accuracy",
-    "correct",
-    "images",
-    "epochs",
-    "made_by",
-    "clean_drop",
-    "failure",
-    "interruption",
-    "out_of_memory",
-    "continues",
-    "resumed_after_epoch",
-)
 
 
-@dataclass(frozen=True)
-class TrialResult:
-    """One trial as it is shown. Accuracies and score are 0 to 1, on `images` tuning images; None where not measured."""
-
-    study: str
-    number: int
-    state: str
-    baseline: bool
-    feasible: bool
-    score: float | None
-    clean_accuracy: float | None
-    perturbed_accuracy: dict[str, float]
-    params: dict[str, Any]
-    correct: dict[str, int]
-    images: int | None
-    epochs: list[dict[str, float]]
-    clean_drop: float | None
-    worker: str | None
-    started_at: datetime | None
-    finished_at: datetime | None
-    made_by: dict[str, Any]
-    failure: str | None
-    interruption: str | None
-    out_of_memory: str | None
-    continues: list[int]
-    resumed_after_epoch: int | None
-
-    def as_json(self) -> dict[str, Any]:
-        """For --json; times in ISO 8601, UTC."""
-        record = asdict(self)
-        for key in ("started_at", "finished_at"):
-            time = record[key]
-            record[key] = in_iso_8601(time)
-        return record
-
-    def as_row(self) -> dict[str, Any]:
-        """For --csv and pandas: a flat row, a column for each accuracy and each parameter."""
-        return {
-            "study": self.study,
-            "number": self.number,
-            "state": self.state,
-            "baseline": self.baseline,
-            "feasible": self.feasible,
-            "score": self.score,
-            "clean_accuracy": self.clean_accuracy,
-            **{as_column(name): value for name, value in self.perturbed_accuracy.items()},
-            **self.params,
-            "images": self.images,
-            "worker": self.worker,
-            "started_at": self.started_at,
-            "finished_at": self.finished_at,
-        }
-
-
-def as_column(name: str) -> str:
-    """What the accuracy under a perturbation is called where a hyphen cannot stand."""
-    return name.replace("-", "_")
-
-
-def in_iso_8601(time: datetime | None) -> str | None:
-    """A time of the database, which is in UTC without saying so."""
-    return time.isoformat(timespec="seconds") + "Z" if time else None
-
-
-def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort: str = "score") -> list[TrialResult]:
+def best_trials(engine: sa.Engine, study: str, limit: int, where: str = "", sort: str = "score") -> list[TrialResult]:
     """The complete trials with the highest scores, or other values, as `--sort` says: feasible ones first, then the
     others, the least infeasible first unless they are sorted otherwise; ties to the earlier one. A `where` that names
     the state looks at all trials.
@@ -106,23 +29,23 @@ def best_trials(engine: sa.Engine, study: str, most: int, where: str = "", sort:
     Raises InputError if `where` or `sort` cannot be read.
     """
     t = trial_results
-    allowed = _fields(engine, study) if where or sort != "score" else FIELDS
+    allowed = fields_of(engine, study) if where or sort != "score" else FIELDS
     condition = parse_where(where, allowed) if where else sa.true()
     by, ascending = parse_sort(sort, allowed)
-    infeasible_by = [sa.case((t.c.feasible, 0), else_=-t.c.clean_accuracy)] if sort == "score" else []
+    infeasible_by = [sa.case((t.c.feasible, 0), else_=t.c.violation)] if sort == "score" else []
     query = (
         sa.select(t.c.number)
         .where(t.c.study == study, condition)
         .order_by(t.c.feasible.desc(), *infeasible_by, _nulls_last(by.column, ascending), t.c.number)
-        .limit(most)
+        .limit(limit)
     )
     if not where or not names_state(where):
         query = query.where(t.c.state == "complete", t.c.score.is_not(None))
     return _read(engine, study, query)
 
 
-def _fields(engine: sa.Engine, study: str) -> Fields:
-    """What `--where` may name: the columns, and accuracies and parameters of the study that have none."""
+def fields_of(engine: sa.Engine, study: str) -> Fields:
+    """What `--where` may name: the columns, and parts of the score and parameters of the study that have none."""
     t = trial_results
     query = sa.select(t.c.accuracies, t.c.params).where(t.c.study == study, t.c.accuracies.is_not(None)).limit(1)
     row = None
@@ -149,7 +72,7 @@ def _in_json(engine: sa.Engine, column: sa.ColumnElement[Any], name: str, value:
 
 def all_trials(engine: sa.Engine, study: str, where: str = "") -> list[TrialResult]:
     """The trials of a study, in whatever state, by number. Raises InputError if `where` cannot be read."""
-    condition = parse_where(where, _fields(engine, study)) if where else sa.true()
+    condition = parse_where(where, fields_of(engine, study)) if where else sa.true()
     t = trial_results
     return _read(engine, study, sa.select(t.c.number).where(t.c.study == study, condition).order_by(t.c.number))
 
@@ -167,18 +90,18 @@ def baseline_trial(engine: sa.Engine, study: str) -> TrialResult | None:
     return found[0] if found else None
 
 
-def trials_in(engine: sa.Engine, study: str, states: Sequence[str], but: Collection[int] = ()) -> list[TrialResult]:
-    """The trials in these states, in the order in which they ended; but: numbers to leave out."""
+def trials_in(engine: sa.Engine, study: str, states: Sequence[str], exclude: Collection[int] = ()) -> list[TrialResult]:
+    """The trials in these states, in the order in which they ended; exclude: numbers to leave out."""
     query = (
         sa.select(trials.c.number)
         .join(studies, studies.c.study_id == trials.c.study_id)
         .where(studies.c.study_name == study, trials.c.state.in_(states))
         .order_by(_nulls_last(trials.c.datetime_complete, ascending=True), trials.c.number)
     )
-    return _read(engine, study, query, but)
+    return _read(engine, study, query, exclude)
 
 
-def paused_trials(engine: sa.Engine, study: str, but: Collection[int] = ()) -> list[TrialResult]:
+def paused_trials(engine: sa.Engine, study: str, exclude: Collection[int] = ()) -> list[TrialResult]:
     """The trials that ASHA has paused, in the order of their numbers."""
     query = (
         sa.select(trials.c.number)
@@ -186,33 +109,34 @@ def paused_trials(engine: sa.Engine, study: str, but: Collection[int] = ()) -> l
         .where(studies.c.study_name == study, is_paused())
         .order_by(trials.c.number)
     )
-    return _read(engine, study, query, but)
+    return _read(engine, study, query, exclude)
 
 
-def pareto_front(engine: sa.Engine, study: str) -> list[TrialResult]:
-    """The complete trials that no other beats in both clean and perturbed accuracy, by descending clean accuracy."""
-    t = trial_results
-    query = (
-        sa.select(t.c.number, t.c.clean_accuracy, t.c.perturbed_accuracy)
-        .where(t.c.study == study, t.c.state == "complete")
-        .where(t.c.clean_accuracy.is_not(None), t.c.perturbed_accuracy.is_not(None))
-        .order_by(t.c.number)
-    )
-    with engine.connect() as connection:
-        points = connection.execute(query).all()
-    return _read_numbers(engine, study, front([tuple(row) for row in points]))
+def pareto_front(engine: sa.Engine, study: str, trade_off: Sequence[str] | None) -> list[TrialResult]:
+    """The complete trials that no other beats in all of these fields, by descending first field.
 
-
-def front(points: Iterable[tuple[T, float, float]]) -> list[T]:
-    """What no other beats in both clean and perturbed accuracy, of (what, clean, perturbed): by descending clean
-    accuracy, of equals the first.
+    trade_off: names of fields; None for all parts of the study's score.
     """
-    found, highest = [], -math.inf
-    for what, _, perturbed in sorted(points, key=lambda point: (-point[1], -point[2])):
-        if perturbed > highest:
-            highest = perturbed
-            found.append(what)
-    return found
+    t = trial_results
+    fields = fields_of(engine, study)
+    complete = sa.and_(t.c.study == study, t.c.state == "complete")
+    with engine.connect() as connection:
+        if trade_off is None:
+            text = connection.scalar(sa.select(t.c.accuracies).where(complete, t.c.accuracies.is_not(None)).limit(1))
+            trade_off = [as_column(name) for name in json.loads(text or "{}")]
+        columns = [fields[name].column for name in trade_off if name in fields]
+        query = sa.select(t.c.number, *columns).where(complete, *(column.is_not(None) for column in columns))
+        points = connection.execute(query.order_by(t.c.number)).all() if columns else []
+    return _read_numbers(engine, study, front([(point[0], tuple(point[1:])) for point in points]))
+
+
+def front(points: Iterable[tuple[T, tuple[float, ...]]]) -> list[T]:
+    """What no other beats in all values, of (what, values): by descending first value, of equals the first."""
+    found: list[tuple[T, tuple[float, ...]]] = []
+    for what, values in sorted(points, key=lambda point: tuple(-value for value in point[1])):
+        if not any(all(a >= b for a, b in zip(other, values, strict=True)) for _, other in found):
+            found.append((what, values))
+    return [what for what, _ in found]
 
 
 def improvements(engine: sa.Engine, study: str) -> list[TrialResult]:
@@ -247,67 +171,52 @@ def began_at(engine: sa.Engine, study: str) -> datetime | None:
     return found
 
 
-def _read(engine: sa.Engine, study: str, numbers: sa.Select[Any], but: Collection[int] = ()) -> list[TrialResult]:
+def _read(engine: sa.Engine, study: str, numbers: sa.Select[Any], exclude: Collection[int] = ()) -> list[TrialResult]:
     """The trials that a query finds by number, in its order: whatever else is known of them is read for these alone."""
     with engine.connect() as connection:
-        found = [number for number in connection.execute(numbers).scalars() if number not in but]
+        found = [number for number in connection.execute(numbers).scalars() if number not in exclude]
     return _read_numbers(engine, study, found)
+
+
+SHOWN = ("study", "number", "state", "baseline", "feasible", "score", "worker", "started_at", "finished_at")
 
 
 def _read_numbers(engine: sa.Engine, study: str, numbers: Sequence[int]) -> list[TrialResult]:
     found: dict[int, TrialResult] = {}
+    columns = [trial_results.c[name] for name in SHOWN]
     with engine.connect() as connection:
         for start in range(0, len(numbers), CHUNK):
             chunk = numbers[start : start + CHUNK]
-            query = sa.select(trial_results).where(trial_results.c.study == study, trial_results.c.number.in_(chunk))
-            rows = [dict(row) for row in connection.execute(query).mappings()]
-            details = _details(connection, study, chunk)
-            found |= {row["number"]: _result(row, details.get(row["number"], {})) for row in rows}
+            query = sa.select(*columns).where(trial_results.c.study == study, trial_results.c.number.in_(chunk))
+            rows = connection.execute(query).mappings().all()
+            ids = _ids(connection, study, chunk)
+            params, kept = read_all_params(connection, list(ids)), _attributes(connection, list(ids))
+            by_number = {number: (params.get(trial_id, {}), kept.get(trial_id, {})) for trial_id, number in ids.items()}
+            found |= {row["number"]: _result(row, *by_number.get(row["number"], ({}, {}))) for row in rows}
     return [found[number] for number in numbers if number in found]  # some were deleted meanwhile
 
 
-def _details(connection: sa.Connection, study: str, numbers: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The attributes that are not in the views, by trial number."""
-    a = trial_user_attributes
+def _ids(connection: sa.Connection, study: str, numbers: Sequence[int]) -> dict[int, int]:
+    """Numbers by trial_id."""
     query = (
-        sa.select(trials.c.number, a.c.key, a.c.value_json)
-        .join(trials, trials.c.trial_id == a.c.trial_id)
+        sa.select(trials.c.trial_id, trials.c.number)
         .join(studies, studies.c.study_id == trials.c.study_id)
-        .where(a.c.key.in_(DETAILS), studies.c.study_name == study, trials.c.number.in_(numbers))
+        .where(studies.c.study_name == study, trials.c.number.in_(numbers))
     )
+    return {row.trial_id: row.number for row in connection.execute(query)}
+
+
+def _attributes(connection: sa.Connection, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """The user attributes of these trials."""
+    a = trial_user_attributes.c
     found: dict[int, dict[str, Any]] = {}
-    for number, key, value_json in connection.execute(query):
-        found.setdefault(number, {})[key] = json.loads(value_json)
+    for trial_id, key, text in connection.execute(
+        sa.select(a.trial_id, a.key, a.value_json).where(a.trial_id.in_(ids))
+    ):
+        found.setdefault(trial_id, {})[key] = json.loads(text)
     return found
 
 
-def _result(row: dict[str, Any], details: dict[str, Any]) -> TrialResult:
-    return TrialResult(
-        study=row["study"],
-        number=row["number"],
-        state=row["state"],
-        baseline=row["baseline"],
-        feasible=row["feasible"],
-        score=row["score"],
-        clean_accuracy=row["clean_accuracy"],
-        perturbed_accuracy=details.get("perturbed_accuracy", {}),
-        params=_in_order(json.loads(row["params"])) if row["params"] else {},
-        correct=details.get("correct", {}),
-        images=details.get("images"),
-        epochs=details.get("epochs", []),
-        clean_drop=details.get("clean_drop"),
-        worker=row["worker"],
-        started_at=row["started_at"],
-        finished_at=row["finished_at"],
-        made_by=details.get("made_by", {}),
-        failure=details.get("failure"),
-        interruption=details.get("interruption"),
-        out_of_memory=details.get("out_of_memory"),
-        continues=details.get("continues", []),
-        resumed_after_epoch=details.get("resumed_after_epoch"),
-    )
-
-
-def _in_order(params: dict[str, Any]) -> dict[str, Any]:
-    """As in a study file; SQL gives them in an order of its own."""
-    return {name: params[name] for name in [*PARAMETERS, *sorted(params)] if name in params}
+def _result(row: Any, params: Mapping[str, Any], attributes: Mapping[str, Any]) -> TrialResult:
+    parts = {name: value for name, value in parts_of(attributes).items() if value is not None}
+    return TrialResult(**row, parts=parts, params=params, reports=reports_of(attributes), attributes=attributes)

@@ -1,26 +1,27 @@
-"""What a running trial writes: its parameters, each epoch, its end.
+"""What a running trial writes: its parameters, each step, its end.
 
 Each is one transaction that first locks the trial's row and changes nothing if the trial is no longer held with the
-same token (claims.py). Each may be said twice.
+same token (fence.py). Each is idempotent.
 """
 
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from hpo.doors.objective import Picture
+from hpo.doors.objective import BelowBaseline, Constraint, Measurement
 from hpo.search.sql import attributes
-from hpo.search.sql.attributes import TROUBLE_KEY
-from hpo.search.sql.claims import database_now, lock_study
+from hpo.search.sql.attributes import BRACKET_KEY, TROUBLE_KEY
+from hpo.search.sql.claims import lock_study
 from hpo.search.sql.conditions import is_baseline
 from hpo.search.sql.fence import Hold, lock_held, token_of
-from hpo.search.sql.storage import writing
+from hpo.search.sql.old_attributes import PARTS_KEY, PARTS_KEYS, REPORTS_KEY, parts_of
+from hpo.search.sql.storage import database_now, writing
 from hpo.search.sql.tables import (
-    CONSTRAINT_KEY,
+    CONSTRAINT_PREFIX,
     trial_intermediate_values,
     trial_params,
     trial_system_attributes,
@@ -35,10 +36,23 @@ if TYPE_CHECKING:
 WORST_SCORE = 0.0
 
 
+@dataclass(frozen=True)
+class KeptFile:
+    """A file in the artifact store, under its artifact_id (hexadecimal digits and hyphens)."""
+
+    artifact_id: str
+    filename: str
+    mimetype: str
+
+
 def record_params(
-    engine: sa.Engine, hold: Hold, params: Mapping[str, Any], distributions: "Mapping[str, BaseDistribution]"
+    engine: sa.Engine,
+    hold: Hold,
+    params: Mapping[str, Any],
+    distributions: "Mapping[str, BaseDistribution]",
+    bracket: int | None = None,
 ) -> None:
-    """Stores what a trial tries. Raises TrialLost."""
+    """Stores what a trial tries, and its bracket if there are several. Raises TrialLost."""
     from optuna.distributions import distribution_to_json
 
     rows = [
@@ -53,19 +67,18 @@ def record_params(
     with writing(engine) as connection:
         lock_held(connection, hold)
         attributes.upsert(connection, trial_params, rows, ("trial_id", "param_name"))
+        if bracket is not None:
+            attributes.write(connection, trial_user_attributes, hold.trial_id, {BRACKET_KEY: bracket})
 
 
-def record_epoch(
-    engine: sa.Engine, hold: Hold, step: int, score: float, epochs: list[Any], notes: Mapping[str, Any]
-) -> None:
-    """Stores an epoch's score, the accuracies of all epochs so far, and the pruner's notes. Raises TrialLost."""
-    value = _value_and_type(score, "intermediate_value", "intermediate_value_type")
-    row = {"trial_id": hold.trial_id, "step": step, **value}
+def record_step(engine: sa.Engine, hold: Hold, measured: Measurement, reports: Sequence[Mapping[str, float]]) -> None:
+    """Stores a step's score, and score and parts of all steps so far. Raises TrialLost."""
+    value = _value_and_type(measured.score, "intermediate_value", "intermediate_value_type")
+    row = {"trial_id": hold.trial_id, "step": measured.step, **value}
     with writing(engine) as connection:
         lock_held(connection, hold)
         attributes.upsert(connection, trial_intermediate_values, [row], ("trial_id", "step"))
-        attributes.write(connection, trial_user_attributes, hold.trial_id, {"epochs": epochs})
-        attributes.write(connection, trial_system_attributes, hold.trial_id, notes)
+        attributes.write(connection, trial_user_attributes, hold.trial_id, {REPORTS_KEY: list(reports)})
 
 
 def record_trouble(engine: sa.Engine, hold: Hold, trouble: str | None) -> None:
@@ -75,41 +88,43 @@ def record_trouble(engine: sa.Engine, hold: Hold, trouble: str | None) -> None:
         attributes.write(connection, trial_user_attributes, hold.trial_id, {TROUBLE_KEY: trouble})
 
 
+def kept_attributes(measured: Measurement) -> dict[str, Any]:
+    """User attributes of a trial whose last step this is. JSON has no number for what is not finite."""
+    parts = {name: value if math.isfinite(value) else None for name, value in measured.parts.items()}
+    return {PARTS_KEY: parts, **measured.attributes}
+
+
 def finish(
-    engine: sa.Engine,
-    hold: Hold,
-    state: str,
-    score: float,
-    values: Mapping[str, Any],
-    max_clean_drop: float | None,
-    pictures: Sequence[Picture] = (),
+    engine: sa.Engine, hold: Hold, state: str, score: float, measured: Measurement, files: Sequence[KeptFile] = ()
 ) -> None:
-    """Ends a trial, COMPLETE or PRUNED, with its score, its user attributes and its pictures. Raises TrialLost."""
+    """Ends a trial, COMPLETE or PRUNED, with its score, its user attributes, its constraints and its files. Raises
+    TrialLost.
+    """
     trial_id = hold.trial_id
     with writing(engine) as connection:
-        if _has_ended(connection, hold):  # said before; the answer was lost with the connection
+        if _has_ended(connection, hold):  # written before; the answer was lost with the connection
             return
         study_id = lock_held(connection, hold).study_id
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
-        attributes.write(connection, trial_user_attributes, trial_id, values)
-        attributes.write(connection, trial_system_attributes, trial_id, dict(map(_as_optunas_artifact, pictures)))
+        attributes.write(connection, trial_user_attributes, trial_id, kept_attributes(measured))
+        attributes.write(connection, trial_system_attributes, trial_id, dict(map(_as_optunas_artifact, files)))
         ended = {"state": state, "datetime_complete": database_now(connection)}
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(ended))
-        if max_clean_drop is not None:
-            _record_constraints(connection, study_id, max_clean_drop)
+        _record_constraints(connection, study_id, trial_id, measured.constraints)
 
 
 def finish_with_worst_score(
-    engine: sa.Engine, hold: Hold, out_of_memory: str, max_clean_drop: float | None = None
+    engine: sa.Engine, hold: Hold, out_of_memory: str, constraints: Mapping[str, Constraint] | None = None
 ) -> None:
     """So that the sampler learns where memory ends: failed trials it would not see. Raises TrialLost."""
-    finish(engine, hold, "COMPLETE", WORST_SCORE, {"out_of_memory": out_of_memory}, max_clean_drop)
+    nothing = Measurement(0, WORST_SCORE, attributes={"out_of_memory": out_of_memory}, constraints=constraints or {})
+    finish(engine, hold, "COMPLETE", WORST_SCORE, nothing)
 
 
-def _as_optunas_artifact(picture: Picture) -> tuple[str, str]:
+def _as_optunas_artifact(file: KeptFile) -> tuple[str, str]:
     """As `optuna.artifacts.upload_artifact` would note it, which takes no trial of ours."""
-    return f"artifacts:{picture.artifact_id}", json.dumps(asdict(picture) | {"encoding": None})
+    return f"artifacts:{file.artifact_id}", json.dumps(asdict(file) | {"encoding": None})
 
 
 def _has_ended(connection: sa.Connection, hold: Hold) -> bool:
@@ -126,29 +141,65 @@ def _value_and_type(value: float, value_column: str, type_column: str) -> dict[s
     return {value_column: None, type_column: "INF_POS" if value > 0 else "INF_NEG"}
 
 
-def _record_constraints(connection: sa.Connection, study_id: int, max_clean_drop: float) -> None:
-    """Sets Optuna's constraint on every complete trial that lacks it, once the baseline's clean accuracy is known.
+def violation(constraint: Constraint, parts: Mapping[str, float], baseline: Mapping[str, float] | None) -> float | None:
+    """Above 0 is infeasible; None if it is not known, before the baseline is complete say."""
+    if not isinstance(constraint, BelowBaseline):
+        return float(constraint)
+    if baseline is None or baseline.get(constraint.part) is None or parts.get(constraint.part) is None:
+        return None
+    return baseline[constraint.part] - parts[constraint.part] - constraint.at_most
+
+
+def _record_constraints(
+    connection: sa.Connection, study_id: int, trial_id: int, constraints: Mapping[str, Constraint]
+) -> None:
+    """Sets Optuna's constraints: numbers on this trial; comparisons with the baseline on every complete trial that
+    lacks them, once the baseline is complete.
 
     In the transaction that completes a trial, under the study's lock: whichever of a trial and the baseline comes
-    second sees the other. The drop is a user attribute too, since optuna-dashboard 0.21 does not show constraints.
+    second sees the other. The difference is a user attribute too, since optuna-dashboard 0.21 does not show
+    constraints.
     """
+    numbers = {name: limit for name, limit in constraints.items() if not isinstance(limit, BelowBaseline)}
+    kept = {f"{CONSTRAINT_PREFIX}{name}": float(value) for name, value in numbers.items()}
+    attributes.write(connection, trial_system_attributes, trial_id, kept)
+    comparisons = {name: limit for name, limit in constraints.items() if isinstance(limit, BelowBaseline)}
+    if not comparisons:
+        return
     lock_study(connection, study_id)
-    clean = trial_user_attributes.alias()
-    is_known = sa.exists().where(
-        trial_system_attributes.c.trial_id == trials.c.trial_id, trial_system_attributes.c.key == CONSTRAINT_KEY
-    )
-    scored = (
-        sa.select(trials.c.trial_id, clean.c.value_json, is_baseline().label("baseline"), is_known.label("known"))
-        .join(clean, clean.c.trial_id == trials.c.trial_id)
-        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", clean.c.key == "clean_accuracy")
-        .where(is_baseline() | ~is_known)
-    )
-    rows = connection.execute(scored).all()
-    baseline = next((float(json.loads(row.value_json)) for row in rows if row.baseline), None)
+    found = _complete_without(connection, study_id, [f"{CONSTRAINT_PREFIX}{name}" for name in comparisons])
+    baseline = next((parts for parts, is_baseline in found.values() if is_baseline), None)
     if baseline is None:
         return
-    for row in rows:
-        if not row.known:
-            drop = baseline - float(json.loads(row.value_json))
-            attributes.write(connection, trial_system_attributes, row.trial_id, {CONSTRAINT_KEY: drop - max_clean_drop})
-            attributes.write(connection, trial_user_attributes, row.trial_id, {"clean_drop": drop})
+    for other_id, (parts, _) in found.items():
+        for name, limit in comparisons.items():
+            exceeded = violation(limit, parts, baseline)
+            if exceeded is not None:
+                drop = {name: baseline[limit.part] - parts[limit.part]}
+                attributes.write(connection, trial_user_attributes, other_id, drop)
+                constraint = {f"{CONSTRAINT_PREFIX}{name}": exceeded}
+                attributes.write(connection, trial_system_attributes, other_id, constraint)
+
+
+def _complete_without(
+    connection: sa.Connection, study_id: int, keys: Sequence[str]
+) -> dict[int, tuple[dict[str, float], bool]]:
+    """(parts, whether it is the baseline) of the baseline and of complete trials that lack these system attributes."""
+    known = (
+        sa.select(sa.func.count())
+        .where(trial_system_attributes.c.trial_id == trials.c.trial_id, trial_system_attributes.c.key.in_(keys))
+        .scalar_subquery()
+    )
+    chosen = (
+        sa.select(trials.c.trial_id, is_baseline().label("baseline"))
+        .where(trials.c.study_id == study_id, trials.c.state == "COMPLETE", is_baseline() | (known < len(keys)))
+        .subquery()
+    )
+    user = trial_user_attributes.c
+    query = sa.select(chosen.c.trial_id, chosen.c.baseline, user.key, user.value_json).join(
+        trial_user_attributes, user.trial_id == chosen.c.trial_id
+    )
+    kept: dict[tuple[int, bool], dict[str, Any]] = {}
+    for trial_id, baseline, key, text in connection.execute(query.where(user.key.in_(PARTS_KEYS))):
+        kept.setdefault((trial_id, bool(baseline)), {})[key] = json.loads(text)
+    return {trial_id: (parts_of(values), baseline) for (trial_id, baseline), values in kept.items()}

@@ -10,10 +10,12 @@ import sqlalchemy as sa
 
 from hpo.search.sql import attributes
 from hpo.search.sql.attributes import SPLIT_KEY, TROUBLE_KEY
-from hpo.search.sql.claims import Counts, count_in, database_now
-from hpo.search.sql.queries import TrialResult, best_trials, in_iso_8601
+from hpo.search.sql.counts import Counts, count_in
+from hpo.search.sql.queries import best_trials
+from hpo.search.sql.storage import database_now
 from hpo.search.sql.studies import Study, latest_failures
 from hpo.search.sql.tables import trial_heartbeats, trial_intermediate_values, trial_user_attributes, trials
+from hpo.trial_result import TrialResult, in_iso_8601
 
 FAILURES_SHOWN = 5
 RECENT_TRIALS = 20
@@ -21,17 +23,21 @@ RECENT_TRIALS = 20
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that runs now. epoch: the last one that it finished, or that the trial finished that it goes on from;
+    """A trial that runs now. step: the last one that it finished, or that the trial finished that it goes on from;
     trouble: what it waits for to pass, if it does.
     """
 
     number: int
     worker: str | None
-    epoch: int
+    step: int
     started_at: datetime | None
     secs_since_start: float
     secs_since_heartbeat: float | None
     trouble: str | None
+
+    def as_json(self) -> dict[str, Any]:
+        """For --json; times in ISO 8601, UTC."""
+        return {**asdict(self), "epoch": self.step, "started_at": in_iso_8601(self.started_at)}
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class StudyStatus:
             "budget": self.study.budget,
             "finished": self.counts.finished,
             **asdict(self.counts),
+            "waiting": max(0, self.study.budget - self.counts.finished - self.counts.running),
             "failed": self.failed,
             "interrupted": self.interrupted,
             "stopped": self.study.stopped,
@@ -98,13 +105,13 @@ class StudyStatus:
             "trials_per_hour": self.trials_per_hour,
             "secs_left": self.secs_left,
             "best": self.best.as_json() if self.best else None,
-            "running_trials": [asdict(trial) | {"started_at": in_iso_8601(trial.started_at)} for trial in self.running],
+            "running_trials": [trial.as_json() for trial in self.running],
             "failures": [{"number": number, "traceback": text} for number, text in self.failures],
         }
 
 
 def progress(engine: sa.Engine, study: Study) -> tuple[Counts, list[RunningTrial]]:
-    """The least of it, for who looks often."""
+    """How many trials are in each state, and what runs: cheap enough to ask several times a second."""
     with engine.connect() as connection:
         counts = count_in(connection, study.study_id)
         return counts, _running(connection, study.study_id) if counts.running else []
@@ -150,7 +157,7 @@ def _count_interrupted(connection: sa.Connection, study_id: int) -> int:
 def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
     keys = ("worker", "continues", TROUBLE_KEY)
     kept = {key: trial_user_attributes.alias() for key in keys}
-    epoch = (
+    step = (
         sa.select(sa.func.max(trial_intermediate_values.c.step))
         .where(trial_intermediate_values.c.trial_id == trials.c.trial_id)
         .scalar_subquery()
@@ -159,7 +166,7 @@ def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
         sa.select(
             trials.c.number,
             trials.c.datetime_start,
-            epoch.label("epoch"),
+            step.label("step"),
             *(kept[key].c.value_json.label(key) for key in keys),
             trial_heartbeats.c.heartbeat,
             sa.type_coerce(database_now(connection), sa.DateTime).label("now"),
@@ -171,13 +178,13 @@ def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
     for key, attribute in kept.items():
         query = query.outerjoin(attribute, (attribute.c.trial_id == trials.c.trial_id) & (attribute.c.key == key))
     rows = connection.execute(query).all()
-    earlier = {row.number: json.loads(row.continues) for row in rows if row.epoch is None and row.continues}
-    done = _last_epochs(connection, study_id, {number for numbers in earlier.values() for number in numbers})
+    earlier = {row.number: json.loads(row.continues) for row in rows if row.step is None and row.continues}
+    done = _last_steps(connection, study_id, {number for numbers in earlier.values() for number in numbers})
     return [
         RunningTrial(
             number=row.number,
             worker=json.loads(row.worker) if row.worker else None,
-            epoch=row.epoch or max((done.get(number, 0) for number in earlier.get(row.number, ())), default=0),
+            step=row.step or max((done.get(number, 0) for number in earlier.get(row.number, ())), default=0),
             started_at=row.datetime_start,
             secs_since_start=_secs_between(row.datetime_start, row.now) or 0.0,
             secs_since_heartbeat=_secs_between(row.heartbeat, row.now),
@@ -187,8 +194,8 @@ def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
     ]
 
 
-def _last_epochs(connection: sa.Connection, study_id: int, numbers: Collection[int]) -> dict[int, int]:
-    """The last epoch of each of these trials, by number; without those that have none."""
+def _last_steps(connection: sa.Connection, study_id: int, numbers: Collection[int]) -> dict[int, int]:
+    """The last step of each of these trials, by number; without those that have none."""
     value = trial_intermediate_values.c
     query = (
         sa.select(trials.c.number, sa.func.max(value.step).label("last"))

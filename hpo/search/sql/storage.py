@@ -270,6 +270,16 @@ def engine_arguments(url: sa.URL) -> dict[str, Any]:
     return {"connect_args": POSTGRESQL_CONNECT_ARGS, "pool_pre_ping": True, "pool_size": 2}
 
 
+SQLITE_TIME = "%Y-%m-%d %H:%M:%f"
+
+
+def database_now(connection: sa.Connection) -> sa.ColumnElement[Any]:
+    """The time on the database's clock, in UTC."""
+    if connection.dialect.name == "postgresql":
+        return sa.literal_column("timezone('utc', clock_timestamp())")
+    return sa.func.strftime(SQLITE_TIME, "now")
+
+
 @contextlib.contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction that writes. On SQLite it takes the lock at once: one that reads first and then finds that

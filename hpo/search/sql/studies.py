@@ -11,16 +11,17 @@ import sqlalchemy as sa
 from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
-from hpo import PROTOCOL, __version__
+from hpo import OLDEST_PROTOCOL, PROTOCOL, __version__
 from hpo.doors.parameters import Params
 from hpo.errors import StudyError, nearest
-from hpo.search.plan import best_params, plan_slots
 from hpo.search.sql import attributes
-from hpo.search.sql.attributes import BUDGET_KEY, STOPPED_KEY, UID_KEY
-from hpo.search.sql.claims import Counts, add_slots, count_all, count_missing, lock_study
+from hpo.search.sql.attributes import BUDGET_KEY, FIRST_STARTS_KEY, NEXT_START_KEY, STOPPED_KEY, UID_KEY
+from hpo.search.sql.claims import lock_study
 from hpo.search.sql.conditions import StudyKey
+from hpo.search.sql.counts import Counts, count_all
 from hpo.search.sql.fence import new_token
 from hpo.search.sql.storage import writing
+from hpo.search.sql.study_note import note_attributes
 from hpo.search.sql.tables import (
     studies,
     study_directions,
@@ -29,24 +30,27 @@ from hpo.search.sql.tables import (
     trial_user_attributes,
     trials,
 )
-from hpo.search.study_note import note_attributes
+from hpo.search.sql.views import trial_results
+from hpo.study_file.images import ImageSpec
+from hpo.study_file.reading import read_kept_spec
 from hpo.study_file.spec import Spec, flatten
 
 SPEC_KEY = "spec"
 PROTOCOL_KEY = "protocol"
 FINGERPRINTS_KEY = "fingerprints"
-KEPT = {"kept": True}
-"""The context in which a stored spec is read: what is refused today may have been allowed when it was submitted."""
 FORGIVEN_KEY = "failures_forgiven"
-FAILURES_ALWAYS_BORNE = 2
+FAILURES_ALWAYS_ALLOWED = 2
 DIFFERENCES_SHOWN = 8
+WARM_STARTS = 4
+"""So many of an earlier study's configurations are tried first."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A submitted study. budget: as submitted or as extended since; stopped: why no trials are given out, if so;
-    failing: because too many trials failed; uid: what tells it from a later one that got the id of one that was
-    deleted; refused: why this version of hpo may read it, but not work on it, if so.
+    """A submitted study. budget: as submitted or as extended since; first: the parameters that a warm start tries
+    first, None in a study of an older hpo, which stored all its trials in advance; stopped: why no trials are given
+    out, if so; failing: because too many trials failed; uid: what tells it from a later one that got the id of one that
+    was deleted; refused: why this version of hpo may read it, but not work on it, if so.
     """
 
     study_id: int
@@ -56,6 +60,7 @@ class Study:
     failing: bool = False
     uid: str | None = None
     refused: str | None = None
+    first: tuple[Params, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -72,7 +77,7 @@ class Study:
 
 
 def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
-    """Puts a study with all its slots into the database, in one transaction; (the study, whether it is new).
+    """Puts a study into the database, in one transaction; (the study, whether it is new).
 
     The same spec again changes nothing. Raises StudyError if the name is taken by a study with another spec.
     """
@@ -80,32 +85,38 @@ def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
         with writing(engine) as connection:
             existing = _find(connection, spec.name)
             if existing is None:
-                uid = new_token()
-                return Study(_insert(connection, spec, uid), spec, spec.budget, uid=uid), True
+                return _insert(connection, spec), True
     except IntegrityError:  # another process has just submitted a study of this name
         with engine.connect() as connection:
             existing = _find(connection, spec.name)
     if existing is None:
         raise StudyError(f"study '{spec.name}' exists, but was not made by hpo; choose another name")
     existing.refuse()
-    as_submitted = spec.model_copy(update={"budget": existing.spec.budget})
+    as_submitted = _as_before(spec, existing.spec).model_copy(update={"budget": existing.spec.budget})
     if as_submitted != existing.spec or spec.budget not in (existing.spec.budget, existing.budget):
-        raise StudyError(_difference(spec, existing))
+        raise StudyError(_difference(_as_before(spec, existing.spec), existing))
     return existing, False
 
 
-def _insert(connection: sa.Connection, spec: Spec, uid: str) -> int:
-    slots = plan_slots(spec, _earlier_best(connection, spec))
+def _as_before(spec: Spec, existing: Spec) -> Spec:
+    """The spec without what an older hpo, which submitted the existing study, did not know."""
+    if isinstance(spec, ImageSpec) and isinstance(existing, ImageSpec) and existing.data.split_seed is None:
+        return spec.model_copy(update={"data": spec.data.model_copy(update={"split_seed": None})})
+    return spec
+
+
+def _insert(connection: sa.Connection, spec: Spec) -> Study:
+    first = _earlier_best(connection, spec)
+    uid = new_token()
     row = connection.execute(studies.insert().values(study_name=spec.name).returning(studies.c.study_id))
     study_id = int(row.scalar_one())
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))
     kept = {SPEC_KEY: spec.model_dump(mode="json"), PROTOCOL_KEY: [PROTOCOL, __version__], BUDGET_KEY: spec.budget}
-    kept[UID_KEY] = uid
+    kept |= {UID_KEY: uid, NEXT_START_KEY: 0, FIRST_STARTS_KEY: first}
     attributes.write(connection, study_user_attributes, study_id, kept)
     shown = {"study:metric_names": ["score"], **note_attributes(spec)}
     attributes.write(connection, study_system_attributes, study_id, shown)
-    add_slots(connection, study_id, slots)
-    return study_id
+    return Study(study_id, spec, spec.budget, uid=uid, first=tuple(first))
 
 
 def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
@@ -115,10 +126,22 @@ def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
     there = [name for _, name, *_ in connection.execute(_query_studies(SPEC_KEY))]
     if spec.warm_start not in there:
         raise StudyError(f"warm_start: no study '{spec.warm_start}'; {_those_there(spec.warm_start, there)}")
-    found = [spec.search.nearest(params) for params in best_params(connection, spec.warm_start)]
+    found = [spec.search.nearest(params) for params in _best_params(connection, spec.warm_start)]
     if not found:
         raise StudyError(f"warm_start: study '{spec.warm_start}' has no complete trial yet besides its baseline")
     return found
+
+
+def _best_params(connection: sa.Connection, study: str) -> list[Params]:
+    """The best WARM_STARTS configurations of a study, feasible ones first, without its baseline."""
+    t = trial_results.c
+    query = (
+        sa.select(t.params)
+        .where(t.study == study, t.state == "complete", t.score.is_not(None), ~t.baseline)
+        .order_by(t.feasible.desc(), t.score.desc(), t.number)
+        .limit(WARM_STARTS)
+    )
+    return [json.loads(params) for params in connection.execute(query).scalars()]
 
 
 def _difference(spec: Spec, existing: Study) -> str:
@@ -165,7 +188,7 @@ def _load(
     connection: sa.Connection, names: Sequence[str] = (), ids: Sequence[int] | None = None
 ) -> dict[str, Study | StudyError]:
     """Studies that hpo submitted, by name; instead of one that this version of hpo cannot read, what differs."""
-    query = _query_studies(SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY)
+    query = _query_studies(SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY, FIRST_STARTS_KEY)
     if names:
         query = query.where(studies.c.study_name.in_(names))
     if ids is not None:
@@ -190,7 +213,7 @@ def _as_study(study_id: int, name: str, texts: Mapping[str, str]) -> Study:
     spec, unknown = _read_spec(texts[SPEC_KEY])
     protocol, version = json.loads(texts.get(PROTOCOL_KEY, '[0, "0.1.0"]'))
     stopped = json.loads(texts.get(STOPPED_KEY, "{}"))
-    differs = f"protocol {protocol}, not {PROTOCOL}" if protocol != PROTOCOL else None
+    differs = None if OLDEST_PROTOCOL <= protocol <= PROTOCOL else f"protocol {protocol}, not {PROTOCOL}"
     differs = f"this version does not know {', '.join(unknown)}" if unknown else differs
     return Study(
         study_id,
@@ -200,6 +223,7 @@ def _as_study(study_id: int, name: str, texts: Mapping[str, str]) -> Study:
         stopped.get("failing", False),
         json.loads(texts.get(UID_KEY, "null")),
         _refusal(name, version, differs) if differs else None,
+        tuple(json.loads(texts[FIRST_STARTS_KEY])) if FIRST_STARTS_KEY in texts else None,
     )
 
 
@@ -214,7 +238,7 @@ def _refusal(name: str, version: str, differs: str) -> str:
 def _read_spec(text: str) -> tuple[Spec, tuple[str, ...]]:
     """A stored spec, and the keys in it that this version does not know. Raises ValidationError."""
     try:
-        return Spec.model_validate_json(text, context=KEPT), ()
+        return read_kept_spec(text), ()
     except ValidationError as error:
         unknown = [problem["loc"] for problem in error.errors() if problem["type"] == "extra_forbidden"]
         if len(unknown) < error.error_count():
@@ -222,9 +246,7 @@ def _read_spec(text: str) -> tuple[Spec, tuple[str, ...]]:
     values = json.loads(text)
     for location in unknown:
         _remove(values, location)
-    return Spec.model_validate_json(json.dumps(values), context=KEPT), tuple(
-        ".".join(map(str, location)) for location in unknown
-    )
+    return read_kept_spec(json.dumps(values)), tuple(".".join(map(str, location)) for location in unknown)
 
 
 def _remove(values: Any, location: Sequence[str | int]) -> None:
@@ -287,7 +309,7 @@ def _those_there(name: str, there: Sequence[str]) -> str:
 
 
 def extend(engine: sa.Engine, study: Study, budget: int) -> int:
-    """Adds slots until the study has this budget, also to a finished study; the number of slots added.
+    """Raises the budget, also of a finished study; by how much.
 
     Raises StudyError if the budget is smaller than it was, or more than a grid has points.
     """
@@ -299,10 +321,10 @@ def extend(engine: sa.Engine, study: Study, budget: int) -> int:
         before = int(attributes.read_study(connection, study.study_id, BUDGET_KEY))
         if budget < before:
             raise StudyError(f"study '{study.name}' has a budget of {before}; --budget must be more, not {budget}")
-        attributes.write(connection, study_user_attributes, study.study_id, {BUDGET_KEY: budget})
-        if (missing := count_missing(connection, study.study_id)) > 0:
-            slots = plan_slots(study.spec.model_copy(update={"budget": budget}))
-            add_slots(connection, study.study_id, slots[-missing:])
+        kept = {BUDGET_KEY: budget}
+        if attributes.read_study(connection, study.study_id, NEXT_START_KEY) is None:
+            kept[NEXT_START_KEY] = before  # an older hpo gave out that many when the study was submitted
+        attributes.write(connection, study_user_attributes, study.study_id, kept)
     return budget - before
 
 
@@ -334,13 +356,13 @@ def resume(engine: sa.Engine, study: Study) -> bool:
 
 
 def stop_if_failing(engine: sa.Engine, study: Study) -> None:
-    """Stops a study of which more trials have failed than its spec bears, and keeps the reason."""
+    """Stops a study of which more trials have failed than its spec allows, and keeps the reason."""
     with engine.connect() as connection:
         forgiven = attributes.read_study(connection, study.study_id, FORGIVEN_KEY) or 0
         failed = _count_failures(connection, study) - forgiven
-        if failed <= max(FAILURES_ALWAYS_BORNE, study.spec.max_failed_share * study.budget):
+        if failed <= max(FAILURES_ALWAYS_ALLOWED, study.spec.max_failed_share * study.budget):
             return
-        ((number, text),) = latest_failures(connection, study, most=1)
+        ((number, text),) = latest_failures(connection, study, limit=1)
     reason = (
         f"{failed} trials failed, more than max_failed_share = {study.spec.max_failed_share:g} of the budget "
         f"allows; the last, trial {number}: {text.strip().splitlines()[-1]}"
@@ -352,10 +374,10 @@ def _count_failures(connection: sa.Connection, study: Study) -> int:
     return int(connection.scalar(_failures(study, sa.func.count())) or 0)
 
 
-def latest_failures(connection: sa.Connection, study: Study, most: int) -> list[tuple[int, str]]:
+def latest_failures(connection: sa.Connection, study: Study, limit: int) -> list[tuple[int, str]]:
     """(trial number, what was kept of the failure), the latest first."""
     query = _failures(study, trials.c.number, trial_user_attributes.c.value_json)
-    rows = connection.execute(query.order_by(trials.c.number.desc()).limit(most))
+    rows = connection.execute(query.order_by(trials.c.number.desc()).limit(limit))
     return [(number, json.loads(text)) for number, text in rows]
 
 
@@ -366,6 +388,16 @@ def _failures(study: Study, *columns: Any) -> sa.Select[Any]:
         .select_from(trials.join(trial_user_attributes, failure.trial_id == trials.c.trial_id))
         .where(trials.c.study_id == study.study_id, failure.key == "failure")
     )
+
+
+def adopt(engine: sa.Engine, study: Study) -> None:
+    """From now on workers of an older hpo may not join the study: they do not know what this one writes."""
+    with writing(engine) as connection:
+        lock_study(connection, study.study_id)
+        protocol, version = attributes.read_study(connection, study.study_id, PROTOCOL_KEY) or [0, "0.1.0"]
+        if protocol < PROTOCOL:
+            kept = {PROTOCOL_KEY: [PROTOCOL, version]}
+            attributes.write(connection, study_user_attributes, study.study_id, kept)
 
 
 def has_fingerprints(engine: sa.Engine, study: Study) -> bool:

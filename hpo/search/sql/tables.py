@@ -42,7 +42,7 @@ trials = sa.Table(
 
 
 def _attributes(owner: str, kind: str) -> sa.Table:
-    """study_user_attributes and its three likes: JSON text by key."""
+    """JSON text by key."""
     return sa.Table(
         f"{owner}_{kind}_attributes",
         metadata,
@@ -96,9 +96,7 @@ trial_heartbeats = sa.Table(
     sa.Column("heartbeat", sa.DateTime, nullable=False),
 )
 
-CONSTRAINT_KEY = "constraints:clean_drop"
-"""Optuna's system attribute for the constraint that `trial.set_constraint("clean_drop", ...)` sets; above 0 is
-infeasible.
-"""
+CONSTRAINT_PREFIX = "constraints:"
+"""Of Optuna's system attributes for the constraints that `trial.set_constraint` sets; above 0 is infeasible."""
 PAUSED_KEY = "paused_at_epoch"
 """The user attribute of a trial that waits with what it has learned so far."""

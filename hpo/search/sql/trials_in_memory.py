@@ -1,8 +1,8 @@
-"""What samplers and pruners look at: the trials of a study, kept in memory and brought up to date with a few queries.
+"""What samplers look at: the trials of a study, kept in memory and brought up to date with a few queries.
 
-Optuna's own storage would read every waiting slot again and again, and open a transaction for each parameter and each
-note of a pruner. Samplers and pruners only ever read trials and leave notes with the current one, so they are given an
-Optuna study over this memory, and the worker writes what they decided.
+Optuna's own storage would read every open trial again and again, and open a transaction for each parameter. Samplers
+only read trials and leave notes with the current one, so they are given an Optuna study over this memory, and the
+worker writes what they drew.
 """
 
 import json
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.search.sql.conditions import baseline_is_complete, is_paused
 from hpo.search.sql.tables import (
-    CONSTRAINT_KEY,
+    CONSTRAINT_PREFIX,
     trial_intermediate_values,
     trial_params,
     trial_system_attributes,
@@ -40,21 +40,19 @@ INFINITY = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan
 class History:
     """The finished, running and paused trials of one study.
 
-    constrained: trials that end before the baseline get their constraint later, so they are read again then.
+    Trials that end before the baseline may get a constraint when it ends, so all are read again then.
     """
 
-    def __init__(self, engine: sa.Engine, study_id: int, name: str, constrained: bool) -> None:
+    def __init__(self, engine: sa.Engine, study_id: int, name: str) -> None:
         self._engine = engine
         self._id = study_id
         self._name = name
         self._finished: dict[int, FrozenTrial] = {}
         self._all_below_are_final = 0
-        self._constraints_read = not constrained
+        self._baseline_seen = False
 
     def study(self, current: FrozenTrial | None = None) -> OptunaStudy:
-        """The trials as they are now, in the order of their numbers, without the current one: pruners count it
-        themselves.
-        """
+        """The trials as they are now, in the order of their numbers, without the current one."""
         open_trials = self._read(current._trial_id if current else None)
         seen = sorted([*self._finished.values(), *open_trials], key=lambda trial: trial.number)
         return _study(self._name, seen, current)
@@ -89,17 +87,14 @@ class History:
         return open_trials
 
     def _forget_unconstrained(self, connection: sa.Connection) -> None:
-        """Trials that ended before the baseline get their constraint when it ends: then all are read again, once."""
-        if self._constraints_read:
-            return
-        if connection.scalar(sa.select(baseline_is_complete(self._id))):
-            self._constraints_read = True
+        if not self._baseline_seen and connection.scalar(sa.select(baseline_is_complete(self._id))):
+            self._baseline_seen = True
             self._finished.clear()
             self._all_below_are_final = 0
 
 
 class _Snapshot(InMemoryStorage):
-    """Holds these trials, and lets samplers and pruners leave notes with the current one."""
+    """Holds these trials, and lets samplers leave notes with the current one."""
 
     def __init__(self, name: str, shown: Sequence[FrozenTrial], current: FrozenTrial | None) -> None:
         super().__init__()
@@ -124,7 +119,7 @@ def _study(name: str, shown: Sequence[FrozenTrial], current: FrozenTrial | None)
 
 def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
     """The study as samplers are shown it, of which some learn from complete trials alone: pruned and paused trials
-    count as complete, with the score that they would have had if they had gained from their last epoch on what
+    count as complete, with the score that they would have had if they had gained from their last step on what
     complete trials gained (the median). In a constrained study each complete trial has a constraint: at the border of
     what is feasible where it is not known. Trials outside of what is searched, as the baseline may be, are left out.
     """
@@ -132,16 +127,18 @@ def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
     gains: dict[int, list[float]] = defaultdict(list)
     for trial in seen:
         if trial.state == TrialState.COMPLETE and trial.value is not None:
-            for epoch, score in trial.intermediate_values.items():
-                gains[epoch].append(trial.value - score)
-    typical_gain = {epoch: median(gained) for epoch, gained in gains.items()}
-    notes = {CONSTRAINT_KEY: 0.0} if any(CONSTRAINT_KEY in trial.system_attrs for trial in seen) else {}
+            for step, score in trial.intermediate_values.items():
+                gains[step].append(trial.value - score)
+    typical_gain = {step: median(gained) for step, gained in gains.items()}
+    notes = dict.fromkeys(
+        (key for trial in seen for key in trial.system_attrs if key.startswith(CONSTRAINT_PREFIX)), 0.0
+    )
     shown = []
     for trial in map(copy, (trial for trial in seen if _is_within(trial, current))):
-        epoch = max(trial.intermediate_values, default=0)
-        if trial.state == TrialState.PRUNED and epoch in typical_gain:
+        step = max(trial.intermediate_values, default=0)
+        if trial.state == TrialState.PRUNED and step in typical_gain:
             trial.state = TrialState.COMPLETE
-            trial.value = trial.intermediate_values[epoch] + typical_gain[epoch]
+            trial.value = trial.intermediate_values[step] + typical_gain[step]
         if trial.state == TrialState.COMPLETE:
             trial.system_attrs = notes | trial.system_attrs
         shown.append(trial)
@@ -178,7 +175,7 @@ def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = Fa
         steps[trial_id][step] = INFINITY.get(kind, value)
     notes: dict[int, dict[str, Any]] = {i: {} for i in ids}
     for trial_id, key, text in _related(connection, trial_system_attributes, ids, "key", "value_json"):
-        if whole or key.startswith("completed_rung_") or key == CONSTRAINT_KEY:
+        if whole or key.startswith(CONSTRAINT_PREFIX):
             notes[trial_id][key] = json.loads(text)
     attributes: dict[int, dict[str, Any]] = {i: {} for i in ids}
     for trial_id, key, text in _related(connection, trial_user_attributes, ids if whole else (), "key", "value_json"):

@@ -10,15 +10,17 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from hpo.search.sql.tables import CONSTRAINT_KEY
+from hpo.search.sql.old_attributes import BEFORE_PARTS, PARTS_KEY
+from hpo.search.sql.tables import CONSTRAINT_PREFIX
+from hpo.trial_result import CLEAN
 
-VIEWS_VERSION = 4
+VIEWS_VERSION = 5
 """Raised when a view changes: older views are made anew by the first command that may, newer ones are left alone."""
 
 Kind = Literal["number", "text", "time", "flag"]
 
 ACCURACY_COLUMNS = {"gaussian-noise": "gaussian_noise", "pixel-recolor": "pixel_recolor"}
-"""Accuracies that have a column of their own, as they had before there were others; all are in `accuracies`."""
+"""Parts of the score that have a column of their own, as they had before there were others; all are in `accuracies`."""
 
 KINDS: dict[str, Kind] = {
     "study": "text",
@@ -40,6 +42,7 @@ KINDS: dict[str, Kind] = {
     "initial_weights": "text",
     **dict.fromkeys(ACCURACY_COLUMNS.values(), "number"),
     "accuracies": "text",
+    "violation": "number",
 }
 """The columns of `trial_results`, in their order."""
 
@@ -55,6 +58,7 @@ _SQLITE = {
     "number": "CASE WHEN json_valid({0}) AND json_type({0}) IN ('integer', 'real') THEN CAST({0} AS REAL) END",
     "text": "CASE WHEN {0} LIKE '\"%' THEN json_extract({0}, '$') END",
     "object_text": "CASE WHEN json_valid({0}) AND json_type({0}) = 'object' THEN {0} END",
+    "member": "CASE WHEN json_valid({0}) AND json_type({0}) = 'object' THEN {0} -> '$.\"{1}\"' END",
     "int": "CAST({0} AS INTEGER)",
     "float_json": "printf('%!.17g', {0})",
     "choice": "(CASE WHEN json_valid({0}) THEN {0} "
@@ -69,6 +73,7 @@ _POSTGRESQL = {
     "|[0-9]([.][0-9]+)?[eE][-+]?([0-9]{{1,2}}|[12][0-9]{{2}}|30[0-7]))$' THEN CAST({0} AS double precision) END",
     "text": "CASE WHEN {0} LIKE '\"%' AND {0} NOT LIKE '%\\\\u0000%' THEN CAST({0} AS json) #>> '{{}}' END",
     "object_text": "CASE WHEN {0} LIKE '{{%' THEN {0} END",
+    "member": "CASE WHEN {0} LIKE '{{%' AND {0} !~ '(NaN|Infinity)' THEN CAST(CAST({0} AS json) -> '{1}' AS text) END",
     "int": "CAST({0} AS bigint)",
     "float_json": "CAST({0} AS text)",
     "choice": "CAST(CAST(regexp_replace(replace({0}, '\\u0000', '\\ufffd'), "
@@ -100,6 +105,13 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
         value = sql[kind].format("a.value_json")
         return f"(SELECT {value} FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{key}')"
 
+    def part(name: str, old_key: str) -> str:
+        """A part of the score; of an older hpo's trials, which kept each under a key of its own."""
+        new, old = sql["member"].format("a.value_json", name), sql["number"].format("a.value_json")
+        value = f"CASE a.key WHEN '{PARTS_KEY}' THEN {sql['number'].format(f'({new})')} ELSE {old} END"
+        return f"""(SELECT {value} FROM trial_user_attributes a WHERE a.trial_id = t.trial_id
+                AND a.key IN ('{PARTS_KEY}', '{old_key}') ORDER BY a.key = '{old_key}' LIMIT 1)"""
+
     def parameter(name: str, value: str = "p.param_value") -> str:
         return f"(SELECT {value} FROM trial_params p WHERE p.trial_id = t.trial_id AND p.param_name = '{name}')"
 
@@ -112,7 +124,8 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
         f"ELSE {sql['float_json'].format('p.param_value')} END"
     )
     word = sql["text"].format(f"({choice})")
-    violation = sql["number"].format("c.value_json")
+    violation = f"""(SELECT max({sql["number"].format("c.value_json")}) FROM trial_system_attributes c
+                WHERE c.trial_id = t.trial_id AND c.key LIKE '{CONSTRAINT_PREFIX}%')"""
     columns = {
         "study": "s.study_name",
         "number": "t.number",
@@ -120,7 +133,7 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
         "score": f"""(SELECT CASE {sql["enum"].format("v.value_type")} WHEN 'INF_POS' THEN {sql["infinity"]}
                 WHEN 'INF_NEG' THEN -{sql["infinity"]} ELSE v.value END
                 FROM trial_values v WHERE v.trial_id = t.trial_id AND v.objective = 0)""",
-        "clean_accuracy": attribute("number", "clean_accuracy"),
+        "clean_accuracy": part(CLEAN, BEFORE_PARTS[0]),
         "perturbed_accuracy": attribute("number", "mean_perturbed_accuracy"),
         "batch_size": parameter("batch_size", whole_number),
         "learning_rate": parameter("learning_rate"),
@@ -133,11 +146,13 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
         "finished_at": "t.datetime_complete",
         "baseline": """EXISTS (SELECT 1 FROM trial_user_attributes b WHERE b.trial_id = t.trial_id
                 AND b.key = 'baseline')""",
-        "feasible": f"""NOT EXISTS (SELECT 1 FROM trial_system_attributes c WHERE c.trial_id = t.trial_id
-                AND c.key = '{CONSTRAINT_KEY}' AND {violation} > 0)""",
+        "feasible": f"coalesce({violation}, 0) <= 0",
         "initial_weights": parameter("initial_weights", f"CASE WHEN {is_choice} THEN {word} END"),
-        **{column: attribute("number", name) for name, column in ACCURACY_COLUMNS.items()},
-        "accuracies": attribute("object_text", "perturbed_accuracy"),
+        **{column: part(name, name) for name, column in ACCURACY_COLUMNS.items()},
+        "accuracies": f"""(SELECT {sql["object_text"].format("a.value_json")} FROM trial_user_attributes a
+                WHERE a.trial_id = t.trial_id AND a.key IN ('{PARTS_KEY}', '{BEFORE_PARTS[1]}')
+                ORDER BY a.key = '{BEFORE_PARTS[1]}' LIMIT 1)""",
+        "violation": violation,
     }
     selected = ", ".join(f"{columns[name]} AS {name}" for name in KINDS)
     return f"SELECT {selected} FROM trials t JOIN studies s ON s.study_id = t.study_id"

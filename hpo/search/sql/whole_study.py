@@ -12,7 +12,8 @@ from sqlalchemy.exc import IntegrityError
 from hpo.errors import StudyError
 from hpo.search.sql import attributes
 from hpo.search.sql.attributes import ARTIFACTS_KEY, UID_KEY
-from hpo.search.sql.claims import count_in, lock_study
+from hpo.search.sql.claims import lock_study
+from hpo.search.sql.counts import count_in
 from hpo.search.sql.fence import new_token
 from hpo.search.sql.heartbeats import reap
 from hpo.search.sql.storage import writing
@@ -26,6 +27,7 @@ from hpo.search.sql.tables import (
     trials,
 )
 from hpo.study_file.messages import explain
+from hpo.study_file.reading import KEPT, read_kept_spec
 from hpo.study_file.spec import Spec
 
 TABLES_OF_TRIALS = [table for table in metadata.sorted_tables if "trial_id" in table.c and table is not trials]
@@ -118,13 +120,13 @@ def _give_back_what_the_dead_had(engine: sa.Engine, study_id: int) -> None:
 def _renamed(study: str, spec: dict[str, Any], name: str) -> Spec:
     """Raises StudyError."""
     try:
-        Spec.model_validate_json(json.dumps(spec))
+        kept = read_kept_spec(json.dumps(spec))
     except ValidationError:
         raise StudyError(f"study '{study}' was submitted by another version of hpo; rename it with that one") from None
     try:
-        return Spec.model_validate_json(json.dumps(spec | {"name": name}))
+        return type(kept).model_validate_json(json.dumps(spec | {"name": name}), context=KEPT)
     except ValidationError as error:
-        raise StudyError(explain(error, Spec)) from None
+        raise StudyError(explain(error, type(kept))) from None
 
 
 def folder_of(name: str) -> str:

@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 
 from hpo.cores import cores
 from hpo.errors import DataError
-from hpo.study_file.spec import DataSpec
+from hpo.study_file.images import DataSpec
 from hpo.vision.data.disk import check_room, locked, unusable
 from hpo.vision.data.download import TINY_IMAGENET_MD5, download_tiny_imagenet
 from hpo.vision.data.sources import (

@@ -5,43 +5,49 @@ import platform
 import socket
 import subprocess
 from collections.abc import Mapping
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import optuna
-import torch
-
 import hpo
+from hpo.doors.objective import OBJECTIVES
+from hpo.study_file.spec import Spec
 
 GIT_SECS = 20
 """A checkout on a network drive may take seconds; one that does not answer keeps nobody from training."""
+PACKAGES = ("torch", "torchvision", "optuna", "numpy")
 
 
-def made_by(seed: int, device: str, fingerprints: Mapping[str, str]) -> dict[str, Any]:
+def made_by(spec: Spec, fingerprints: Mapping[str, str]) -> dict[str, Any]:
     """As this process makes trials, in JSON's types."""
+    return {**_versions(spec.objective_name), "seed": spec.seed, "host": socket.gethostname(), **fingerprints}
+
+
+@cache
+def _versions(objective: str) -> dict[str, Any]:
+    package = OBJECTIVES.package_of(objective)
     return {
         "hpo": hpo.__version__,
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": version("torchvision"),
-        "optuna": optuna.__version__,
-        "numpy": np.__version__,
-        "seed": seed,
-        "host": socket.gethostname(),
-        "device": device,
-        "threads": torch.get_num_threads(),
-        **fingerprints,
+        **{name: found for name in PACKAGES if (found := _version(name)) is not None},
+        **({"objective": package} if package else {}),
     }
 
 
-def _commit() -> str | None:
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
     """The commit of hpo's own checkout, with '+' if it was changed since; None when installed from a package, and where
     git is missing or does not answer.
     """
-    source = Path(__file__).parent
+    source = Path(__file__).parents[1]
     if not (source.parent / ".git").exists():
         return None
     try:

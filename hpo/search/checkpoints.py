@@ -1,0 +1,111 @@
+"""Checkpoints in the artifact store: what a trial had measured, and what its objective needs to go on from there."""
+
+import contextlib
+import errno
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hpo import PROTOCOL
+from hpo.artifacts import Artifacts
+from hpo.doors.objective import Measurement, Objective, Take, Trial
+from hpo.study_file.spec import Spec
+
+MAGIC = b"hpo checkpoint 1\n"
+"""Then a line of JSON, which says whose it is and what was measured; then the objective's own bytes."""
+
+Reports = list[dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """reports: score and parts after each step until then; content: the objective's."""
+
+    reports: Reports
+    content: bytes
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The folder of a study in the artifact store (hpo.doors.objective.Store)."""
+
+    artifacts: Artifacts
+    folder: str
+
+    @property
+    def location(self) -> str:
+        return f"{self.artifacts.location}/{self.folder}"
+
+    def read(self, name: str) -> bytes | None:
+        return self.artifacts.read(f"{self.folder}/{name}")
+
+    def write(self, name: str, content: bytes) -> None:
+        try:
+            self.artifacts.write(f"{self.folder}/{name}", content)
+        except OSError as error:
+            reason = f"HPO_ARTIFACTS: {self.location}/{name} cannot be written: {error.strerror or error}"
+            raise OSError(error.errno or errno.EIO, reason) from error
+
+    def remove(self, name: str) -> None:
+        self.artifacts.remove(f"{self.folder}/{name}")
+
+
+def checkpoint_name(number: int) -> str:
+    """Of a trial's file in its study's folder."""
+    return f"trial-{number}.checkpoint"
+
+
+def identity(spec: Spec, objective: Objective, params: Mapping[str, Any]) -> str:
+    """What must be equal for a checkpoint to be gone on from: another study of the same name may have left its own."""
+    about = spec.identity() | dict(objective.fingerprints()) | dict(objective.checkpoint_identity())
+    return json.dumps(about | {"protocol": PROTOCOL, "params": dict(params)}, sort_keys=True)
+
+
+def load(folder: StudyFolder, continues: Sequence[int], whose: str) -> Checkpoint | None:
+    """The latest that is there of the trials that one continues, and has this identity."""
+    for number in continues:
+        content = folder.read(checkpoint_name(number))
+        if content is None or not content.startswith(MAGIC):
+            continue
+        with contextlib.suppress(ValueError, KeyError):  # damaged: an older one must do, or the beginning
+            end = content.index(b"\n", len(MAGIC))
+            header = json.loads(content[len(MAGIC) : end])
+            if header["identity"] == whose:
+                return Checkpoint(header["reports"], content[end + 1 :])
+    return None
+
+
+def taking(
+    folder: StudyFolder, trial: Trial, continues: Sequence[int], whose: str, measured: Measurement, reports: Reports
+) -> Callable[[], Callable[[], None]]:
+    """What copies a checkpoint aside, as the CheckpointWriter asks for it."""
+    header = json.dumps({"identity": whose, "reports": reports}).encode()
+    offered = measured.checkpoint
+
+    def take() -> Callable[[], None]:
+        content = _content(offered)
+
+        def write() -> None:
+            folder.write(checkpoint_name(trial.number), MAGIC + header + b"\n" + content())
+            for number in set(continues) - {trial.number}:  # this one takes the place of those before it
+                folder.remove(checkpoint_name(number))
+
+        return write
+
+    return take
+
+
+def _content(offered: bytes | Take | None) -> Callable[[], bytes]:
+    if callable(offered):
+        return offered()
+    return lambda: offered or b""
+
+
+def discard(folder: StudyFolder | None, numbers: Sequence[int]) -> None:
+    """Removes the checkpoints of these trials. A file that is left over harms nobody."""
+    if folder is None:
+        return
+    for number in numbers:
+        with contextlib.suppress(OSError):
+            folder.remove(checkpoint_name(number))

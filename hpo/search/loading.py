@@ -1,0 +1,26 @@
+"""From a study to its objective, set up in this process."""
+
+import traceback
+from collections.abc import Callable
+
+from hpo.doors.objective import OBJECTIVES, Context, Objective, Store
+from hpo.errors import HpoError, InputError
+from hpo.study_file.custom import CustomSpec, settings_of
+from hpo.study_file.spec import Spec
+
+
+def load_objective(spec: Spec, store: Store, threads: int | None, say: Callable[[str], None]) -> Objective:
+    """Finds the objective by its name among hpo's own and those of installed packages, and sets it up. Raises
+    InputError if that does not work on this machine.
+    """
+    name = spec.objective_name
+    try:
+        kind = OBJECTIVES.find(name)
+        settings = settings_of(spec, kind) if isinstance(spec, CustomSpec) else spec.objective
+        return kind(settings, Context(spec.seed, threads, spec, store, say))
+    except HpoError:
+        raise
+    except Exception as error:  # whatever the package's own code raises: no trial is to count as failed
+        if not isinstance(error, ImportError):
+            say(traceback.format_exc())
+        raise InputError(f"objective '{name}' does not work on this machine: {error}") from error

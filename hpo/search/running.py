@@ -1,0 +1,241 @@
+"""One claimed trial from its parameters to its end: drawn, measured step by step, recorded; paused, pruned, complete."""
+
+import contextlib
+import itertools
+import math
+import mimetypes
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+
+from hpo.doors.objective import Measurement, Objective, Trial
+from hpo.doors.parameters import Params
+from hpo.errors import InputError, MachineError, StorageError
+from hpo.search import asha, checkpoints
+from hpo.search.checkpoint_writer import CheckpointWriter
+from hpo.search.checkpoints import Checkpoint, Reports, StudyFolder
+from hpo.search.failures import decide, in_words
+from hpo.search.provenance import made_by
+from hpo.search.sql import rungs
+from hpo.search.sql.claims import Claim
+from hpo.search.sql.outages import outlast
+from hpo.search.sql.queries import baseline_trial, best_trials
+from hpo.search.sql.reports import (
+    WORST_SCORE,
+    KeptFile,
+    finish,
+    finish_with_worst_score,
+    record_params,
+    record_step,
+    record_trouble,
+    violation,
+)
+from hpo.search.sql.studies import Study
+
+if TYPE_CHECKING:
+    from hpo.search.samplers import Sampling
+
+Say = Callable[[str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ReadyStudy:
+    """A study that a worker has set up. folder: its folder in the artifact store, None if nothing is kept."""
+
+    engine: sa.Engine
+    study: Study
+    objective: Objective
+    sampling: "Sampling"
+    folder: StudyFolder | None
+    say: Say
+
+    def outlast(self, operation: Callable[..., T], *arguments: Any) -> T:
+        """What the operation returns, however long the database is away."""
+        return outlast(partial(operation, *arguments), self.say)
+
+    def discard(self, *numbers: int) -> None:
+        """Removes the checkpoints of these trials."""
+        checkpoints.discard(self.folder, numbers)
+
+
+def run_trial(ready: ReadyStudy, claim: Claim) -> str:
+    """Draws the parameters, measures, and records; again if something failed that passes. What happened, in a line."""
+    params, distributions = ready.outlast(ready.sampling.draw, claim)
+    origin = claim.start.continues[-1] if claim.start.continues else claim.number
+    bracket = asha.bracket_of(ready.study.spec, origin)
+    ready.outlast(record_params, ready.engine, claim.hold, params, distributions, bracket)
+    does = "goes on" if claim.number in claim.start.continues else "starts"
+    ready.say(f"trial {claim.number} {does}: {_listed(params)}")
+    continues = claim.start.continues
+    for attempt in itertools.count():
+        try:
+            return _measure(ready, claim, params, continues, bracket)
+        except Exception as error:
+            wait = _handle(ready, claim, error, attempt)
+            if isinstance(wait, str):
+                return wait
+            time.sleep(wait)
+            ready.outlast(record_trouble, ready.engine, claim.hold, None)
+            continues = (claim.number, *(number for number in continues if number != claim.number))
+    raise AssertionError("unreachable")
+
+
+def _handle(ready: ReadyStudy, claim: Claim, error: Exception, attempt: int) -> float | str:
+    """How many seconds to wait before the trial is tried again, or how it has ended; else the error goes on."""
+    decision = decide(error, attempt)
+    if decision.action == "score worst" and not claim.start.baseline:  # which the others are compared with
+        ready.outlast(finish_with_worst_score, ready.engine, claim.hold, str(error))
+        ready.discard(claim.number, *claim.start.continues)
+        return f"trial {claim.number} complete with the worst score: out of memory ({error})"
+    if decision.action in ("fail", "score worst"):
+        ready.discard(claim.number, *claim.start.continues)  # another configuration is tried
+    if decision.action == "leave" and not isinstance(error, InputError | StorageError | MachineError):
+        raise InputError(in_words(error)) from error
+    if decision.action != "retry":
+        raise error
+    ready.say(f"trial {claim.number} goes on in {decision.wait_secs:g} s: {in_words(error)}")
+    ready.outlast(record_trouble, ready.engine, claim.hold, in_words(error))
+    return decision.wait_secs
+
+
+def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequence[int], bracket: int | None) -> str:
+    """Takes measurements until the objective ends, or the trial is paused or pruned."""
+    spec = ready.study.spec
+    whose = checkpoints.identity(spec, ready.objective, params)
+    found = checkpoints.load(ready.folder, continues, whose) if ready.folder and continues else None
+    trial = Trial(
+        number=claim.number,
+        params=params,
+        seed=spec.seed,
+        steps=spec.steps,
+        baseline=claim.start.baseline,
+        checkpoint=found.content if found else None,
+    )
+    reports = _replay(ready, claim, found)
+    resumed_after = len(reports)
+    seen = rungs.Seen(claim.hold.trial_id, bracket)
+    verdict: asha.Verdict = "goes on"
+    measured = None
+    with _measuring(ready.objective, trial) as (measurements, writer):
+        for measured in measurements:
+            reports = [report for report in reports if report["step"] < measured.step]
+            reports.append({"step": measured.step, "score": measured.score, **measured.parts})
+            if ready.folder and measured.checkpoint is not None and measured.step < spec.steps:
+                writer.offer(checkpoints.taking(ready.folder, trial, continues, whose, measured, list(reports)))
+            if not trial.baseline and measured.step < spec.steps:
+                verdict = ready.outlast(_judge, ready, seen, measured)
+            ready.outlast(record_step, ready.engine, claim.hold, measured, reports)
+            if verdict != "goes on":
+                writer.flush()
+                break
+            writer.move_on()
+    if measured is None:
+        raise RuntimeError(f"objective '{spec.objective_name}' measured nothing")
+    return _end(ready, claim, _with_provenance(ready, measured, resumed_after), verdict)
+
+
+@contextlib.contextmanager
+def _measuring(objective: Objective, trial: Trial) -> Iterator[tuple[Iterator[Measurement], CheckpointWriter]]:
+    """The measurements, which end before others are told that they may go on with the trial. If it is left between two
+    steps, what was measured last is kept.
+    """
+    writer = CheckpointWriter()
+    measurements = iter(objective.run(trial))
+    try:
+        yield measurements, writer
+    except BaseException:
+        with contextlib.suppress(OSError):
+            writer.flush()
+        raise
+    finally:
+        writer.close()
+        if close := getattr(measurements, "close", None):
+            close()
+
+
+def _replay(ready: ReadyStudy, claim: Claim, found: Checkpoint | None) -> Reports:
+    """Records what was measured before the checkpoint, which the trial that goes on has not reported itself."""
+    reports: Reports = []
+    for report in found.reports if found else ():
+        reports.append(report)
+        measured = Measurement(int(report["step"]), report["score"])
+        ready.outlast(record_step, ready.engine, claim.hold, measured, reports)
+    return reports
+
+
+def _judge(ready: ReadyStudy, seen: rungs.Seen, measured: Measurement) -> asha.Verdict:
+    """What becomes of the trial. Not judged are the baseline, steps before a checkpoint, and the last step."""
+    return asha.judge(ready.engine, ready.study.study_id, ready.study.spec, seen, measured.step, measured.score)
+
+
+def _with_provenance(ready: ReadyStudy, measured: Measurement, resumed_after: int) -> Measurement:
+    """With what made the trial, beside what the objective itself says of it."""
+    made = made_by(ready.study.spec, ready.objective.fingerprints())
+    own = measured.attributes.get("made_by", {})
+    resumed = {"resumed_after_epoch": resumed_after} if resumed_after else {}
+    attributes = {**measured.attributes, "host": made["host"], "made_by": {**made, **own}, **resumed}
+    return Measurement(
+        measured.step, measured.score, measured.parts, None, measured.constraints, attributes, measured.keep
+    )
+
+
+def _end(ready: ReadyStudy, claim: Claim, measured: Measurement, verdict: asha.Verdict) -> str:
+    number, step = claim.number, f"{ready.study.spec.step_word} {measured.step}"
+    if verdict == "paused":
+        pruned = ready.outlast(rungs.pause, ready.engine, ready.study.study_id, claim.hold, measured)
+        ready.discard(*pruned)
+        return f"trial {number} paused at {step}: score {measured.score:.4f}"
+    ended = "pruned" if verdict == "pruned" else "complete"
+    score = WORST_SCORE if math.isnan(measured.score) else measured.score  # the database holds no NaN as a result
+    worth_keeping = ended == "complete" and ready.outlast(_is_worth_keeping, ready, claim, measured)
+    files = _keep(ready, measured) if worth_keeping else []
+    ready.outlast(finish, ready.engine, claim.hold, ended.upper(), score, measured, files)
+    ready.discard(number, *claim.start.continues)
+    return f"trial {number} {ended} at {step}: score {score:.4f}"
+
+
+def _is_worth_keeping(ready: ReadyStudy, claim: Claim, measured: Measurement) -> bool:
+    """The baseline, and what is the best feasible trial when it ends: so there are few."""
+    if claim.start.baseline:
+        return True
+    best = best_trials(ready.engine, ready.study.name, 1)
+    is_best = not best or not best[0].feasible or best[0].score is None or measured.score > best[0].score
+    return is_best and not _is_infeasible(ready, measured)
+
+
+def _is_infeasible(ready: ReadyStudy, measured: Measurement) -> bool:
+    """As far as that is known: comparisons with the baseline are not before it is complete."""
+    if not measured.constraints:
+        return False
+    baseline = baseline_trial(ready.engine, ready.study.name)
+    parts: Mapping[str, float] | None = baseline.parts if baseline else None
+    found = [violation(constraint, measured.parts, parts) for constraint in measured.constraints.values()]
+    return any(exceeded is not None and exceeded > 0 for exceeded in found)
+
+
+def _keep(ready: ReadyStudy, measured: Measurement) -> list[KeptFile]:
+    """Files that cannot be made or stored do not take their trial with them."""
+    if ready.folder is None:
+        return []
+    kept = []
+    try:
+        for filename, content in measured.keep().items():
+            kind = mimetypes.guess_type(filename)[0] or "application/octet-stream"
+            file = KeptFile(str(uuid.uuid4()), filename, kind)
+            ready.folder.artifacts.write(file.artifact_id, content)
+            kept.append(file)
+    except Exception as error:
+        ready.say(f"not all files of this trial could be kept: {error!r}")
+    return kept
+
+
+def _listed(params: Params) -> str:
+    return ", ".join(
+        f"{key} = {value:.4g}" if isinstance(value, float) else f"{key} = {value}" for key, value in params.items()
+    )

@@ -1,0 +1,63 @@
+"""How many trials of a study are in each state."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from hpo.search.sql.conditions import is_paused
+from hpo.search.sql.tables import trials
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trials of a study by state. waiting: those that were given back, promoted or asked for, and have not started;
+    paused: of the waiting ones.
+    """
+
+    complete: int = 0
+    pruned: int = 0
+    failed: int = 0
+    running: int = 0
+    waiting: int = 0
+    paused: int = 0
+
+    @property
+    def finished(self) -> int:
+        return self.complete + self.pruned
+
+
+_FIELD_OF_STATE = {
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+    "RUNNING": "running",
+    "WAITING": "waiting",
+}
+
+
+def count(engine: sa.Engine, study_id: int) -> Counts:
+    """Of one study."""
+    with engine.connect() as connection:
+        return count_in(connection, study_id)
+
+
+def count_all(connection: sa.Connection) -> dict[int, Counts]:
+    """Of every study that has trials, by study_id."""
+    return _count(connection, sa.true())
+
+
+def count_in(connection: sa.Connection, study_id: int) -> Counts:
+    """Of one study, within a transaction."""
+    return _count(connection, trials.c.study_id == study_id).get(study_id, Counts())
+
+
+def _count(connection: sa.Connection, which: sa.ColumnElement[bool]) -> dict[int, Counts]:
+    t = trials.c
+    paused = sa.func.sum(sa.case((is_paused(), 1), else_=0))
+    query = sa.select(t.study_id, t.state, sa.func.count(), paused).where(which).group_by(t.study_id, t.state)
+    found: dict[int, dict[str, int]] = {}
+    for study_id, state, number, waiting_paused in connection.execute(query):
+        counts = found.setdefault(study_id, {"paused": 0})
+        counts[_FIELD_OF_STATE[state]] = number
+        counts["paused"] += waiting_paused
+    return {study_id: Counts(**counts) for study_id, counts in found.items()}

@@ -1,0 +1,276 @@
+"""The study file of the objective `robust-accuracy`: images, a network, training, and the accuracies of the score."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
+
+from hpo.doors.network import family_of, freezable_layers
+from hpo.doors.parameters import Section, is_kept
+from hpo.doors.perturbation import PERTURBATIONS, NotInstalled, Perturbation
+from hpo.errors import InputError
+from hpo.study_file.messages import with_allowed_keys
+from hpo.study_file.parameters import ImageSearch
+from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec, shares_in_words
+
+ROBUST_ACCURACY = "robust-accuracy"
+
+
+def _checked_path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"must be a path, not {text!r}")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{text!r} names the home of a user who does not exist") from None
+    return text
+
+
+def _checked_network(name: str, info: ValidationInfo) -> str:
+    try:
+        family_of(name)
+    except InputError as error:
+        if not is_kept(info):
+            raise ValueError(str(error)) from None
+    return name
+
+
+PathText = Annotated[str, AfterValidator(_checked_path)]
+"""A path as text; `~` is the home folder."""
+WEIGHTS_WITHOUT_FILE = ("imagenet", "none")
+"""Values of `model.weights` that name no file."""
+CLEAN = "clean"
+"""What the accuracy on unperturbed images is called."""
+NEWER_DATA_KEYS = ("bad_images", "max_bad_share", "split_seed")
+
+
+class DataSpec(Section):
+    """The images."""
+
+    name: Literal["tiny-imagenet", "image-folder", "digits"]
+    """`tiny-imagenet`, `image-folder` (a folder or zip with a folder a class), `digits` (scikit-learn's handwritten
+    digits).
+    """
+    root: PathText = "~/.cache/hpo"
+    """Where downloads and decoded images are kept on this machine; HPO_DATA_ROOT wins over it."""
+    archive: PathText | None = None
+    """A zip or a folder with the images, instead of a download."""
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """The share of the training images of each class that scores trials (the tuning images) and is not trained on."""
+    images_per_class: Annotated[int, Field(ge=1)] | None = None
+    """Train on so many of each class; the tuning images are taken before this limit."""
+    bad_images: Literal["refuse", "skip"] = "refuse"
+    """What to do if images cannot be decoded: `refuse` them all, by name, or `skip` them."""
+    max_bad_share: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """The largest share of all images that may be skipped."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Which training images become tuning images: 0 unless given, whatever the study's seed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "DataSpec":
+        if self.name == "image-folder" and self.archive is None:
+            raise ValueError("name = 'image-folder' needs archive: the folder or zip that holds a folder a class")
+        if self.name == "digits" and self.archive is not None:
+            raise ValueError("name = 'digits' takes no archive; the digits come with scikit-learn")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that a study that uses none of them is what it was before there were such keys: for workers of then, and
+        for its checkpoints.
+        """
+        document: dict[str, Any] = handler(self)
+        unused = [key for key in NEWER_DATA_KEYS if document.get(key) == DataSpec.model_fields[key].default]
+        return {key: value for key, value in document.items() if key not in unused}
+
+
+class ModelSpec(Section):
+    """The network."""
+
+    name: Annotated[str, AfterValidator(_checked_network)] = "resnet18"
+    """`resnet18`, `resnet34`, `resnet50`, or of an installed package."""
+    weights: PathText = "imagenet"
+    """`imagenet` (torchvision's), a .safetensors or .pth file, or `none` (random)."""
+    input_size: Annotated[int, Field(ge=8, le=1024)] = 64
+    """Height and width that images are resized to, after they were perturbed."""
+
+
+class TrainingSpec(Section):
+    """What is the same in all trials."""
+
+    epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
+    """Of the convolutions' and the head's weights; BatchNorm and biases have none."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    horizontal_flip: bool = True
+    """Whether a mirrored image is still of its class; false for text and digits."""
+    compile: bool = False
+    """Whether `torch.compile` first makes the training step faster: that takes half a minute a trial on a GPU, minutes
+    on a few cores.
+    """
+
+
+def _perturbation(given: Any, info: ValidationInfo) -> Perturbation:
+    """A table as the member of its name reads it."""
+    if isinstance(given, Perturbation):
+        return given
+    if not isinstance(given, Mapping):
+        raise PydanticKnownError("model_type", {"class_name": Perturbation.__name__})
+    name = given.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"name is required: {' or '.join(PERTURBATIONS.names())}")
+    try:
+        kind = PERTURBATIONS.find(name)
+    except InputError as error:
+        if is_kept(info):
+            return NotInstalled.model_validate(given)
+        raise ValueError(str(error)) from None
+    try:
+        return kind.model_validate(given, context=info.context)
+    except ValidationError as error:
+        raise with_allowed_keys(error, kind) from None
+
+
+class ObjectiveSpec(Section):
+    """The score: a weighted mean of clean and perturbed accuracies."""
+
+    name: Annotated[Literal["robust-accuracy"], Field(exclude=True)] = "robust-accuracy"
+    """The objective; one of an installed package has sections of its own."""
+    clean: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Weight of the clean accuracy; with those of the perturbations it sums to 1."""
+    max_clean_drop: Annotated[float, Field(ge=0, le=1)] | None = None
+    """A trial is feasible if its clean accuracy is at most so far below the baseline's."""
+    perturbations: Annotated[
+        list[Annotated[SerializeAsAny[Perturbation], PlainValidator(_perturbation)]], Field(min_length=1)
+    ]
+
+    @model_validator(mode="after")
+    def _check(self) -> "ObjectiveSpec":
+        names = [perturbation.name for perturbation in self.perturbations]
+        for name in names:
+            if name == CLEAN:
+                raise ValueError(
+                    f"no perturbation may be called '{CLEAN}', which is what unperturbed images are called"
+                )
+            if names.count(name) > 1:
+                raise ValueError(f"perturbation '{name}' is listed twice; keep one of them")
+        weights = [self.clean, *(perturbation.weight for perturbation in self.perturbations)]
+        if not math.isclose(sum(weights), 1, abs_tol=1e-6):
+            parts = " + ".join(f"{weight:g}" for weight in weights)
+            raise ValueError(f"the weights must sum to 1, but clean and perturbations give {parts} = {sum(weights):g}")
+        return self
+
+
+class ImageSpec(Spec):
+    """A whole study file of the objective `robust-accuracy`."""
+
+    data: DataSpec
+    model: ModelSpec = ModelSpec()
+    training: TrainingSpec = TrainingSpec()
+    search: ImageSearch
+    objective: ObjectiveSpec
+    sampler: SamplerSpec = SamplerSpec()
+    pruner: PrunerSpec = PrunerSpec()
+
+    @property
+    def objective_name(self) -> str:
+        return ROBUST_ACCURACY
+
+    @property
+    def steps(self) -> int:
+        return self.training.epochs
+
+    @property
+    def step_word(self) -> str:
+        return "epoch"
+
+    @property
+    def waits_for_baseline(self) -> bool:
+        return self.search.may_start_from_baseline
+
+    @property
+    def shows_percent(self) -> bool:
+        return True
+
+    @property
+    def trade_off(self) -> tuple[str, str]:
+        return "clean_accuracy", "perturbed_accuracy"
+
+    @property
+    def is_constrained(self) -> bool:
+        return self.objective.max_clean_drop is not None
+
+    @property
+    def split_seed(self) -> int:
+        """Which training images become tuning images; the study's own seed where an older hpo submitted it."""
+        return self.seed if self.data.split_seed is None else self.data.split_seed
+
+    def identity(self) -> dict[str, Any]:
+        document = self.model_dump(mode="json", include={"seed", "data", "model", "training", "objective"})
+        document["model"].pop("weights")
+        for where in ("name", "root", "archive"):
+            document["data"].pop(where)
+        return document
+
+    def summary(self) -> list[str]:
+        perturbations = self.objective.perturbations
+        parts = [(p.weight, f"accuracy under {p.name} {p.scored_severity:g}") for p in perturbations]
+        score = shares_in_words([(self.objective.clean, "clean accuracy"), *parts])
+        lines = [
+            f"**{self.model.name}** (weights: {self.model.weights}), **{self.data.name}**, {self.model.input_size} px.",
+            f"Score: {score}, on tuning images that no trial trains on.",
+            "Trial 0 is the *baseline*: the file's defaults without perturbed training images; it is never pruned.",
+            "Pictures: at the baseline and at each trial that was the best when it ended.",
+        ]
+        if (limit := self.objective.max_clean_drop) is not None:
+            lines.append(
+                f"A trial is feasible if its clean accuracy is at most {100 * limit:g} points below the baseline's "
+                "(`clean_drop`)."
+            )
+        return lines
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, document: Any, info: ValidationInfo) -> Any:
+        """New studies split their images by a seed of its own; older ones were split by the study's."""
+        if isinstance(document, Mapping) and not is_kept(info) and isinstance(data := document.get("data"), Mapping):
+            return {**document, "data": {"split_seed": 0, **data}}
+        return document
+
+    @model_validator(mode="after")
+    def _check(self) -> "ImageSpec":
+        limit = freezable_layers(self.model.name)
+        for value in self.search.values("frozen_layers"):
+            if limit is not None and isinstance(value, int) and value > limit:
+                raise ValueError(f"search.frozen_layers: {value} is more than the {limit} of {self.model.name}")
+        if "perturbed_share" in self.search.searched and self.search.values("augmentation_strength") == [0]:
+            raise ValueError(
+                "search.perturbed_share: no image is perturbed while augmentation_strength is fixed at 0; give both"
+            )
+        return self
+
+    def with_absolute_paths(self) -> "ImageSpec":
+        """So that a worker that starts in another folder finds the same files."""
+        data, model = self.data, self.model
+        if data.archive is not None:
+            data = data.model_copy(update={"archive": _absolute(data.archive)})
+        if model.weights not in WEIGHTS_WITHOUT_FILE:
+            model = model.model_copy(update={"weights": _absolute(model.weights)})
+        return self.model_copy(update={"data": data, "model": model})
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute().resolve())
