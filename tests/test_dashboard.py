@@ -43,7 +43,9 @@ from hpo.search.sql.studies import extend, find_studies, submit
 from hpo.search.sql.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
 from hpo.search.study_files import is_elsewhere, location_in_full
 from hpo.search.worker import work
-from hpo.web.dashboard import _DashboardStorage, build_app, clean_against_perturbed
+from hpo.web.dashboard import build_app
+from hpo.web.drawing import clean_against_perturbed
+from hpo.web.storage import DashboardStorage
 
 PASSWORD = "a-long-password"  # noqa: S105
 FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
@@ -182,7 +184,7 @@ def test_the_dashboard_reads_what_optuna_reads_and_sees_the_constraints(engine: 
     fill(engine, "large", 120, finished=100)
     backend = optuna_storage(engine.url)
     study_id = backend.get_study_id_from_name("large")
-    watched = _DashboardStorage(backend)
+    watched = DashboardStorage(backend)
     for _ in range(2):  # read anew, and from memory
         ours = watched.get_all_trials(study_id, deepcopy=False)
         theirs = backend.get_all_trials(study_id)

@@ -21,7 +21,8 @@ from rich.console import Console, RenderableType
 
 import hpo as package
 from hpo import errors
-from hpo.cli import display, main
+from hpo.cli import progress, tables
+from hpo.cli.main import main
 from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
 from hpo.search import asha
@@ -138,7 +139,7 @@ def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) 
     with engine.begin() as connection:
         split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}
         attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
-    said = said_to_people(display.status_view(look(engine, [], tidy=False), tracebacks=False))
+    said = said_to_people(tables.status_view(look(engine, [], tidy=False), tracebacks=False))
     assert " study 0/3 0 0 0 0 – – –" in said, "nothing failed"  # noqa: RUF001
     assert "study: 1 trial was interrupted; its slot was given out again" in said
     assert "study: 1 trial is paused, and goes on if it comes to be the best" in said
@@ -162,7 +163,7 @@ def test_a_run_says_how_many_images_there_are_as_soon_as_that_is_known(
                 attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
         return look
 
-    display.follow(engine, study, working)
+    progress.follow(engine, study, working)
     said = capsys.readouterr().err
     assert said.count("images: 1,026 training, 114 tuning and 285 test images of 3 classes") == 1
     assert said.count("Warning: max_clean_drop = 0.015 is 1.7 of 114 tuning images: one more or less decides") == 1
@@ -173,7 +174,7 @@ def test_a_log_says_now_and_then_what_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a terminal nothing was said for as long as a trial took."""
-    monkeypatch.setattr(display, "QUIET_SECS", 0.0)
+    monkeypatch.setattr(progress, "QUIET_SECS", 0.0)
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study, _ = submit(engine, make_spec())
     looks = iter([True, True, False])
@@ -182,7 +183,7 @@ def test_a_log_says_now_and_then_what_runs(
         claim_next(engine, study, "host:1")
         return next(looks)
 
-    display.follow(engine, study, working)
+    progress.follow(engine, study, working)
     said = capsys.readouterr().err
     assert said.count("0 of 6 trials finished; ") == 2
     assert "baseline" in said or "trial" in said
@@ -264,8 +265,8 @@ def test_a_best_that_is_the_baseline_is_said_to_be(hpo: Hpo, constrained: Path) 
 
 def test_tables_say_how_much_so_many_images_tell(hpo: Hpo, folder: Path) -> None:
     assert "So many images tell an accuracy to ± 2.0 points (95 %)" in " ".join(hpo("best", "large").stdout.split())
-    assert display.half_width(0.5, 2500) == pytest.approx(1.96 * math.sqrt(0.25 / 2500), rel=1e-3)
-    assert 0 < display.half_width(1.0, 114) < 0.03, "all right is not quite certain"
+    assert tables.half_width(0.5, 2500) == pytest.approx(1.96 * math.sqrt(0.25 / 2500), rel=1e-3)
+    assert 0 < tables.half_width(1.0, 114) < 0.03, "all right is not quite certain"
 
 
 def test_ctrl_c_is_the_way_out_of_watch(hpo: Hpo, start: Start, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from free_objective import FreeObjective
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
 
-from hpo.cli.display import status_view
+from hpo.cli.tables import status_view
 from hpo.doors.objective import Trial
 from hpo.doors.parameters import Params
 from hpo.errors import DataError, InputError, StorageError, StudyError, WorkerError

@@ -134,12 +134,13 @@ def image_study(file: Path, found: Look) -> str:
     size = max((size for size in INPUT_SIZES if size <= usual), default=INPUT_SIZES[0])
     batches = [batch for batch in BATCH_SIZES if batch <= count - tuning] or [BATCH_SIZES[0]]
     dropped = f"infeasible: more clean accuracy lost; 0.015 is {0.015 * tuning:.2g} of so many tuning images"
+    kind = "a folder a class" if found.kind == "image-folder" else "its own layout"
     return _study(
         file,
         f"{_printable(found.where.name)}: {_summary(found)}",
-        30,
-        [
-            _line(f'name = "{found.kind}"', "a folder a class" if found.kind == "image-folder" else "its own layout"),
+        budget=30,
+        data=[
+            _line(f'name = "{found.kind}"', kind),
             f"archive = {_quoted(str(found.where.expanduser().absolute()))}",
             _line(
                 f"validation_fraction = {fraction}", f"of each class: {tuning:,} or so, which score the trials (tuning)"
@@ -147,52 +148,50 @@ def image_study(file: Path, found: Look) -> str:
             _line("# images_per_class = 100", "learn from so many of each class, for a first look"),
             _line(f'{"" if found.bad else "# "}bad_images = "skip"', "leave out what cannot be decoded, up to 1 %"),
         ],
-        [
+        model=[
             _line('weights = "imagenet"', 'downloaded (45 MB); or "none", or a .safetensors or .pth file'),
             _line(
                 f"input_size = {size}",
                 f"px to scale images to (they have {usual}, the median); twice takes 4 times as long",
             ),
         ],
-        10,
-        _line("horizontal_flip = true", "false if mirrored images are of no class, as those of text"),
-        [
+        training=[
+            "epochs = 10",
+            _line("horizontal_flip = true", "false if mirrored images are of no class, as those of text"),
+        ],
+        search=[
             f"batch_size = {{ choices = {batches} }}",
             "learning_rate = { low = 1e-3, high = 1e-1, log = true, default = 2e-2 }",
             _line("frozen_layers = { low = 0, high = 9 }", "the stem and eight residual blocks, from the input"),
             "augmentation_strength = { low = 0.0, high = 1.0, default = 0.7 }",
         ],
-        _line("# max_clean_drop = 0.015", dropped),
-        sigma=0.1,
-        fraction=0.05,
+        objective=_objective(_line("# max_clean_drop = 0.015", dropped), sigma=0.1, fraction=0.05),
     )
 
 
 def digits_study(file: Path) -> str:
     """The text of a study file for scikit-learn's digits."""
+    dropped = "infeasible: more clean accuracy lost, against the baseline"
     return _study(
         file,
         "Handwritten digits: 1,797 real scans of 8 px, which come with scikit-learn; nothing is downloaded",
-        10,
-        [
+        budget=10,
+        data=[
             _line('name = "digits"', 'or "image-folder" with archive = "a folder or zip of yours": hpo new --images'),
             _line("validation_fraction = 0.2", "of each class: 287, which score the trials (tuning)"),
         ],
-        [
+        model=[
             _line('weights = "none"', 'from scratch; or "imagenet" (downloaded), or a .safetensors or .pth file'),
             "input_size = 32",
         ],
-        4,
-        _line("horizontal_flip = false", "a mirrored digit is none"),
-        [
+        training=["epochs = 4", _line("horizontal_flip = false", "a mirrored digit is none")],
+        search=[
             "batch_size = { choices = [16, 32, 64] }",
             "learning_rate = { low = 5e-3, high = 2e-1, log = true }",
             _line("frozen_layers = { low = 0, high = 2 }", "from the input on"),
             "augmentation_strength = { low = 0.0, high = 1.0, default = 0.5 }",
         ],
-        _line("# max_clean_drop = 0.02", "infeasible: more clean accuracy lost, against the baseline"),
-        sigma=0.3,
-        fraction=0.2,
+        objective=_objective(_line("# max_clean_drop = 0.02", dropped), sigma=0.3, fraction=0.2),
     )
 
 
@@ -202,62 +201,48 @@ def _study(
     budget: int,
     data: list[str],
     model: list[str],
-    epochs: int,
-    flip: str,
+    training: list[str],
     search: list[str],
-    max_clean_drop: str,
-    sigma: float,
-    fraction: float,
+    objective: list[str],
 ) -> str:
-    """The text of a study file; what differs from one source of images to another is given, in the file's order."""
-    return "\n".join(
-        [
-            f"# {title}.",
-            "#",
-            f"#   hpo run {shlex.quote(_printable(file.name))} --workers auto",
-            "#",
-            "# Every key, its default and what it means: hpo/spec.py, hpo/parameters.py. For one run: --set budget=50",
-            "",
-            f"name = {_quoted(_name(file))}",
-            _line(f"budget = {budget}", "trials, the baseline among them"),
-            "seed = 0",
-            "",
-            "[data]",
-            *data,
-            "",
-            "[model]",
-            _line('name = "resnet18"', 'or "resnet34", "resnet50"'),
-            *model,
-            "",
-            "[training]",
-            f"epochs = {epochs}",
-            flip,
-            "",
-            _line("[search]", "a range, choices, or a fixed value"),
-            *search,
-            "",
-            _line("[objective]", "the score: accuracies times weights, which sum to 1"),
-            _line("clean = 0.5", "weight of the accuracy on clean images"),
-            max_clean_drop,
-            "",
-            "[[objective.perturbations]]",
-            'name = "gaussian-noise"',
-            _line(f"sigma = {sigma}", "standard deviation, where pixels go from 0 to 1"),
-            "weight = 0.25",
-            "",
-            "[[objective.perturbations]]",
-            'name = "pixel-recolor"',
-            _line(f"fraction = {fraction}", "of the pixels"),
-            "weight = 0.25",
-            "",
-            "[sampler]",
-            _line('name = "auto"', 'a Gaussian process, then TPE; or "tpe", "gp", "random", "grid"'),
-            "",
-            "[pruner]",
-            _line('name = "asha"', 'pauses what falls behind; or "hyperband", "median", "none"'),
-            "",
-        ]
-    )
+    """The text of a study file: the lines of its sections, and around them what every new study has in common."""
+    lines = [
+        f"# {title}.",
+        "#",
+        f"#   hpo run {shlex.quote(_printable(file.name))} --workers auto",
+        "#",
+        "# Every key, its default and what it means: hpo/spec.py, hpo/parameters.py. For one run: --set budget=50",
+        "",
+        f"name = {_quoted(_name(file))}",
+        _line(f"budget = {budget}", "trials, the baseline among them"),
+        "seed = 0",
+        *("", "[data]", *data),
+        *("", "[model]", _line('name = "resnet18"', 'or "resnet34", "resnet50"'), *model),
+        *("", "[training]", *training),
+        *("", _line("[search]", "a range, choices, or a fixed value"), *search),
+        *("", *objective),
+        *("", "[sampler]", _line('name = "auto"', 'a Gaussian process, then TPE; or "tpe", "gp", "random", "grid"')),
+        *("", "[pruner]", _line('name = "asha"', 'pauses what falls behind; or "hyperband", "median", "none"')),
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _objective(max_clean_drop: str, sigma: float, fraction: float) -> list[str]:
+    return [
+        _line("[objective]", "the score: accuracies times weights, which sum to 1"),
+        _line("clean = 0.5", "weight of the accuracy on clean images"),
+        max_clean_drop,
+        "",
+        "[[objective.perturbations]]",
+        'name = "gaussian-noise"',
+        _line(f"sigma = {sigma}", "standard deviation, where pixels go from 0 to 1"),
+        "weight = 0.25",
+        "",
+        "[[objective.perturbations]]",
+        'name = "pixel-recolor"',
+        _line(f"fraction = {fraction}", "of the pixels"),
+        "weight = 0.25",
+    ]
 
 
 def _line(setting: str, comment: str) -> str:

@@ -1,5 +1,6 @@
 """What several commands share: options and arguments, each as a decorator, and how a study is opened."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,3 +84,8 @@ def open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
 
     engine = open_engine(parse_url(storage))
     return engine, find_studies(engine, [name])[0]
+
+
+def launch_command(study: str) -> str:
+    """What to type next, for a study that has work left."""
+    return f"hpo launch {shlex.quote(study)} --workers 2"

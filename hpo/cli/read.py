@@ -31,7 +31,7 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
     All studies of the database, if none is named; a single one with the tracebacks of its failures. Gives out again
     the slots of trials whose workers are gone.
     """
-    from hpo.cli import display
+    from hpo.cli import tables
     from hpo.cli.watching import look
     from hpo.search.sql.storage import open_engine, parse_url
 
@@ -40,7 +40,7 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
         found = [record.as_json() for record in records]
         click.echo(json.dumps(found[0] if len(studies) == 1 else found, indent=2))
     else:
-        display.console().print(display.status_view(records, tracebacks=len(studies) == 1))
+        tables.console().print(tables.status_view(records, tracebacks=len(studies) == 1))
         if not records:
             click.echo("there are no studies yet; `hpo submit` puts one into the database", err=True)
 
@@ -68,7 +68,7 @@ def watch(studies: Sequence[str], storage: str, interval: float) -> None:
 @click.option("--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`.")
 def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -> None:
     """The best configuration of a study, beside its baseline."""
-    from hpo.cli import display
+    from hpo.cli import tables
     from hpo.search.sql.queries import best_trials
     from hpo.study_file.reading import trial_as_toml
 
@@ -79,14 +79,14 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
         raise NothingCompleteError(study)
     if as_toml:
         if results[0].baseline:
-            click.echo(f"# {display.nothing_beats_baseline(found)}: this is the baseline itself.")
+            click.echo(f"# {tables.nothing_beats_baseline(found)}: this is the baseline itself.")
         click.echo(trial_as_toml(found.spec, results[0].number, results[0].params), nl=False)
     elif as_json:
         click.echo(json.dumps(results[0].as_json(), indent=2))
     elif as_csv:
         _print_csv(results)
     else:
-        display.print_best(display.console(), engine, found, results)
+        tables.print_best(tables.console(), engine, found, results)
 
 
 @click.command()
@@ -105,7 +105,7 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
     augmentation_strength, initial_weights and others that the study searches, number, state, worker, started_at,
     finished_at, baseline, feasible.
     """
-    from hpo.cli import display
+    from hpo.cli import tables
     from hpo.search.sql.filters import names_state
     from hpo.search.sql.queries import best_trials
 
@@ -116,7 +116,7 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
             others = "" if names_state(where) else "; name the state to look at others, as in: state = 'pruned'"
             raise HpoError(f"study '{study}' has no complete trial where {where}{others}")
         chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
-        display.print_best(display.console(), engine, found, results, " ".join(filter(None, chosen)))
+        tables.print_best(tables.console(), engine, found, results, " ".join(filter(None, chosen)))
 
 
 @click.command()
@@ -126,7 +126,7 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
 @csv_option
 def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     """The trials that no other beats both clean and perturbed."""
-    from hpo.cli import display
+    from hpo.cli import tables
     from hpo.search.sql.queries import pareto_front
 
     engine, found = open_study(study, storage)
@@ -134,9 +134,9 @@ def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     if not _print_data(results, as_json, as_csv):
         constrained = found.spec.objective.max_clean_drop is not None
         title = f"Clean against perturbed: {study}"
-        _print_table(found, results, display.results_table(results, None, title, constrained))
-        for line in display.explain_feasibility(found, results[0].images):
-            display.console().print(line)
+        _print_table(found, results, tables.results_table(results, None, title, constrained))
+        for line in tables.explain_feasibility(found, results[0].images):
+            tables.console().print(line)
 
 
 @click.command()
@@ -146,13 +146,13 @@ def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
 @csv_option
 def history(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     """When the best score was reached: each trial that was better than all before it."""
-    from hpo.cli import display
+    from hpo.cli import tables
     from hpo.search.sql.queries import began_at, improvements
 
     engine, found = open_study(study, storage)
     results = improvements(engine, study)
     if not _print_data(results, as_json, as_csv):
-        table = display.history_table(results, began_at(engine, study), f"The best score of {study}")
+        table = tables.history_table(results, began_at(engine, study), f"The best score of {study}")
         _print_table(found, results, table)
 
 
@@ -166,7 +166,7 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
 
     By Optuna's default evaluator, PED-ANOVA; shares, which sum to 1.
     """
-    from hpo.cli import display
+    from hpo.cli import tables
     from hpo.search.importances import parameter_importances
 
     engine, found = open_study(study, storage)
@@ -176,7 +176,7 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     elif as_csv:
         csv.writer(sys.stdout).writerows([("parameter", "importance"), *shares.items()])
     else:
-        display.console().print(display.importances_table(shares, f"What the score of {study} depends on"))
+        tables.console().print(tables.importances_table(shares, f"What the score of {study} depends on"))
 
 
 @click.command()
@@ -233,11 +233,11 @@ def _print_csv(results: "Sequence[TrialResult]") -> None:
 
 
 def _print_table(study: "Study", results: "Sequence[TrialResult]", table: "Table") -> None:
-    from hpo.cli import display
+    from hpo.cli import tables
 
     if not results:
         raise NothingCompleteError(study.name)
-    display.console().print(table)
+    tables.console().print(table)
 
 
 READING_COMMANDS = (status, watch, best, top, pareto, history, importances, dashboard)

@@ -14,7 +14,7 @@ import click
 import sqlalchemy as sa
 
 from hpo.artifacts import open_artifacts
-from hpo.cli import display
+from hpo.cli import progress, tables
 from hpo.errors import StorageError, StudyError
 from hpo.search.sql import heartbeats
 from hpo.search.sql.claims import count
@@ -49,12 +49,12 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
     check_workers(workers)  # before anything that takes long
     url = parse_url(storage)
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
-    with display.StepProgress() as progress:
-        images = load_images(spec.data, spec.model.input_size, spec.seed, progress)
+    with progress.StepProgress() as steps:
+        images = load_images(spec.data, spec.model.input_size, spec.seed, steps)
     if images.skipped:
-        click.echo(f"{display.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
+        click.echo(f"{tables.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
     if images.left_out:
-        others = display.counted(sum(images.left_out.values()), "file")
+        others = tables.counted(sum(images.left_out.values()), "file")
         click.echo(f"{others} left out, of types that are not read: {by_suffix(images.left_out)}", err=True)
     workers = _workers_for([(spec, len(images.train))], workers)
     _check_weights(spec.model, len(images.classes))
@@ -72,7 +72,7 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
         click.echo(f"study {study.name} {does}: {counted}", err=True)
         stop_on_signals()
         with _fleet(storage, ["--", spec.name], workers, logs) as fleet:
-            display.follow(engine, study, partial(tend, fleet))
+            progress.follow(engine, study, partial(tend, fleet))
     _print_end(engine, study, storage)
 
 
@@ -91,7 +91,7 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
     stop_on_signals()
     with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
         if len(names) == 1 and not forever:
-            display.follow(engine, studies[0], partial(tend, fleet))
+            progress.follow(engine, studies[0], partial(tend, fleet))
         else:
             _follow_all(engine, names, partial(tend, fleet), logs)
     for study in find_studies(engine, names):
@@ -103,7 +103,7 @@ def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], b
     `working()` is false.
     """
     say = partial(click.echo, err=True)
-    followed: dict[StudyKey, display.EndedTrials] = {}
+    followed: dict[StudyKey, progress.EndedTrials] = {}
     looked, said, ran_at = 0.0, False, time.monotonic()
     while True:
         still_working = working()  # before the look at the database, so that the last trials are not missed
@@ -113,12 +113,12 @@ def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], b
             still_open = [study for study, _ in found]
             if not found or any(counts.running for _, counts in found):
                 ran_at, said = time.monotonic(), False
-            elif time.monotonic() - ran_at > display.QUIET_SECS and not said:
+            elif time.monotonic() - ran_at > progress.QUIET_SECS and not said:
                 said = True
                 say(f"no trial of {', '.join(study.name for study in still_open)} runs; the logs in {logs}/ say why")
             for study in still_open:
                 if study.key not in followed:
-                    followed[study.key] = display.EndedTrials(engine, study, say, f"{study.name}: ")
+                    followed[study.key] = progress.EndedTrials(engine, study, say, f"{study.name}: ")
             for ended in followed.values():
                 ended.say_new()
             for key in set(followed).difference(study.key for study in still_open):
@@ -190,7 +190,7 @@ def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
     """What was found, and whether the budget was used."""
     study = outlast(partial(find_studies, engine, [study.name]), partial(click.echo, err=True))[0]
     results = best_trials(engine, study.name, SHOWN)
-    display.print_best(display.console(), engine, study, results)
+    tables.print_best(tables.console(), engine, study, results)
     _say_how_far(engine, study)
     if results:
         _print_next(study, storage)

@@ -9,7 +9,7 @@ import click
 import sqlalchemy as sa
 from rich.live import Live
 
-from hpo.cli import display
+from hpo.cli import tables
 from hpo.search.sql.heartbeats import HEARTBEAT_INTERVAL_SECS, reap_if_allowed
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.status import StudyStatus, status
@@ -34,7 +34,7 @@ def watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
 
 
 def _watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
-    out = display.console()
+    out = tables.console()
     say = partial(click.echo, err=True)
     tidied = 0.0
     shown = None
@@ -45,10 +45,10 @@ def _watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
             tidied = time.monotonic() if due else tidied
             records.sort(key=lambda record: record.is_done)  # what goes on first: a terminal is not endless
             if out.is_terminal:
-                live.update(display.status_view(records, tracebacks=False), refresh=True)
+                live.update(tables.status_view(records, tracebacks=False), refresh=True)
             elif (counts := [record.counts for record in records]) != shown:
                 shown = counts
-                out.print(display.status_view(records, tracebacks=False))
+                out.print(tables.status_view(records, tracebacks=False))
             if all(record.is_done or record.study.stopped for record in records):
                 return
             time.sleep(interval)

@@ -1,0 +1,131 @@
+"""What is followed live: trials as they end, and long preparations. A bar in a terminal, plain lines in a log."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import sqlalchemy as sa
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hpo.cli.tables import console, percent, shown, shown_score, split_line, troubles_of, warn_of_few_images
+from hpo.search.sql import queries
+from hpo.search.sql.outages import outlast
+from hpo.search.sql.queries import TrialResult
+from hpo.search.sql.status import RunningTrial, progress, read_split
+from hpo.search.sql.studies import Study
+
+POLL_SECS = 0.5
+QUIET_SECS = 30.0
+"""In a log, after so long without an event it is said what runs."""
+ENDED = ("COMPLETE", "PRUNED", "FAIL")
+
+
+class EndedTrials:
+    """Says of a study's trials what became of them, each once."""
+
+    def __init__(self, engine: sa.Engine, study: Study, say: Callable[[str], None], prefix: str = "") -> None:
+        self._engine = engine
+        self._study = study
+        self._say = say
+        self._prefix = prefix
+        self._seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
+        self._seen_paused = {trial.number for trial in queries.paused_trials(engine, study.name)}
+
+    def say_new(self) -> bool:
+        """Whether there were any."""
+        ask = partial(outlast, say=self._say)
+        ended = ask(partial(queries.trials_in, self._engine, self._study.name, ENDED, but=self._seen))
+        paused = ask(partial(queries.paused_trials, self._engine, self._study.name, but=self._seen_paused))
+        self._seen.update(trial.number for trial in ended)
+        self._seen_paused.update(trial.number for trial in paused)
+        for trial in (*ended, *paused):
+            self._say(self._prefix + _trial_line(trial, self._study))
+        return bool(ended or paused)
+
+
+def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None:
+    """Shows trials as they end, until `working()` is false: live in a terminal; in a log a line each, and now and then
+    what runs.
+    """
+    out = console(stderr=True)
+    say = partial(out.print, soft_wrap=True)
+    ended = EndedTrials(engine, study, say)
+    said_at = time.monotonic()
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=out,
+        disable=not out.is_terminal,
+        transient=True,
+    )
+    split = None
+    troubles: list[str] = []
+    with bar:
+        task = bar.add_task("trials", total=study.budget)
+        while True:
+            still_working = working()  # before the look at the database, so that the last trials are not missed
+            if split is None and (split := outlast(partial(read_split, engine, study), say)) is not None:
+                say(f"images: {split_line(split)}")
+                for line in warn_of_few_images(study, split.tuning):
+                    say(line)
+            if ended.say_new():
+                said_at = time.monotonic()
+            counts, running = outlast(partial(progress, engine, study), say)
+            troubles, before = troubles_of(running), troubles
+            for trouble in set(troubles).difference(before):
+                say(trouble)
+            doing = _running_line(running, study.spec.training.epochs)
+            bar.update(task, completed=counts.finished, description=doing)
+            if not out.is_terminal and time.monotonic() - said_at > QUIET_SECS and still_working:
+                said_at = time.monotonic()
+                say(f"{counts.finished} of {study.budget} trials finished; {doing if running else 'workers start'}")
+            if not still_working:
+                return
+            time.sleep(POLL_SECS)
+
+
+def _trial_line(trial: TrialResult, study: Study) -> str:
+    name = "baseline" if trial.baseline else f"trial {trial.number}"
+    if trial.interruption:
+        when = f" after epoch {len(trial.epochs)}" if trial.epochs else ""
+        return f"{name} interrupted{when}: {trial.interruption}; its slot is given out again"
+    if trial.state == "fail":
+        reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
+        return f"{name} failed: {reason}; its slot is given out again"
+    stopped = "pruned" if trial.state == "pruned" else "paused"
+    ended = "complete" if trial.state == "complete" else f"{stopped} after epoch {len(trial.epochs)}"
+    accuracies = {"clean": trial.clean_accuracy, **trial.perturbed_accuracy}
+    measured = ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items())
+    params = ", ".join(f"{key} {shown(trial.params[key])}" for key in study.spec.search.searched if key in trial.params)
+    return f"{name} {ended}: score {shown_score(trial.score)}, {measured}{f' ({params})' if params else ''}"
+
+
+def _running_line(running: Sequence[RunningTrial], epochs: int) -> str:
+    doing = [f"{trial.number} (epoch {min(trial.epoch + 1, epochs)}/{epochs})" for trial in running]
+    return f"{'trial' if len(doing) == 1 else 'trials'} {', '.join(doing)}" if doing else "trials"
+
+
+class StepProgress:
+    """Shows how far a long preparation is: a bar in a terminal, a line at its end in a log."""
+
+    def __init__(self) -> None:
+        self._out = console(stderr=True)
+        self._bar = Progress(console=self._out, disable=not self._out.is_terminal, transient=True)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> "StepProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        if done == total and not self._out.is_terminal:
+            self._out.print(f"{what}: {total:,} done")
+        self._bar.update(self._tasks[what], completed=done)

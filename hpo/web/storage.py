@@ -1,0 +1,179 @@
+"""The storage that optuna-dashboard reads in `hpo dashboard`: trials in bulk, constraints where it looks for them, and
+what is drawn when it is looked at, so that nothing of it is ever stale.
+"""
+
+import json
+import threading
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from optuna.storages import RDBStorage
+from optuna.storages._cached_storage import _CachedStorage
+from optuna.study import StudyDirection
+from optuna.study._frozen import FrozenStudy
+from optuna.trial import FrozenTrial, TrialState
+
+from hpo.artifacts import Artifacts
+from hpo.search.sql.attributes import ARTIFACTS_KEY
+from hpo.search.sql.studies import SPEC_KEY
+from hpo.search.sql.tables import CONSTRAINT_KEY, studies, study_user_attributes, trials
+from hpo.search.sql.trials_in_memory import read_trials
+from hpo.web.drawing import clean_against_perturbed, elsewhere_note, illustrated_note, is_feasible, score_of
+
+CHUNK = 2045  # characters in an attribute, as optuna-dashboard splits plots and notes
+STUDY_NOTE = "dashboard:note_str:"
+
+
+@dataclass
+class _Known:
+    """A study as it was read last. identity: its name and spec, by which it differs from one that has its id later;
+    ended: rows and trials that do not change any more, by id; seen: all trials, by number.
+    """
+
+    identity: Any
+    ended: dict[int, tuple[Any, FrozenTrial]] = field(default_factory=dict)
+    seen: list[FrozenTrial] = field(default_factory=list)
+
+    @property
+    def is_ours(self) -> bool:
+        return self.identity is not None and self.identity.spec is not None
+
+
+class DashboardStorage(_CachedStorage):
+    """Reads trials in bulk, once: Optuna's own storage takes eight seconds for ten thousand, and reads every waiting
+    one again each time. A trial that ended before the baseline may still get its constraint.
+
+    Nothing is taken from memory by an id alone: SQLite gives those of deleted studies and trials out again. Studies
+    that hpo did not make are shown as they are.
+    """
+
+    def __init__(self, backend: RDBStorage, artifacts: Artifacts | None = None) -> None:
+        super().__init__(backend)
+        self._engine = backend.engine
+        self._artifacts = artifacts
+        self._known: dict[int, _Known] = {}
+        self._reading = threading.Lock()
+        self.when_replaced: Callable[[], None] = lambda: None
+
+    def get_study_name_from_id(self, study_id: int) -> str:
+        return self._backend.get_study_name_from_id(study_id)
+
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return self._backend.get_study_directions(study_id)
+
+    def forget(self, study_id: int) -> None:
+        """What was read of a study that was deleted or renamed."""
+        self._known.pop(study_id, None)
+        self.when_replaced()
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        with self._reading, self._engine.connect() as connection:
+            seen = self._read(connection, study_id).seen
+        return [trial for trial in seen if states is None or trial.state in states]
+
+    def _read(self, connection: sa.Connection, study_id: int) -> _Known:
+        identity = connection.execute(_identity(study_id)).one_or_none()
+        rows = connection.execute(sa.select(trials).where(trials.c.study_id == study_id)).all()
+        known = self._known.get(study_id)
+        there = {row.trial_id: row for row in rows}
+        if known is not None and (
+            known.identity != identity or any(there.get(key) != row for key, (row, _) in known.ended.items())
+        ):
+            self.forget(study_id)
+            known = None
+        if known is None:
+            known = self._known[study_id] = _Known(identity)
+        new = [row for row in rows if row.trial_id not in known.ended]
+        read = {trial._trial_id: trial for trial in read_trials(connection, new, whole=True)}
+        if known.is_ours:
+            for trial in read.values():
+                _prepare(trial)
+        kept = {key: trial for key, (_, trial) in known.ended.items()}
+        found = kept | read
+        baselines = [trial for trial in found.values() if known.is_ours and "baseline" in trial.user_attrs]
+        if not baselines or any(trial.state == TrialState.COMPLETE for trial in baselines):
+            known.ended |= {key: (there[key], trial) for key, trial in read.items() if trial.state.is_finished()}
+        known.seen = sorted(found.values(), key=lambda trial: trial.number)
+        return known
+
+    def get_best_trial(self, study_id: int) -> FrozenTrial:
+        """Of our studies the best feasible one, if there is one."""
+        with self._reading, self._engine.connect() as connection:
+            known = self._read(connection, study_id)
+        if not known.is_ours:
+            return super().get_best_trial(study_id)
+        complete = [trial for trial in known.seen if trial.state == TrialState.COMPLETE]
+        feasible = [trial for trial in complete if is_feasible(trial)]
+        if not complete:
+            raise ValueError("no trial is complete")
+        return max(feasible or complete, key=lambda trial: (score_of(trial), -trial.number))
+
+    def get_all_studies(self) -> list[FrozenStudy]:
+        """With what is drawn for those that are being looked at: the plot, and a note on each trial with pictures."""
+        found = super().get_all_studies()
+        for study in found:
+            known = self._known.get(study._study_id)
+            if known is not None and known.is_ours:
+                study.system_attrs = self._drawn(study, known.seen)
+        return found
+
+    def _drawn(self, study: FrozenStudy, seen: Sequence[FrozenTrial]) -> dict[str, Any]:
+        drawn: dict[str, Any] = {}
+        if figure := clean_against_perturbed(seen):
+            drawn |= _in_chunks("dashboard:plot_data:clean-against-perturbed:", json.dumps(figure))
+        missing = elsewhere_note(study.user_attrs.get(ARTIFACTS_KEY), self._artifacts)
+        for trial in seen:
+            version, text = f"dashboard:{trial._trial_id}:note_ver", f"dashboard:{trial._trial_id}:note_str:"
+            if version in study.system_attrs:  # a note that somebody wrote wins
+                continue
+            if note := illustrated_note(study._study_id, trial):
+                drawn |= {version: 0} | _in_chunks(text, missing + note)  # 0: as if none were there, for what is saved
+        kept = drawn | study.system_attrs
+        if missing:
+            pieces = [kept.get(f"{STUDY_NOTE}{i}", "") for i in range(sum(key.startswith(STUDY_NOTE) for key in kept))]
+            kept = {"dashboard:note_ver": 0} | kept | _in_chunks(STUDY_NOTE, missing + "".join(pieces))
+        return kept
+
+    def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
+        """Keeps a note that was written in the page without what was shown above it."""
+        if key.endswith("note_str:0"):
+            location = self.get_study_user_attrs(study_id).get(ARTIFACTS_KEY)
+            value = value.removeprefix(elsewhere_note(location, self._artifacts))
+        super().set_study_system_attr(study_id, key, value)
+
+
+def _identity(study_id: int) -> sa.Select[Any]:
+    """(name, spec): the spec is None if hpo did not make the study."""
+    spec = study_user_attributes.c
+    return (
+        sa.select(studies.c.study_name, spec.value_json.label("spec"))
+        .outerjoin(study_user_attributes, (spec.study_id == studies.c.study_id) & (spec.key == SPEC_KEY))
+        .where(studies.c.study_id == study_id)
+    )
+
+
+def _prepare(trial: FrozenTrial) -> None:
+    """As the page understands it: constraints where optuna-dashboard 0.21 looks for them, and no end of what waits."""
+    trial.user_attrs = _shown(trial.user_attrs)
+    if (violation := trial._system_attrs.get(CONSTRAINT_KEY)) is not None:
+        trial._system_attrs["constraints"] = [violation]
+    if trial.state == TrialState.WAITING:
+        trial.datetime_complete = None  # of a paused one: when it was paused
+
+
+def _shown(attributes: dict[str, Any]) -> dict[str, Any]:
+    """As short lines, since the page does not break long ones: what made the trial, item by item, and no epochs, which
+    are there as intermediate values.
+    """
+    made_by = attributes.get("made_by")
+    items = made_by if isinstance(made_by, dict) else {}
+    short = {key: value for key, value in attributes.items() if key not in ("epochs", "made_by")}
+    return short | {f"made_by {key}": value for key, value in items.items()}
+
+
+def _in_chunks(prefix: str, text: str) -> dict[str, str]:
+    return {f"{prefix}{i}": text[at : at + CHUNK] for i, at in enumerate(range(0, len(text), CHUNK))}
