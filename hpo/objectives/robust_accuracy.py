@@ -22,8 +22,8 @@ from hpo.search.sql.attributes import ARTIFACTS_KEY, SKIPPED_KEY, SPLIT_KEY
 from hpo.search.study_files import location_in_full
 from hpo.study_file.spec import CLEAN, Spec
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
-from hpo.vision.data.disk import locked
-from hpo.vision.data.images import ImageSet, data_root, load_images
+from hpo.vision.data.disk import data_root, locked
+from hpo.vision.data.images import ImageSet, load_images
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.scoring import build_evaluation_set
