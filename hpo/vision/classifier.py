@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from hpo.doors.network import Network, family_of
 from hpo.errors import InputError, WeightsError
 from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
-from hpo.vision.winograd import replace_convolutions
 
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
@@ -151,7 +150,6 @@ def build_network(
         module.load_state_dict(given, strict=False)
     if frozen_layers > (most := len(family.units(module))):
         raise InputError(f"search.frozen_layers: {frozen_layers} is more than the {most} of {name}")
-    replace_convolutions(module)
     return Classifier(module, family, input_size, frozen_layers).to(memory_format=torch.channels_last)
 
 
