@@ -187,7 +187,8 @@ class RobustAccuracy:
     def _network(self, params: Params, weights: Weights) -> Classifier:
         model = self.spec.model
         frozen, classes = int(params["frozen_layers"]), len(self.images.classes)
-        return build_network(model.name, classes, weights, model.input_size, frozen, self.spec.seed)
+        side = str(params.get("frozen_side", "input"))
+        return build_network(model.name, classes, weights, model.input_size, frozen, self.spec.seed, side)
 
     def _recipe(self, params: Params) -> Recipe:
         training = self.spec.training
