@@ -31,7 +31,7 @@ from hpo.objectives.robust_accuracy import RobustAccuracy
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import check_fingerprints
 from hpo.study_file.reading import load_spec
-from hpo.vision.data.images import prepare_images
+from hpo.vision.data.cache import prepare_images
 
 WORKER = """
 import os, sys, time

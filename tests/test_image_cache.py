@@ -15,7 +15,7 @@ from image_trees import write_class_folders, zip_tree
 
 from hpo.errors import DataError
 from hpo.study_file.images import DataSpec
-from hpo.vision.data import images
+from hpo.vision.data import cache
 from hpo.vision.data.images import ImageSet, load_images
 
 
@@ -139,7 +139,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("few", [True, False], ids=["few", "many"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_changed_folder_is_noticed(tmp_path: Path, change: str, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "LOOKED_AT", 1000 if few else 10)
+    monkeypatch.setattr(cache, "LOOKED_AT", 1000 if few else 10)
     source = write_class_folders(tmp_path / "source")
     before = load(tmp_path, source).fingerprint
     assert load(tmp_path, source).fingerprint == before
@@ -155,7 +155,7 @@ def test_only_among_few_files_one_that_is_written_over_is_noticed(
     before = load(tmp_path, source).fingerprint
     write_over(source)
     assert load(tmp_path, source).fingerprint != before
-    monkeypatch.setattr(images, "LOOKED_AT", 10)
+    monkeypatch.setattr(cache, "LOOKED_AT", 10)
     known = load(tmp_path, source).fingerprint
     write_over(source)
     (source / "dogs" / "0.png").write_bytes((source / "dogs" / "1.png").read_bytes())

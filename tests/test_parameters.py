@@ -3,6 +3,8 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -19,10 +21,13 @@ from hpo.study_file.overrides import apply_override
 from hpo.study_file.parameters import PARAMETERS
 from hpo.study_file.reading import load_spec
 from hpo.study_file.spec import Spec
-from hpo.vision.classifier import build_network, fingerprint
+from hpo.vision.classifier import Classifier, build_network, fingerprint
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.loop import Recipe, Training
 from hpo.vision.training.optimizers import AdamW
+
+if TYPE_CHECKING:
+    from hpo.objectives.robust_accuracy import RobustAccuracy
 
 numeric = [row.name for row in PARAMETERS.values() if row.kind != "word"]
 OLD = ["batch_size", "learning_rate", "frozen_layers", "augmentation_strength", "initial_weights"]
@@ -73,6 +78,10 @@ def test_choices_with_a_zero_are_not_searched_on_a_logarithmic_scale() -> None:
     ("override", "words"),
     [
         ("search.optimizer=adam", "search.optimizer: must be 'sgd', 'adamw', or { choices = ['sgd', 'adamw'] }"),
+        (
+            "search.frozen_side=top",
+            "search.frozen_side: must be 'input', 'output', or { choices = ['input', 'output'] }",
+        ),
         ("search.weight_decay=-1", "search.weight_decay: -1 is not a number from 0 to 1"),
         ("search.perturbed_shares=0.5", "unknown key; allowed here: batch_size, .* Did you mean 'perturbed_share'"),
         ("search.augmentation_strength=0", "search.perturbed_share: no image is perturbed while"),
@@ -86,7 +95,7 @@ def test_mistakes_are_one_line(tmp_path: Path, override: str, words: str) -> Non
         load_spec(Path(write_study(tmp_path)), ["search.perturbed_share={ low = 0.25, high = 1.0 }", override])
 
 
-def recipe_of(**params: object) -> Recipe:
+def objective_of(spec: Spec) -> "RobustAccuracy":
     from hpo.objectives.robust_accuracy import RobustAccuracy
 
     class Only(RobustAccuracy):
@@ -94,9 +103,14 @@ def recipe_of(**params: object) -> Recipe:
             self.spec = spec
             self.perturbations = spec.objective.perturbations
             self.pretrained = {}
+            self.images = SimpleNamespace(classes=("cat", "dog"))  # type: ignore[assignment]
 
+    return Only(spec)
+
+
+def recipe_of(**params: object) -> Recipe:
     spec = make_spec(search={"batch_size": {"choices": [16, 32]}, "augmentation_strength": 1.0} | params)
-    return Only(spec)._recipe(spec.search.defaults())
+    return objective_of(spec)._recipe(spec.search.defaults())
 
 
 def test_a_trial_is_trained_with_what_it_tries() -> None:
@@ -160,6 +174,67 @@ def test_a_training_with_adamw_that_goes_on_gives_what_the_unbroken_one_gives() 
     assert fingerprint(resumed.tensors()) == fingerprint(unbroken.tensors())
 
 
+@pytest.mark.parametrize(("side", "frozen"), [({}, {0, 1}), ({"frozen_side": "output"}, {7, 8})])
+def test_a_trial_freezes_the_side_that_it_tries(side: dict[str, str], frozen: set[int]) -> None:
+    spec = make_spec(budget=2, search={"augmentation_strength": 1.0, "frozen_layers": 2} | side)
+    network = objective_of(spec)._network(spec.search.defaults(), {})
+    units = network.family.units(network.module)
+    learns = [all(parameter.requires_grad for parameter in unit.parameters()) for unit in units]
+    assert {number for number, each in enumerate(learns) if not each} == frozen
+
+
+def units_of(network: Classifier) -> list[str]:
+    """What each unit holds, its BatchNorm's statistics included, and the head last."""
+    units = [*network.family.units(network.module), network.head]
+    return [fingerprint(unit.state_dict()) for unit in units]
+
+
+def trained(frozen: int, averages: bool = True, **side: str) -> Training:
+    plain = start(epochs=1)
+    network = build_network("resnet18", 5, {}, 32, frozen, 0, **side)
+    return Training(network, replace(plain.recipe, averages=averages), FP32)
+
+
+@pytest.mark.parametrize("averages", [True, False], ids=["averaged", "last"])
+@pytest.mark.parametrize("frozen", [2, 9])
+def test_units_frozen_at_the_output_keep_their_weights_and_the_others_learn(frozen: int, averages: bool) -> None:
+    training = trained(frozen, averages, frozen_side="output")
+    before = units_of(training.network)
+    frozen_parameters = {p for unit in training.network.frozen_units for p in unit.parameters()}
+    assert len(training.network.frozen_units) == frozen
+    assert not any(frozen_parameters & kept.keys() for kept in training.optimizer.state.values())
+    results(training)
+    for network in (training.network, training.averaged):
+        changed = [old != new for old, new in zip(before, units_of(network), strict=True)]
+        assert changed == [True] * (9 - frozen) + [False] * frozen + [True]
+
+
+def test_a_training_with_units_frozen_at_the_output_goes_on_from_a_checkpoint() -> None:
+    from test_step import said, training_images, tuning_images
+
+    from hpo.vision.training.loop import fine_tune
+
+    def fresh() -> Training:
+        plain = start(epochs=2)
+        return Training(build_network("resnet18", 5, {}, 32, 3, 0, "output"), plain.recipe, FP32)
+
+    unbroken, broken, resumed = fresh(), fresh(), fresh()
+    expected = results(unbroken)
+    first = said(next(iter(fine_tune(broken, training_images(), tuning_images()))))
+    resumed.restore({name: tensor.clone() for name, tensor in broken.tensors().items()})
+    assert [first, *results(resumed)] == expected
+    assert fingerprint(resumed.tensors()) == fingerprint(unbroken.tensors())
+
+
+def test_frozen_side_left_out_is_the_input() -> None:
+    left_out, said_so = trained(3), trained(3, frozen_side="input")
+    before = units_of(left_out.network)
+    assert results(left_out) == results(said_so)
+    assert fingerprint(left_out.tensors()) == fingerprint(said_so.tensors())
+    changed = [old != new for old, new in zip(before, units_of(left_out.network), strict=True)]
+    assert changed == [False] * 3 + [True] * 7
+
+
 def test_they_are_searched_recorded_and_asked_for(hpo: Hpo, tmp_path: Path) -> None:
     search = {
         "batch_size": 16,
@@ -168,6 +243,7 @@ def test_they_are_searched_recorded_and_asked_for(hpo: Hpo, tmp_path: Path) -> N
         "augmentation_strength": 0.5,
         "weight_decay": {"low": 1e-5, "high": 1e-2, "log": True},
         "optimizer": {"choices": ["sgd", "adamw"]},
+        "frozen_side": {"choices": ["input", "output"]},
     }
     training = {"epochs": 1, "horizontal_flip": False}
     assert hpo("submit", write_study(tmp_path, budget=4, search=search, training=training)).returncode == 0
@@ -177,10 +253,10 @@ def test_they_are_searched_recorded_and_asked_for(hpo: Hpo, tmp_path: Path) -> N
     decays = [trial["params"]["weight_decay"] for trial in chosen]
     assert decays == sorted(decays)
     assert len(set(decays)) > 1
-    words = {trial["params"]["optimizer"] for trial in chosen}
-    for word in words:
-        found = json.loads(hpo("top", "study", "--json", "-n", "9", "--where", f"optimizer = '{word}'").stdout)
-        assert {trial["params"]["optimizer"] for trial in found} == {word}
+    for name in ("optimizer", "frozen_side"):
+        for word in {trial["params"][name] for trial in chosen}:
+            found = json.loads(hpo("top", "study", "--json", "-n", "9", "--where", f"{name} = '{word}'").stdout)
+            assert {trial["params"][name] for trial in found} == {word}
     assert "weight_decay" in hpo("top", "study", "--csv").stdout.splitlines()[0]
     document = hpo("best", "study", "--toml").stdout
     assert "weight_decay" in document.split("[search]")[1]

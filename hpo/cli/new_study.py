@@ -11,7 +11,10 @@ from typing import Literal
 import tomli_w
 
 from hpo.errors import DataError, InputError
-from hpo.vision.data.sources import Listing, by_suffix, list_image_folder, list_tiny_imagenet, open_tree, printable
+from hpo.vision.data.image_folder import list_image_folder
+from hpo.vision.data.listing import Listing, by_suffix
+from hpo.vision.data.tiny_imagenet import list_tiny_imagenet
+from hpo.vision.data.trees import open_tree, printable
 
 IMAGES_LOOKED_AT = 200
 BAD_SHOWN = 3

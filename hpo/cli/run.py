@@ -27,7 +27,7 @@ def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int |
     stopped. Relative paths in the study file are relative to the current folder.
     """
     from hpo.cli.run_here import run_study
-    from hpo.study_file.spec import load_spec
+    from hpo.study_file.reading import load_spec
 
     run_study(load_spec(study_file, overrides), storage, workers)
 
@@ -76,7 +76,7 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
     """
     from hpo.search.sql.storage import create_database, parse_url
     from hpo.search.sql.studies import submit as submit_study
-    from hpo.study_file.spec import load_spec
+    from hpo.study_file.reading import load_spec
 
     spec = load_spec(study_file, overrides)
     study, new = submit_study(create_database(parse_url(storage)), spec)

@@ -30,7 +30,7 @@ from hpo.stopping import Stopped, stop_on_signals
 from hpo.study_file.images import ModelSpec
 from hpo.study_file.spec import Spec
 from hpo.vision.data.images import load_images
-from hpo.vision.data.sources import by_suffix
+from hpo.vision.data.listing import by_suffix
 from hpo.vision.weights_file import weights_file
 from hpo.workers.local import Fleet, start_fleet, stop_fleet, tend
 from hpo.workers.machine import check_workers, how_many_workers, may_have_gpu

@@ -17,8 +17,8 @@ from hpo.study_file.images import ImageSpec, ObjectiveSpec
 from hpo.study_file.parameters import PARAMETERS
 from hpo.trial_result import CLEAN
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
-from hpo.vision.data.disk import locked
-from hpo.vision.data.images import data_root, load_images
+from hpo.vision.data.disk import data_root, locked
+from hpo.vision.data.images import load_images
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.scoring import EvaluationSet, build_evaluation_set
@@ -149,7 +149,8 @@ class RobustAccuracy(Objective):
     def _network(self, params: Params, weights: Weights, seed: int = 0) -> Classifier:
         model = self.spec.model
         frozen, classes = int(params["frozen_layers"]), len(self.images.classes)
-        return build_network(model.name, classes, weights, model.input_size, frozen, seed)
+        side = str(params.get("frozen_side", PARAMETERS["frozen_side"].good))
+        return build_network(model.name, classes, weights, model.input_size, frozen, seed, side)
 
     def _recipe(self, trial: Trial) -> Recipe:
         training, params = self.spec.training, trial.params

@@ -102,6 +102,14 @@ PARAMETERS = {
             words=("sgd", "adamw"),
             help="`sgd` (with Nesterov momentum; where it is left out) or `adamw`, which takes lower learning rates.",
         ),
+        Row(
+            "frozen_side",
+            "word",
+            plain=None,
+            good="input",
+            words=("input", "output"),
+            help="Where frozen_layers counts from: `input` (where it is left out) or `output`; the head always learns.",
+        ),
     )
 }
 """All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""

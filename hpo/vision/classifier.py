@@ -1,4 +1,4 @@
-"""Networks with a new head, a frozen part counted from the input, and weights loaded without pickle."""
+"""Networks with a new head, units frozen from one side, and weights loaded without pickle."""
 
 import argparse
 import pickle
@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from hpo.doors.network import Network, family_of
 from hpo.errors import InputError, WeightsError
 from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
-from hpo.vision.winograd import replace_convolutions
 
 CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
@@ -74,31 +73,52 @@ class Head(nn.Module):
             return cast(Tensor, self.linear(self.pool(features.float())))
 
 
-class Classifier(nn.Module):
-    """A network that takes pixels as `Normalise` does, and keeps its first units frozen.
+class Frozen(nn.Sequential):
+    """A unit after trainable ones that keeps its weights: its BatchNorm stays in eval mode, whatever `train()` says."""
 
-    A frozen unit has no gradients, and its BatchNorm stays in eval mode, whatever `train()` says. Output: logits,
-    float32 (n, classes).
+    def train(self, mode: bool = True) -> "Frozen":
+        super().train(False)
+        return self
+
+
+class Classifier(nn.Module):
+    """A network that takes pixels as `Normalise` does. Its first or last units are frozen; the head never is.
+
+    A frozen unit's parameters have no gradients, and its BatchNorm stays in eval mode, whatever `train()` says. Output:
+    logits, float32 (n, classes).
     """
 
-    def __init__(self, module: nn.Module, family: type[Network], input_size: int, frozen_layers: int) -> None:
+    def __init__(
+        self, module: nn.Module, family: type[Network], input_size: int, frozen_layers: int, frozen_side: str
+    ) -> None:
         super().__init__()
         self.module = module
         self.family = family
         self.normalise = Normalise(input_size)
-        self.frozen_layers = frozen_layers
-        self.frozen_part.requires_grad_(False)
+        count = len(family.units(module))
+        self.first_trained = frozen_layers if frozen_side == "input" else 0
+        self.end_of_trained = count if frozen_side == "input" else count - frozen_layers
+        for unit in self.frozen_units:
+            unit.requires_grad_(False)
         self.train()
 
     @property
+    def frozen_units(self) -> list[nn.Module]:
+        """Those on the frozen side; none where nothing is frozen."""
+        units = self.family.units(self.module)
+        return units[: self.first_trained] + units[self.end_of_trained :]
+
+    @property
     def frozen_part(self) -> nn.Sequential:
-        """From pixels to what the first unit that is not frozen takes: the same in all of a training."""
-        return nn.Sequential(self.normalise, *self.family.units(self.module)[: self.frozen_layers])
+        """From pixels to the input of the first trained unit: its output is constant throughout a training."""
+        return nn.Sequential(self.normalise, *self.family.units(self.module)[: self.first_trained])
 
     @property
     def trainable_part(self) -> nn.Sequential:
-        """From there to the logits."""
-        return nn.Sequential(*self.family.units(self.module)[self.frozen_layers :], self.head)
+        """From there to the logits, through units frozen at the output side, if there are any."""
+        units = self.family.units(self.module)
+        trained = units[self.first_trained : self.end_of_trained]
+        return nn.Sequential(*trained, *(Frozen(unit) for unit in units[self.end_of_trained :]), self.head)
 
     @property
     def head(self) -> Head:
@@ -111,7 +131,8 @@ class Classifier(nn.Module):
 
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
-        self.frozen_part.eval()
+        for unit in self.frozen_units:
+            unit.eval()
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -126,9 +147,18 @@ def _head_name(family: type[Network], module: nn.Module) -> str:
 
 
 def build_network(
-    name: str, classes: int, weights: Mapping[str, Tensor], input_size: int, frozen_layers: int, seed: int
+    name: str,
+    classes: int,
+    weights: Mapping[str, Tensor],
+    input_size: int,
+    frozen_layers: int,
+    seed: int,
+    frozen_side: str = "input",
 ) -> Classifier:
     """A network with the given weights; what they lack (the head, or everything) is random, drawn from `seed`.
+
+    frozen_layers: how many units keep these weights in training, counted from the `frozen_side`: "input", or "output"
+    (Lee et al., "Surgical Fine-Tuning Improves Adaptation to Distribution Shifts", ICLR 2023, arXiv:2210.11466).
 
     Raises WeightsError that names the tensors that do not fit, InputError if so many layers cannot be frozen.
     """
@@ -151,8 +181,8 @@ def build_network(
         module.load_state_dict(given, strict=False)
     if frozen_layers > (most := len(family.units(module))):
         raise InputError(f"search.frozen_layers: {frozen_layers} is more than the {most} of {name}")
-    replace_convolutions(module)
-    return Classifier(module, family, input_size, frozen_layers).to(memory_format=torch.channels_last)
+    network = Classifier(module, family, input_size, frozen_layers, frozen_side)
+    return network.to(memory_format=torch.channels_last)
 
 
 def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, head: str) -> Weights:

@@ -30,6 +30,13 @@ class Compute:
     def autocast(self, cache_enabled: bool = True) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=cache_enabled)
 
+    @property
+    def gains_from_winograd(self) -> bool:
+        """Whether Winograd's algorithm makes its convolutions faster: those of a CPU in fp32, whose arithmetic is the
+        bottleneck.
+        """
+        return self.device.type == "cpu" and not self.bf16
+
     def images_at_once(self, size: int, batch: int) -> int:
         """How many images of `size` pixels a side to prepare at once: a GPU many, which would wait for its launches; a
         CPU a batch, while that is in its caches.

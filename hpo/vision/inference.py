@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hpo.vision.device import Compute
+from hpo.vision.winograd import replace_convolutions
 
 
 class Inference:
@@ -21,26 +22,28 @@ class Inference:
 
     def __init__(self, part: nn.Module, compute: Compute) -> None:
         self.compute = compute
-        self._part = deepcopy(part).eval().requires_grad_(False)
+        self.part = deepcopy(part).eval().requires_grad_(False)
+        if compute.gains_from_winograd:
+            replace_convolutions(self.part)
         self._folded: list[tuple[nn.Conv2d, nn.Conv2d, nn.BatchNorm2d]] = []
-        for ours, theirs in list(zip(self._part.modules(), part.modules(), strict=True)):
+        for ours, theirs in list(zip(self.part.modules(), part.modules(), strict=True)):
             self._fold_batch_norms(ours, theirs)
         if compute.bf16:
-            for module in self._part.modules():
+            for module in self.part.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(torch.bfloat16)
-        self._part.to(memory_format=torch.channels_last)
+        self.part.to(memory_format=torch.channels_last)
         folded = {id(tensor) for convolution, _, _ in self._folded for tensor in convolution.parameters()}
         learned = _tensors(part)
         self._copied = [
-            (tensor, learned[name]) for name, tensor in _tensors(self._part).items() if id(tensor) not in folded
+            (tensor, learned[name]) for name, tensor in _tensors(self.part).items() if id(tensor) not in folded
         ]
         self.refill()
 
     @torch.no_grad()
     def __call__(self, batch: Tensor) -> Tensor:
         with self.compute.autocast():
-            output: Tensor = self._part(batch)
+            output: Tensor = self.part(batch)
         return output
 
     @torch.no_grad()

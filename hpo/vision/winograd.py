@@ -70,10 +70,13 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def replace_convolutions(network: nn.Module) -> None:
-    """Puts a WinogradConv2d with the same parameters in the place of each convolution that it can stand for."""
+    """Replaces, in place, each convolution that a WinogradConv2d can stand for by one with the same parameters.
+
+    Where that is faster `Compute.gains_from_winograd` says. Subclasses of nn.Conv2d stay: they may compute otherwise.
+    """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and _is_plain(child):
+            if type(child) is nn.Conv2d and _is_plain(child):
                 channels, has_bias = (child.in_channels, child.out_channels), child.bias is not None
                 convolution = WinogradConv2d(*channels, 3, padding=1, bias=has_bias, device="meta")
                 convolution.weight, convolution.bias = child.weight, child.bias
@@ -98,17 +101,19 @@ class _Convolution(torch.autograd.Function):
         return _convolved(transforms, pixels, taps.permute(1, 2, 0))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         pixels, kernel = ctx.saved_tensors
         transforms = _transforms(gradient.shape[-1])
-        of_products = _to_products(transforms.outputs, gradient)
-        of_taps = torch.bmm(of_products.permute(1, 2, 0), pixels.transpose(0, 1))
-        of_kernel = _each(transforms.taps.T, of_taps.transpose(0, 1))
-        of_maps = None
+        of_maps = of_kernel = None
+        if ctx.needs_input_grad[1]:  # not in a frozen unit
+            of_products = _to_products(transforms.outputs, gradient)
+            of_taps = torch.bmm(of_products.permute(1, 2, 0), pixels.transpose(0, 1))
+            flat = _each(transforms.taps.T, of_taps.transpose(0, 1))
+            of_kernel = flat.view(len(flat), 3, 3, -1).permute(0, 3, 1, 2)
         if ctx.needs_input_grad[0]:  # a convolution with the kernel turned by half a turn
             taps = _each(transforms.taps.flip(1), _flat(kernel))
             of_maps = _convolved(transforms, _to_products(transforms.pixels, gradient), taps.transpose(0, 1))
-        return of_maps, of_kernel.view(len(of_kernel), 3, 3, -1).permute(0, 3, 1, 2)
+        return of_maps, of_kernel
 
 
 @dataclass(frozen=True)

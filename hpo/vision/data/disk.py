@@ -11,10 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hpo.errors import DataError
+from hpo.study_file.images import DataSpec
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRORS = (*NO_SPACE, errno.EACCES, errno.EPERM, errno.EROFS)
 """Of writing: they are no network's."""
+
+
+def data_root(data: DataSpec) -> Path:
+    """Where this machine keeps its images: HPO_DATA_ROOT, else data.root."""
+    return Path(os.environ.get("HPO_DATA_ROOT") or data.root).expanduser().absolute()
 
 
 def unusable(root: Path, error: OSError) -> DataError:

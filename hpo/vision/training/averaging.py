@@ -41,9 +41,9 @@ def measure_batch_norms(part: nn.Module, batches: Iterable[Tensor], compute: Com
 
     As PyTorch's `update_bn`, which however reads from the device how many batches it has seen, in each layer.
     """
-    norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
-    usual = [norm.momentum for norm in norms]
     part.train()
+    norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    usual = [norm.momentum for norm in norms]
     for count, batch in enumerate(batches, 1):
         for norm in norms:
             if count == 1:

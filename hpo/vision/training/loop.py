@@ -31,6 +31,7 @@ from hpo.vision.training.averaging import (
 from hpo.vision.training.batches import Batch, Batches, TrainingImages
 from hpo.vision.training.optimizers import OPTIMIZERS
 from hpo.vision.training.step import CudaRecorder, Recorder, Runner, Step
+from hpo.vision.winograd import replace_convolutions
 
 WARMUP_SHARE = 0.1
 """Of all updates: the learning rate rises linearly, then falls as half a cosine."""
@@ -79,6 +80,8 @@ class Training:
 
     def __init__(self, network: Classifier, recipe: Recipe, compute: Compute, recorder: Recorder | None = None) -> None:
         self.network = network.to(compute.device)
+        if compute.gains_from_winograd:
+            replace_convolutions(self.network)
         self.recipe = recipe
         self.compute = compute
         self.frozen_part = Inference(network.frozen_part, compute)

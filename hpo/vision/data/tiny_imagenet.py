@@ -1,0 +1,82 @@
+"""TinyImageNet's own layout: wnids.txt, a folder of training images for each class, annotated validation images."""
+
+from pathlib import PurePosixPath
+
+from hpo.errors import DataError
+from hpo.vision.data.listing import Listing
+from hpo.vision.data.trees import ANNOTATIONS, WNIDS, Tree, images_by_folder
+
+TINY_IMAGENET_LAYOUT = f"{WNIDS}, train/<wnid>/images/, val/images/, val/{ANNOTATIONS}"
+
+
+def list_tiny_imagenet(tree: Tree) -> Listing:
+    """TinyImageNet's own layout, with any number of classes; the official validation images are the test set.
+
+    val/ may have been sorted into a folder a class, as many do.
+    """
+    tops = [path.removesuffix(WNIDS) for path in tree.files if PurePosixPath(path).name == WNIDS]
+    if not tops:
+        raise DataError(
+            f"data.archive: {tree.where} has no {WNIDS}; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}. A folder a "
+            "class is data.name = 'image-folder'"
+        )
+    top = min(tops, key=len)
+    classes = tuple(_read_text(tree, f"{top}{WNIDS}").split())
+    if len(set(classes)) < max(len(classes), 2):
+        raise DataError(f"data.archive: {tree.where}: {top}{WNIDS} must name two classes or more, each once")
+    by_folder = images_by_folder(tree)
+    train = _sorted_into_classes(tree, by_folder, f"{top}train", classes)
+    if by_folder.get(f"{top}val/images") or not any(folder.startswith(f"{top}val/") for folder in by_folder):
+        return Listing(tree.where, classes, train, _annotated(tree, top, classes), tree.open_image)
+    test = _sorted_into_classes(tree, by_folder, f"{top}val", classes)
+    test.sort(key=lambda entry: _natural(PurePosixPath(entry[0]).name))  # val_0, val_1, …: as the annotations had them
+    return Listing(tree.where, classes, train, test, tree.open_image)
+
+
+def _natural(name: str) -> tuple[int, str]:
+    """A key that puts val_2 before val_10."""
+    return len(name), name
+
+
+def _sorted_into_classes(
+    tree: Tree, by_folder: dict[str, list[str]], top: str, classes: tuple[str, ...]
+) -> list[tuple[str, int]]:
+    """The images in top/<wnid>/images/, or in top/<wnid>/, class by class."""
+    listed = []
+    for label, wnid in enumerate(classes):
+        images = by_folder.get(f"{top}/{wnid}/images") or by_folder.get(f"{top}/{wnid}", [])
+        if not images:
+            raise DataError(f"data.archive: {tree.where}: class {wnid} has no images in {top}/{wnid}/images/")
+        listed += [(path, label) for path in images]
+    return listed
+
+
+def _annotated(tree: Tree, top: str, classes: tuple[str, ...]) -> list[tuple[str, int]]:
+    """The validation images that val_annotations.txt names, in its order."""
+    annotations = f"{top}val/{ANNOTATIONS}"
+    present, labels = set(tree.files), {wnid: label for label, wnid in enumerate(classes)}
+    if annotations not in present:
+        raise DataError(
+            f"data.archive: {tree.where} has no {annotations}; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}"
+        )
+    listed = []
+    for number, line in enumerate(_read_text(tree, annotations).splitlines(), start=1):
+        name, wnid, *_ = [*line.split("\t"), "", ""]
+        path = f"{top}val/images/{name}"
+        if wnid not in labels:
+            raise DataError(
+                f"data.archive: {tree.where}: {annotations}, line {number}: {wnid!r} is no class of {WNIDS}"
+            )
+        if path not in present:
+            raise DataError(f"data.archive: {tree.where}: {annotations}, line {number} names {path}, which is missing")
+        listed.append((path, labels[wnid]))
+    for wnid in set(classes) - {classes[label] for _, label in listed}:
+        raise DataError(f"data.archive: {tree.where}: class {wnid} has no images in {annotations}")
+    return listed
+
+
+def _read_text(tree: Tree, path: str) -> str:
+    try:
+        return tree.read(path).decode("utf-8")
+    except Exception as error:  # zipfile raises whatever its decompressors do: BadZipFile, zlib.error, EOFError, …
+        raise DataError(f"data.archive: {tree.where}: {path} cannot be read: {error}") from None

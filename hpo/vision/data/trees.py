@@ -1,0 +1,209 @@
+"""Folders and zips as trees of files: what is in them, and the content of each file.
+
+Nothing is ever unpacked, so an archive cannot write anywhere.
+"""
+
+import errno
+import io
+import os
+import stat
+import zipfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from PIL import Image, UnidentifiedImageError
+
+from hpo.errors import DataError
+from hpo.vision.data.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
+
+IMAGE_SUFFIXES = {
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".j2k", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+}
+LEFT_BY_SYSTEMS = {
+    "__MACOSX",
+    "__pycache__",
+    "@eaDir",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+}
+"""Folders that file managers, storage boxes and programs leave beside what people put there."""
+WNIDS, ANNOTATIONS = "wnids.txt", "val_annotations.txt"
+"""TinyImageNet's text files: apart from images, the only files that are read."""
+READABLE_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
+READABLE_METHODS |= {93} if hasattr(zipfile, "ZIP_ZSTANDARD") else set()
+METHODS = {9: "Deflate64, as Windows Explorer takes for much data", 93: "Zstandard", 95: "XZ", 98: "PPMd"}
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What can be seen of a folder or of a zip, by paths below its top, with forward slashes.
+
+    where: as it is shown to people; files, sorted; folders: all of them, those without files too, but for the top.
+    """
+
+    where: str
+    files: list[str]
+    folders: set[str]
+    read: Callable[[str], bytes]
+
+    def open_image(self, path: str) -> AbstractContextManager[Image.Image]:
+        content = self.read(path)
+        try:
+            return Image.open(io.BytesIO(content))
+        except UnidentifiedImageError:
+            raise UnidentifiedImageError(placeholder_kind(content[:HEAD_BYTES]) or "not an image") from None
+
+
+@dataclass(frozen=True)
+class Folder:
+    """path: below the top, "" for the top itself; changed_ns: when a file came, went or was renamed in it."""
+
+    path: str
+    changed_ns: int
+    files: list[str]
+
+
+def walk(top: Path) -> list[Folder]:
+    """The folders below `top` that can be seen, and `top` itself, with their files' names; sorted.
+
+    No file is looked at, which would take minutes for many on a network's disk. Links to folders are followed, but not
+    back to a folder that they lie in; a link to nowhere is a file if its name has a suffix, or else a folder without
+    files. Raises OSError.
+    """
+    found: list[Folder] = []
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        path, above = waiting.pop()
+        try:
+            status = os.stat(top / path)
+        except OSError as error:
+            if not path or error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            found.append(Folder(path, 0, []))
+            continue
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            continue
+        files = []
+        with os.scandir(top / path) as entries:
+            for entry in entries:
+                if _is_hidden(entry.name):
+                    continue
+                if entry.is_file(follow_symlinks=False):
+                    files.append(entry.name)
+                elif _is_folder(entry):
+                    waiting.append((f"{path}/{entry.name}".removeprefix("/"), above | {here}))
+                elif entry.is_symlink():
+                    files.append(entry.name)
+        found.append(Folder(path, status.st_mtime_ns, sorted(files)))
+    return sorted(found, key=lambda folder: folder.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that is named as an image is taken for one: asking where it leads takes as long as looking at the file."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    if is_image(entry.name):
+        return False
+    try:
+        return stat.S_ISDIR(os.stat(entry.path).st_mode)
+    except OSError:
+        return not PurePosixPath(entry.name).suffix
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_BY_SYSTEMS
+
+
+def is_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+
+
+def printable(text: str) -> str:
+    """The text if it can be shown in one line, else with escapes: names of files may hold anything."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
+def open_tree(where: Path) -> Tree:
+    """Raises DataError if there is no such folder or zip, or if the zip is damaged or of a kind that cannot be read."""
+    shown = printable(str(where))
+    try:
+        return _open_folder(where) if where.is_dir() else _open_zip(where)
+    except FileNotFoundError:
+        raise DataError(f"data.archive: {shown} does not exist; give a zip or a folder") from None
+    except OSError as error:
+        which = printable(str(error.filename)) if error.filename else shown
+        raise DataError(f"data.archive: {which} cannot be read: {error.strerror or error}") from None
+
+
+def _open_folder(where: Path) -> Tree:
+    folders = walk(where)
+    files = sorted(f"{folder.path}/{name}".removeprefix("/") for folder in folders for name in folder.files)
+    below = {folder.path for folder in folders if folder.path}
+    return Tree(printable(str(where)), files, below, lambda path: (where / path).read_bytes())
+
+
+def _open_zip(where: Path) -> Tree:
+    shown = printable(str(where))
+    try:
+        archive = zipfile.ZipFile(where)
+    except NotImplementedError as error:
+        raise DataError(
+            f"data.archive: {shown} cannot be read: {error}; unpack it and give the folder, or pack it anew"
+        ) from None
+    except (zipfile.BadZipFile, ValueError) as error:
+        with where.open("rb") as file:
+            head = file.read(HEAD_BYTES)
+        if kind := archive_kind(head):
+            reason = f"is {kind}; give a zip, or unpack it and give the folder"
+        elif kind := placeholder_kind(head):
+            reason = f"is no zip but {kind}"
+        else:
+            reason = "is not a whole zip file (cut short or damaged?); fetch it again"
+        raise DataError(f"data.archive: {shown} {reason}") from error
+    members: dict[str, zipfile.ZipInfo] = {}
+    folders: set[str] = set()
+    for member in archive.infolist():
+        name = member.filename.replace("\\", "/")  # some programs on Windows write such
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if not parts or any(_is_hidden(part) for part in parts):
+            continue
+        if name.endswith("/"):
+            folders.add("/".join(parts))
+        else:
+            _refuse_unreadable(shown, member)
+            members["/".join(parts)] = member
+    for folder in {path.rpartition("/")[0] for path in members} | folders:
+        folders |= {str(above) for above in (PurePosixPath(folder), *PurePosixPath(folder).parents)}
+    return Tree(shown, sorted(members), folders - {"."}, lambda path: archive.read(members[path]))
+
+
+def _refuse_unreadable(shown: str, member: zipfile.ZipInfo) -> None:
+    """What is no image need not be read."""
+    name = PurePosixPath(member.filename).name
+    if not is_image(name) and name not in (WNIDS, ANNOTATIONS):
+        return
+    if member.flag_bits & 1:
+        reason = "is encrypted"
+    elif member.compress_type not in READABLE_METHODS:
+        method = METHODS.get(member.compress_type, "unknown here")
+        reason = f"is compressed by method {member.compress_type} ({method})"
+    else:
+        return
+    raise DataError(
+        f"data.archive: {shown}: {printable(member.filename)} {reason}, which cannot be read; unpack it and give the "
+        "folder, or pack it anew"
+    )
+
+
+def images_by_folder(tree: Tree) -> dict[str, list[str]]:
+    by_folder: dict[str, list[str]] = {}
+    for path in tree.files:
+        if is_image(path):
+            by_folder.setdefault(path.rpartition("/")[0], []).append(path)
+    return by_folder
