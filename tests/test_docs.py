@@ -5,11 +5,12 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
 from hpo.doors.parameters import PARAMETERS, Section
-from hpo.doors.perturbation import PERTURBATIONS
+from hpo.doors.perturbation import PERTURBATIONS, Perturbation
 from hpo.study_file.spec import Spec
 
 ROOT = Path(__file__).parent.parent
@@ -19,6 +20,8 @@ README_LINES = 180
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
 GENERATED: dict[str, str] = GENERATE["pages"]()
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+INTERNAL_VARIABLES = {"HPO_FLEET", "HPO_GPU"}
+"""With which a launcher speaks to its workers."""
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
@@ -56,6 +59,28 @@ def _sections(page: str, heading: str) -> dict[str, str]:
     """The text under each heading of one level."""
     parts = (DOCS / page).read_text(encoding="utf-8").split(f"\n{heading}")[1:]
     return dict(part.split("\n", 1) for part in parts)
+
+
+def test_every_environment_variable_is_documented() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in (ROOT / "hpo").rglob("*.py")]
+    used = {name for text in sources for name in re.findall(r"\bHPO_[A-Z_]+\b", text)}
+    documented = set(
+        re.findall(r"^\| `(HPO_[A-Z_]+)` \|", (DOCS / "operations.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    assert documented == used - INTERNAL_VARIABLES
+
+
+def test_the_examples_of_extending_are_what_they_say(tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "mypackage.py").write_text("\n\n".join(blocks), encoding="utf-8")
+    found = runpy.run_path(str(tmp_path / "mypackage.py"))
+    assert issubclass(found["StuckPixels"], Perturbation)
+    module = found["SmallConv"].build("small-conv", 10, 32).eval()
+    images = torch.zeros(2, 3, 32, 32)
+    by_units = images
+    for part in (*found["SmallConv"].units(module), found["SmallConv"].head(module)):
+        by_units = part(by_units)
+    assert torch.equal(module(images), by_units)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
