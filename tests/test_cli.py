@@ -1,7 +1,6 @@
 """The real command in real processes: the main job end to end, and what a user sees when something is wrong."""
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -29,7 +28,6 @@ from hpo.vision.training.checkpoints import weights_as_bytes
 from hpo.workers.local import worker_name
 
 SECRET = "s3cret-word"  # noqa: S105
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
 def one_line(result: subprocess.CompletedProcess[str], exit_code: int = 2) -> str:
@@ -310,8 +308,7 @@ def test_reading_commands_import_no_torch(hpo: Hpo, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
-def test_every_command_has_help_and_stands_in_the_readme(name: str) -> None:
+def test_every_command_and_option_has_help(name: str) -> None:
     command = cli.commands[name]
     assert command.help
     assert all(option.help for option in command.params if isinstance(option, click.Option))
-    assert re.search(rf"hpo {name}\b", README), f"hpo {name} is not in the README"
