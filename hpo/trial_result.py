@@ -11,7 +11,8 @@ CLEAN = "clean"
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial. score and parts: None and empty where not measured; parts: what the score is made of, by name;
+    """A trial. score and parts: None and empty where not measured; violation: the largest of its constraints' values,
+    above 0 if it is infeasible, None if none is known; parts: what the score is made of, by name;
     reports: score and parts after each step; attributes: what else its objective and its workers kept with it.
     """
 
@@ -21,6 +22,7 @@ class TrialResult:
     baseline: bool
     feasible: bool
     score: float | None
+    violation: float | None
     parts: Mapping[str, float]
     params: Mapping[str, Any]
     reports: list[dict[str, float]]

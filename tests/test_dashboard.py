@@ -44,7 +44,7 @@ from hpo.search.sql.tables import metadata, study_system_attributes, study_user_
 from hpo.search.study_files import is_elsewhere, location_in_full
 from hpo.search.worker import work
 from hpo.web.dashboard import build_app
-from hpo.web.drawing import clean_against_perturbed
+from hpo.web.drawing import part_against_part
 from hpo.web.storage import DashboardStorage
 
 PASSWORD = "a-long-password"  # noqa: S105
@@ -210,7 +210,7 @@ def test_the_plot_shows_every_complete_trial_once_with_front_and_baseline(engine
     fill(engine, "large", 60)
     backend = optuna_storage(engine.url)
     seen = backend.get_all_trials(backend.get_study_id_from_name("large"))
-    figure = clean_against_perturbed(seen)
+    figure = part_against_part(seen)
     assert figure is not None
     shown = {trace["name"]: trace for trace in figure["data"]}
     dots = shown["feasible"]["text"] + shown["loses too much clean accuracy"]["text"]
@@ -219,7 +219,7 @@ def test_the_plot_shows_every_complete_trial_once_with_front_and_baseline(engine
     assert shown["baseline"]["text"][0].startswith("trial 0,")
     assert shown["front"]["x"] == sorted(shown["front"]["x"], reverse=True)
     assert shown["front"]["y"] == sorted(shown["front"]["y"])
-    assert clean_against_perturbed([]) is None
+    assert part_against_part([]) is None
 
 
 def ask(app: Any, method: str, path: str, body: dict[str, Any] | bytes | None = None) -> tuple[int, bytes]:

@@ -16,7 +16,7 @@ def stop(study: str, storage: str) -> None:
     `hpo resume` lets it go on.
     """
     from hpo.search.sql import heartbeats
-    from hpo.search.sql.claims import count
+    from hpo.search.sql.counts import count
     from hpo.search.sql.studies import stop as stop_study
 
     engine, found = open_study(study, storage)

@@ -8,12 +8,12 @@ from typing import Any
 import sqlalchemy as sa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hpo.cli.tables import console, percent, shown, shown_score, split_line, troubles_of, warn_of_few_images
+from hpo.cli.tables import console, shown, shown_part, shown_score, split_line, troubles_of, warn_of_few_images
 from hpo.search.sql import queries
 from hpo.search.sql.outages import outlast
-from hpo.search.sql.queries import TrialResult
 from hpo.search.sql.status import RunningTrial, progress, read_split
 from hpo.search.sql.studies import Study
+from hpo.trial_result import TrialResult
 
 POLL_SECS = 0.5
 QUIET_SECS = 30.0
@@ -35,8 +35,8 @@ class EndedTrials:
     def say_new(self) -> bool:
         """Whether there were any."""
         ask = partial(outlast, say=self._say)
-        ended = ask(partial(queries.trials_in, self._engine, self._study.name, ENDED, but=self._seen))
-        paused = ask(partial(queries.paused_trials, self._engine, self._study.name, but=self._seen_paused))
+        ended = ask(partial(queries.trials_in, self._engine, self._study.name, ENDED, self._seen))
+        paused = ask(partial(queries.paused_trials, self._engine, self._study.name, self._seen_paused))
         self._seen.update(trial.number for trial in ended)
         self._seen_paused.update(trial.number for trial in paused)
         for trial in (*ended, *paused):
@@ -77,7 +77,7 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
             troubles, before = troubles_of(running), troubles
             for trouble in set(troubles).difference(before):
                 say(trouble)
-            doing = _running_line(running, study.spec.training.epochs)
+            doing = _running_line(running, study)
             bar.update(task, completed=counts.finished, description=doing)
             if not out.is_terminal and time.monotonic() - said_at > QUIET_SECS and still_working:
                 said_at = time.monotonic()
@@ -90,21 +90,25 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
 def _trial_line(trial: TrialResult, study: Study) -> str:
     name = "baseline" if trial.baseline else f"trial {trial.number}"
     if trial.interruption:
-        when = f" after epoch {len(trial.epochs)}" if trial.epochs else ""
+        when = f" after {_last_step(trial, study)}" if trial.reports else ""
         return f"{name} interrupted{when}: {trial.interruption}; its slot is given out again"
     if trial.state == "fail":
         reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
         return f"{name} failed: {reason}; its slot is given out again"
     stopped = "pruned" if trial.state == "pruned" else "paused"
-    ended = "complete" if trial.state == "complete" else f"{stopped} after epoch {len(trial.epochs)}"
-    accuracies = {"clean": trial.clean_accuracy, **trial.perturbed_accuracy}
-    measured = ", ".join(f"{key} {percent(value)}" for key, value in accuracies.items())
+    ended = "complete" if trial.state == "complete" else f"{stopped} after {_last_step(trial, study)}"
+    measured = "".join(f", {key} {shown_part(value, study)}" for key, value in trial.parts.items())
     params = ", ".join(f"{key} {shown(trial.params[key])}" for key in study.spec.search.searched if key in trial.params)
-    return f"{name} {ended}: score {shown_score(trial.score)}, {measured}{f' ({params})' if params else ''}"
+    return f"{name} {ended}: score {shown_score(trial.score)}{measured}{f' ({params})' if params else ''}"
 
 
-def _running_line(running: Sequence[RunningTrial], epochs: int) -> str:
-    doing = [f"{trial.number} (epoch {min(trial.epoch + 1, epochs)}/{epochs})" for trial in running]
+def _last_step(trial: TrialResult, study: Study) -> str:
+    return f"{study.spec.step_word} {len(trial.reports)}"
+
+
+def _running_line(running: Sequence[RunningTrial], study: Study) -> str:
+    word, steps = study.spec.step_word, study.spec.steps
+    doing = [f"{trial.number} ({word} {min(trial.step + 1, steps)}/{steps})" for trial in running]
     return f"{'trial' if len(doing) == 1 else 'trials'} {', '.join(doing)}" if doing else "trials"
 
 

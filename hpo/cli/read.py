@@ -14,8 +14,8 @@ from hpo.errors import HpoError, InputError, NothingCompleteError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from hpo.search.sql.queries import TrialResult
     from hpo.search.sql.studies import Study
+    from hpo.trial_result import TrialResult
 
 CSV_TIMES = ("started_at", "finished_at")
 CSV_WITHOUT_TRIALS = ["study", "number", "state", "baseline", "feasible", "score", "clean_accuracy", *CSV_TIMES]
@@ -130,11 +130,10 @@ def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     from hpo.search.sql.queries import pareto_front
 
     engine, found = open_study(study, storage)
-    results = pareto_front(engine, study)
+    results = pareto_front(engine, study, found.spec.trade_off)
     if not _print_data(results, as_json, as_csv):
-        constrained = found.spec.objective.max_clean_drop is not None
         title = f"Clean against perturbed: {study}"
-        _print_table(found, results, tables.results_table(results, None, title, constrained))
+        _print_table(found, results, tables.results_table(found, results, None, title))
         for line in tables.explain_feasibility(found, results[0].images):
             tables.console().print(line)
 
@@ -152,7 +151,7 @@ def history(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     engine, found = open_study(study, storage)
     results = improvements(engine, study)
     if not _print_data(results, as_json, as_csv):
-        table = tables.history_table(results, began_at(engine, study), f"The best score of {study}")
+        table = tables.history_table(found, results, began_at(engine, study), f"The best score of {study}")
         _print_table(found, results, table)
 
 
@@ -224,7 +223,7 @@ def _refuse_several(**options: bool) -> None:
 
 
 def _print_csv(results: "Sequence[TrialResult]") -> None:
-    from hpo.search.sql.queries import in_iso_8601
+    from hpo.trial_result import in_iso_8601
 
     rows = [result.as_row() | {key: in_iso_8601(getattr(result, key)) for key in CSV_TIMES} for result in results]
     writer = csv.DictWriter(sys.stdout, list(dict.fromkeys(key for row in rows for key in row)) or CSV_WITHOUT_TRIALS)

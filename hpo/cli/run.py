@@ -4,16 +4,17 @@ import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hpo.cli.options import launch_command, spec_arguments, storage_option, studies_argument, workers_option
 
 if TYPE_CHECKING:
-    from hpo.study_file.spec import Spec
+    pass
 
 
 @click.command()
@@ -135,6 +136,8 @@ def worker(
     Of all studies in the database, if none is named. SIGTERM or Ctrl-C: the running trial's slot is given back, to go
     on from its last epoch elsewhere, and the worker ends within 10 seconds.
     """
+    from hpo.artifacts import open_artifacts
+    from hpo.search.loading import load_objective
     from hpo.search.sql.network_drive import check_network_drive
     from hpo.search.sql.storage import open_engine, parse_url
     from hpo.search.worker import work
@@ -150,7 +153,8 @@ def worker(
         engine = open_engine(parse_url(storage))
         if not supervised:  # else `hpo launch` has looked
             check_network_drive(engine, click.echo)
-        work(engine, studies, _objective_loader(threads), name, click.echo, forever)
+        load = partial(load_objective, threads=threads, say=click.echo)
+        work(engine, studies, load, name, click.echo, forever, open_artifacts())
     except Stopped:
         with contextlib.suppress(OSError):  # a log on a full disk
             click.echo(f"worker {name} stopped; what it ran, if anything, was given back")
@@ -162,27 +166,6 @@ def _threads_of_container() -> int | None:
     from hpo.cores import cores, cores_of_machine
 
     return cores() if cores() < cores_of_machine() else None
-
-
-def _objective_loader(threads: int | None) -> Callable[["Spec"], Any]:
-    def load(spec: "Spec") -> Any:
-        from hpo.artifacts import open_artifacts
-        from hpo.errors import InputError
-        from hpo.search.sql.attributes import SPLIT_KEY
-        from hpo.workers.machine import may_have_gpu
-        from hpo.workers.memory import check_memory
-
-        try:
-            from hpo.objectives.robust_accuracy import RobustAccuracy
-
-            objective = RobustAccuracy(spec, threads, open_artifacts())
-        except (ImportError, RuntimeError) as error:  # of this machine: no trial is to count as failed
-            raise InputError(f"PyTorch does not work on this machine: {error}") from error
-        if not may_have_gpu():
-            check_memory(spec, objective.about[SPLIT_KEY]["train"], 1, click.echo)
-        return objective
-
-    return load
 
 
 @click.command()

@@ -17,8 +17,8 @@ from hpo.artifacts import open_artifacts
 from hpo.cli import progress, tables
 from hpo.errors import StorageError, StudyError
 from hpo.search.sql import heartbeats
-from hpo.search.sql.claims import count
 from hpo.search.sql.conditions import StudyKey
+from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import bury
 from hpo.search.sql.network_drive import check_network_drive
 from hpo.search.sql.outages import outlast
@@ -27,7 +27,7 @@ from hpo.search.sql.status import read_split
 from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
 from hpo.search.sql.studies import Study, find_studies, open_studies, submit
 from hpo.stopping import Stopped, stop_on_signals
-from hpo.study_file.images import ModelSpec
+from hpo.study_file.images import ImageSpec
 from hpo.study_file.spec import Spec
 from hpo.vision.data.images import load_images
 from hpo.vision.data.listing import by_suffix
@@ -48,16 +48,8 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
     """
     check_workers(workers)  # before anything that takes long
     url = parse_url(storage)
-    weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
-    with progress.StepProgress() as steps:
-        images = load_images(spec.data, spec.model.input_size, spec.seed, steps)
-    if images.skipped:
-        click.echo(f"{tables.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
-    if images.left_out:
-        others = tables.counted(sum(images.left_out.values()), "file")
-        click.echo(f"{others} left out, of types that are not read: {by_suffix(images.left_out)}", err=True)
-    workers = _workers_for([(spec, len(images.train))], workers)
-    _check_weights(spec.model, len(images.classes))
+    images = _prepare_images(spec) if isinstance(spec, ImageSpec) else None
+    workers = _workers_for([(spec, images)], workers)
     open_artifacts().check()
     engine = create_database(url)
     check_network_drive(engine, partial(click.echo, err=True))
@@ -74,6 +66,26 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
         with _fleet(storage, ["--", spec.name], workers, logs) as fleet:
             progress.follow(engine, study, partial(tend, fleet))
     _print_end(engine, study, storage)
+
+
+def _prepare_images(spec: ImageSpec) -> int:
+    """Looks at images and weights: what is wrong is said before the database is written. How many images there are to
+    train on. Raises DataError, WeightsError.
+    """
+    weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
+    with progress.StepProgress() as steps:
+        images = load_images(spec.data, spec.model.input_size, spec.split_seed, steps)
+    if images.skipped:
+        click.echo(f"{tables.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
+    if images.left_out:
+        others = tables.counted(sum(images.left_out.values()), "file")
+        click.echo(f"{others} left out, of types that are not read: {by_suffix(images.left_out)}", err=True)
+    if spec.model.weights != "none":
+        from hpo.vision.classifier import build_network, read_weights
+
+        weights = read_weights(spec.model.name, spec.model.weights)
+        build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, frozen_layers=0, seed=0)
+    return len(images.train)
 
 
 def launch(names: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
@@ -165,25 +177,17 @@ def _workers_for(studies: Sequence[tuple[Spec, int | None]], asked: int | None) 
 
     studies: with how many images there are to train on, if that is known.
     """
-    needed = max((most_mib(spec, images) for spec, images in studies), default=LEAST_MIB_A_WORKER)
+    on_images = [(spec, images) for spec, images in studies if isinstance(spec, ImageSpec)]
+    needed = max((most_mib(spec, images) for spec, images in on_images), default=LEAST_MIB_A_WORKER)
     workers = how_many_workers(asked, needed)
     if not may_have_gpu():
-        for spec, images in studies:
+        for spec, images in on_images:
             check_memory(spec, images, workers, partial(click.echo, err=True))
     return workers
 
 
 def _counted(workers: int) -> str:
     return "1 worker" if workers == 1 else f"{workers} workers"
-
-
-def _check_weights(model: ModelSpec, classes: int) -> None:
-    """Raises WeightsError: what is wrong is said before the database is written."""
-    if model.weights != "none":
-        from hpo.vision.classifier import build_network, read_weights
-
-        weights = read_weights(model.name, model.weights)
-        build_network(model.name, classes, weights, model.input_size, frozen_layers=0, seed=0)
 
 
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.search.sql import queries
-from hpo.search.sql.queries import TrialResult
 from hpo.search.sql.status import RunningTrial, Split, StudyStatus
 from hpo.search.sql.studies import Study
+from hpo.study_file.images import ImageSpec
+from hpo.trial_result import TrialResult
 
 WIDTH_WITHOUT_TERMINAL = 120
 RUNNING_SHOWN = 20
@@ -63,44 +64,51 @@ def _table(title: str | None = None) -> Table:
     )
 
 
-def results_table(
-    results: Sequence[TrialResult], baseline: TrialResult | None, title: str, constrained: bool = False
-) -> Table:
+def shown_part(value: float | None, study: Study) -> str:
+    """A part of the score: `55.4 %` if parts are shares, else four significant digits; a dash where there is none."""
+    if study.spec.shows_percent or value is None:
+        return percent(value)
+    return f"{value:.4g}"
+
+
+def results_table(study: Study, results: Sequence[TrialResult], baseline: TrialResult | None, title: str) -> Table:
     """The results, best first, and below them the baseline; narrow enough for 80 columns.
 
-    constrained: with a column that says which are feasible, of one character: there is no room for a word.
+    With constraints there is a column that says which are feasible, of one character: there is no room for a word.
     """
     rows = [*results, *([baseline] if baseline else [])]
-    accuracies = list(dict.fromkeys(name for row in rows for name in row.perturbed_accuracy))
+    constrained = study.spec.is_constrained or any(row.violation is not None for row in rows)
+    parts = list(dict.fromkeys(name for row in rows for name in row.parts))
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
     table = _table(title)
     mark = [""] if constrained else []
-    for heading in ("trial", *mark, "score", "clean", *accuracies, *params):
+    for heading in ("trial", *mark, "score", *parts, *params):
         short = heading.replace("augmentation", "augment.").replace("_", "\n").replace("-", "\n")
         table.add_column(short, justify="right", overflow="fold")
     for row in results:
-        cells = _cells(row, accuracies, params, constrained)
+        cells = _cells(study, row, parts, params, constrained)
         table.add_row(str(row.number), *cells, style="" if row.feasible else "dim")
     if baseline:
         table.add_section()
-        table.add_row("baseline", *_cells(baseline, accuracies, params, constrained))
+        table.add_row("baseline", *_cells(study, baseline, parts, params, constrained))
     return table
 
 
 def _mark(row: TrialResult) -> str:
     """Whether it is feasible; a dash where that is not known, before its end or the baseline's."""
-    if row.clean_drop is None and not row.baseline:
+    if row.violation is None and not row.baseline:
         return "–"  # noqa: RUF001
     return "✓" if row.feasible else "✗"
 
 
-def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str], constrained: bool = False) -> list[str]:
+def _cells(
+    study: Study, row: TrialResult, parts: Sequence[str], params: Sequence[str], constrained: bool = False
+) -> list[str]:
     return [
         *([_mark(row)] if constrained else []),
         shown_score(row.score),
-        percent(row.clean_accuracy),
-        *(percent(row.perturbed_accuracy.get(name)) for name in accuracies),
+        *(shown_part(row.parts.get(name), study) for name in parts),
         *(shown(row.params.get(name, "")) for name in params),
     ]
 
@@ -113,10 +121,9 @@ def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[
         return
     best = results[0]
     title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
-    out.print(results_table(results, baseline, title, study.spec.objective.max_clean_drop is not None))
-    measured = [a for a in (best.clean_accuracy, *best.perturbed_accuracy.values()) if a is not None]
-    if best.images and measured:
-        width = max(half_width(accuracy, best.images) for accuracy in measured)
+    out.print(results_table(study, results, baseline, title))
+    if best.images and best.parts:
+        width = max(half_width(accuracy, best.images) for accuracy in best.parts.values())
         out.print(
             f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials; "
             f"each trial was trained once (seed {study.spec.seed}). "
@@ -126,8 +133,8 @@ def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[
         out.print(line)
     if best.baseline and not chosen:
         out.print(f"{nothing_beats_baseline(study)}.")
-    if baseline and baseline.number != best.number and measured:
-        out.print(_comparison(best, baseline))
+    if baseline and baseline.number != best.number and best.parts:
+        out.print(_comparison(study, best, baseline))
 
 
 def half_width(accuracy: float, images: int) -> float:
@@ -138,9 +145,13 @@ def half_width(accuracy: float, images: int) -> float:
     return z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
 
 
+def _max_clean_drop(study: Study) -> float | None:
+    return study.spec.objective.max_clean_drop if isinstance(study.spec, ImageSpec) else None
+
+
 def explain_feasibility(study: Study, images: int | None) -> list[str]:
     """What max_clean_drop allows, if the study has one."""
-    most = study.spec.objective.max_clean_drop
+    most = _max_clean_drop(study)
     if most is None:
         return []
     points = "1 point" if most == 0.01 else f"{100 * most:g} points"
@@ -150,7 +161,7 @@ def explain_feasibility(study: Study, images: int | None) -> list[str]:
 
 def warn_of_few_images(study: Study, images: int | None) -> list[str]:
     """A warning if what max_clean_drop allows is but a few of so many tuning images."""
-    most = study.spec.objective.max_clean_drop
+    most = _max_clean_drop(study)
     if most is None or not images or most * images >= FEW_IMAGES:
         return []
     allowed = f"max_clean_drop = {most:g} is {most * images:.2g} of {counted(images, 'tuning image')}"
@@ -160,27 +171,25 @@ def warn_of_few_images(study: Study, images: int | None) -> list[str]:
 
 def nothing_beats_baseline(study: Study) -> str:
     """What to say when the best trial is the baseline."""
-    return f"No {'feasible ' if study.spec.objective.max_clean_drop is not None else ''}trial beats the baseline"
+    return f"No {'feasible ' if study.spec.is_constrained else ''}trial beats the baseline"
 
 
-def _comparison(best: TrialResult, baseline: TrialResult) -> str:
-    gains = []
-    for name, accuracy in {"clean": best.clean_accuracy, **best.perturbed_accuracy}.items():
-        before = baseline.clean_accuracy if name == "clean" else baseline.perturbed_accuracy.get(name)
-        if accuracy is not None and before is not None:
-            gains.append(f"{name} {100 * (accuracy - before):+.1f}")
-    return f"Trial {best.number} against the baseline, in points: {', '.join(gains)}."
+def _comparison(study: Study, best: TrialResult, baseline: TrialResult) -> str:
+    gains = {name: best.parts[name] - baseline.parts[name] for name in best.parts if name in baseline.parts}
+    in_points = study.spec.shows_percent
+    listed = [f"{name} {100 * gain:+.1f}" if in_points else f"{name} {gain:+.4g}" for name, gain in gains.items()]
+    return f"Trial {best.number} against the baseline{', in points' if in_points else ''}: {', '.join(listed)}."
 
 
-def history_table(results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:
+def history_table(study: Study, results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:
     """A row for each trial that was better than all before it, and how long after the first one's start it ended."""
     table = _table(title)
-    accuracies = list(dict.fromkeys(name for result in results for name in result.perturbed_accuracy))
-    for heading in ("after", "trial", "score", "clean", *(name.replace("-", "\n") for name in accuracies)):
+    parts = list(dict.fromkeys(name for result in results for name in result.parts))
+    for heading in ("after", "trial", "score", *(name.replace("-", "\n") for name in parts)):
         table.add_column(heading, justify="right")
     for result in results:
         after = (result.finished_at - began).total_seconds() if result.finished_at and began else None
-        table.add_row(duration(after), str(result.number), *_cells(result, accuracies, ()))
+        table.add_row(duration(after), str(result.number), *_cells(study, result, parts, ()))
     return table
 
 
@@ -265,7 +274,7 @@ def _studies_table(records: Sequence[StudyStatus]) -> Table:
 
 def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table:
     table = _table()
-    for heading in ("study", "trial", "worker", "epoch", "for", "heartbeat"):
+    for heading in ("study", "trial", "worker", "step", "for", "heartbeat"):
         table.add_column(heading, justify="left" if heading in ("study", "worker") else "right", overflow="fold")
     for record, trial in running:
         beat = trial.secs_since_heartbeat
@@ -273,7 +282,7 @@ def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table
             Text(record.study.name),
             str(trial.number),
             Text(trial.worker or ""),
-            f"{trial.epoch}/{record.study.spec.training.epochs}",
+            f"{trial.step}/{record.study.spec.steps}",
             duration(trial.secs_since_start),
             "none" if beat is None else f"{beat:.0f} s ago",
         )

@@ -1,4 +1,4 @@
-"""One claimed trial from its parameters to its end: drawn, measured step by step, recorded; paused, pruned, complete."""
+"""One claimed trial from its parameters to its end: drawn, measured step by step, recorded, and paused or ended."""
 
 import contextlib
 import itertools

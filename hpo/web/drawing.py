@@ -1,77 +1,119 @@
-"""What `hpo dashboard` adds to optuna-dashboard's pages: a plot of clean against perturbed accuracy, and notes."""
+"""What `hpo dashboard` adds to optuna-dashboard's pages: a plot of two parts of the score, and notes."""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.artifacts import Artifacts
 from hpo.search.sql.queries import front
-from hpo.search.sql.tables import CONSTRAINT_KEY
+from hpo.search.sql.tables import CONSTRAINT_PREFIX
 from hpo.search.study_files import is_elsewhere, location_in_full
+from hpo.trial_result import CLEAN
 
-MOST_POINTS = 2000
+MAX_POINTS = 2000
 """The best ones: every browser that looks at the study loads them again and again."""
 
 
-def clean_against_perturbed(seen: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-    """A Plotly figure of the complete trials: both accuracies in percent, the front, the baseline."""
-    measured = [t for t in seen if t.state == TrialState.COMPLETE and "mean_perturbed_accuracy" in t.user_attrs]
-    if not measured:
+PARTS = "hpo:parts"
+"""The system attribute with the parts of a trial's score, by name, as the page's storage reads it."""
+MEAN = "mean_perturbed_accuracy"
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Two parts of the score that are weighed against each other, and what they are multiplied with."""
+
+    x: str
+    y: str
+    scale: float = 1.0
+
+    def point(self, trial: FrozenTrial) -> tuple[float, float] | None:
+        """None if the trial has not measured both."""
+        known = trial._system_attrs.get(PARTS, {}) | trial.user_attrs
+        x, y = known.get(self.x), known.get(self.y)
+        return None if x is None or y is None else (round(self.scale * x, 4), round(self.scale * y, 4))
+
+
+def axes_of(seen: Sequence[FrozenTrial]) -> Axes | None:
+    """Clean accuracy and the mean of the perturbed ones, in percent; of other objectives the first two parts."""
+    for trial in seen:
+        parts = trial._system_attrs.get(PARTS, {})
+        if CLEAN in parts and MEAN in trial.user_attrs:
+            return Axes(CLEAN, MEAN, 100)
+        if len(parts) >= 2:
+            return Axes(*list(parts)[:2])
+    return None
+
+
+def part_against_part(seen: Sequence[FrozenTrial]) -> dict[str, Any] | None:
+    """A Plotly figure of the complete trials: two parts of the score, the front, the baseline."""
+    complete = [trial for trial in seen if trial.state == TrialState.COMPLETE]
+    axes = axes_of(complete)
+    points = {trial.number: point for trial in complete if axes and (point := axes.point(trial))}
+    measured = [trial for trial in complete if trial.number in points]
+    if axes is None or not measured:
         return None
-    best = sorted(measured, key=score_of, reverse=True)[:MOST_POINTS]
-    feasible = [trial for trial in best if is_feasible(trial)]
+    best = sorted(measured, key=score_of, reverse=True)[:MAX_POINTS]
     kinds: dict[str, tuple[list[FrozenTrial], dict[str, Any], str]] = {
-        "feasible": (feasible, {"color": "#0969da"}, "markers"),
-        "loses too much clean accuracy": ([t for t in best if not is_feasible(t)], {"color": "#afb8c1"}, "markers"),
-        "front": (front(map(_point, measured)), {"color": "#1a7f37"}, "lines"),
+        "feasible": ([t for t in best if is_feasible(t)], {"color": "#0969da"}, "markers"),
+        "infeasible": ([t for t in best if not is_feasible(t)], {"color": "#afb8c1"}, "markers"),
+        "front": (front([(trial, points[trial.number]) for trial in measured]), {"color": "#1a7f37"}, "lines"),
         "baseline": (
             [t for t in measured if "baseline" in t.user_attrs],
             {"color": "#cf222e", "symbol": "star", "size": 14},
             "markers",
         ),
     }
-    axis = "mean perturbed accuracy, %"
+    x, y = ("clean accuracy, %", "mean perturbed accuracy, %") if axes.y == MEAN else (axes.x, axes.y)
+    title = "Clean against perturbed accuracy" if axes.y == MEAN else f"{axes.x} against {axes.y}"
     return {
-        "data": [_trace(name, *kind) for name, kind in kinds.items() if kind[0]],
+        "data": [_trace(name, *kind, points) for name, kind in kinds.items() if kind[0]],
         "layout": {
-            "title": {"text": "Clean against perturbed accuracy"},
-            "xaxis": {"title": {"text": "clean accuracy, %"}},
-            "yaxis": {"title": {"text": axis}},
+            "title": {"text": title},
+            "xaxis": {"title": {"text": x}},
+            "yaxis": {"title": {"text": y}},
             "hovermode": "closest",
         },
     }
 
 
-def _trace(name: str, shown: Sequence[FrozenTrial], marker: dict[str, Any], mode: str) -> dict[str, Any]:
+def _trace(
+    name: str,
+    shown: Sequence[FrozenTrial],
+    marker: dict[str, Any],
+    mode: str,
+    points: Mapping[int, tuple[float, float]],
+) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": mode,
         "name": name,
         "marker": marker,
         "line": {"color": marker["color"], "dash": "dot"},
-        "x": [round(100 * _point(trial)[1], 2) for trial in shown],
-        "y": [round(100 * _point(trial)[2], 2) for trial in shown],
+        "x": [points[trial.number][0] for trial in shown],
+        "y": [points[trial.number][1] for trial in shown],
         "text": [f"trial {t.number}, score {t.value:.4f}" for t in shown],
-        "hovertemplate": "%{text}<br>clean %{x} %<br>perturbed %{y} %",
+        "hovertemplate": "%{text}<br>%{x}<br>%{y}",
     }
 
 
-def _point(trial: FrozenTrial) -> tuple[FrozenTrial, float, float]:
-    return trial, trial.user_attrs["clean_accuracy"], trial.user_attrs["mean_perturbed_accuracy"]
-
-
 def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
-    """Markdown with a trial's correct counts and its pictures; None if it has no pictures."""
+    """Markdown with the parts of a trial's score and its pictures; None if it has no files."""
     kept = [json.loads(text) for key, text in trial._system_attrs.items() if key.startswith("artifacts:") and text]
     if not kept:
         return None
-    correct, images = trial.user_attrs.get("correct", {}), trial.user_attrs.get("images")
-    lines = ["| condition | correct | accuracy |", "|---|---|---|"]
-    lines += [f"| {name} | {count} of {images} | {100 * count / images:.1f} % |" for name, count in correct.items()]
-    for picture in sorted(kept, key=lambda picture: picture["filename"]):
+    parts, images = trial._system_attrs.get(PARTS, {}), trial.user_attrs.get("images")
+    if images:
+        lines = ["| condition | correct | accuracy |", "|---|---|---|"]
+        lines += [f"| {name} | {round(a * images)} of {images} | {100 * a:.1f} % |" for name, a in parts.items()]
+    else:
+        lines = ["| part | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in parts.items())]
+    pictures = [each for each in kept if each["mimetype"].startswith("image/")]
+    for picture in sorted(pictures, key=lambda picture: picture["filename"]):
         path = f"/artifacts/{study_id}/{trial._trial_id}/{picture['artifact_id']}"
         lines += ["", f"![{picture['filename']}]({path})"]
     return "\n".join(lines)
@@ -93,4 +135,4 @@ def score_of(trial: FrozenTrial) -> float:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    return not trial._system_attrs.get(CONSTRAINT_KEY, 0) > 0
+    return all(value <= 0 for key, value in trial._system_attrs.items() if key.startswith(CONSTRAINT_PREFIX))

@@ -72,7 +72,7 @@ def _copy(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
     """Copies what workers will look for under the new name. Raises StudyError if it is needed and not in reach."""
     if not is_elsewhere(kept.location, artifacts):
         copy_folder(artifacts, kept, renamed)
-    elif kept.numbers or renamed.search.may_start_from_baseline:
+    elif kept.numbers or renamed.waits_for_baseline:
         raise StudyError(
             f"study '{kept.study}' has checkpoints in {kept.location}, which are kept by its name, and this dashboard "
             f"works on {artifacts.location}; start it with HPO_ARTIFACTS={kept.location}"

@@ -17,10 +17,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hpo.artifacts import Artifacts
 from hpo.search.sql.attributes import ARTIFACTS_KEY
+from hpo.search.sql.old_attributes import NOT_SHOWN, parts_of
 from hpo.search.sql.studies import SPEC_KEY
-from hpo.search.sql.tables import CONSTRAINT_KEY, studies, study_user_attributes, trials
+from hpo.search.sql.tables import CONSTRAINT_PREFIX, studies, study_user_attributes, trials
 from hpo.search.sql.trials_in_memory import read_trials
-from hpo.web.drawing import clean_against_perturbed, elsewhere_note, illustrated_note, is_feasible, score_of
+from hpo.web.drawing import PARTS, elsewhere_note, illustrated_note, is_feasible, part_against_part, score_of
 
 CHUNK = 2045  # characters in an attribute, as optuna-dashboard splits plots and notes
 STUDY_NOTE = "dashboard:note_str:"
@@ -123,7 +124,7 @@ class DashboardStorage(_CachedStorage):
 
     def _drawn(self, study: FrozenStudy, seen: Sequence[FrozenTrial]) -> dict[str, Any]:
         drawn: dict[str, Any] = {}
-        if figure := clean_against_perturbed(seen):
+        if figure := part_against_part(seen):
             drawn |= _in_chunks("dashboard:plot_data:clean-against-perturbed:", json.dumps(figure))
         missing = elsewhere_note(study.user_attrs.get(ARTIFACTS_KEY), self._artifacts)
         for trial in seen:
@@ -158,21 +159,23 @@ def _identity(study_id: int) -> sa.Select[Any]:
 
 def _prepare(trial: FrozenTrial) -> None:
     """As the page understands it: constraints where optuna-dashboard 0.21 looks for them, and no end of what waits."""
-    trial.user_attrs = _shown(trial.user_attrs)
-    if (violation := trial._system_attrs.get(CONSTRAINT_KEY)) is not None:
-        trial._system_attrs["constraints"] = [violation]
+    trial._system_attrs[PARTS] = parts_of(trial.user_attrs)
+    trial.user_attrs = _shown(trial.user_attrs, trial._system_attrs[PARTS])
+    violations = [value for key, value in trial._system_attrs.items() if key.startswith(CONSTRAINT_PREFIX)]
+    if violations:
+        trial._system_attrs["constraints"] = violations
     if trial.state == TrialState.WAITING:
         trial.datetime_complete = None  # of a paused one: when it was paused
 
 
-def _shown(attributes: dict[str, Any]) -> dict[str, Any]:
-    """As short lines, since the page does not break long ones: what made the trial, item by item, and no epochs, which
-    are there as intermediate values.
+def _shown(attributes: dict[str, Any], parts: dict[str, float]) -> dict[str, Any]:
+    """As short lines, since the page does not break long ones: parts of the score and what made the trial, item by
+    item, and no reports, which are there as intermediate values. The page plots attributes that are numbers.
     """
     made_by = attributes.get("made_by")
     items = made_by if isinstance(made_by, dict) else {}
-    short = {key: value for key, value in attributes.items() if key not in ("epochs", "made_by")}
-    return short | {f"made_by {key}": value for key, value in items.items()}
+    short = {key: value for key, value in attributes.items() if key not in (*NOT_SHOWN, "made_by")}
+    return parts | short | {f"made_by {key}": value for key, value in items.items()}
 
 
 def _in_chunks(prefix: str, text: str) -> dict[str, str]:

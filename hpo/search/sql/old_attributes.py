@@ -12,8 +12,8 @@ REPORTS_KEY = "reports"
 BEFORE_PARTS = ("clean_accuracy", "perturbed_accuracy")
 PARTS_KEYS = (PARTS_KEY, *BEFORE_PARTS)
 BEFORE_REPORTS = "epochs"
-COPIES = ("clean_accuracy", "perturbed_accuracy", "mean_perturbed_accuracy", "correct")
-"""Keys that older versions wrote beside what they are derived from."""
+NOT_SHOWN = (*PARTS_KEYS, REPORTS_KEY, BEFORE_REPORTS, "correct")
+"""What a page that has the parts of the score by name need not show."""
 
 
 def parts_of(attributes: Mapping[str, Any]) -> dict[str, float]:

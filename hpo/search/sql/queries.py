@@ -178,7 +178,9 @@ def _read(engine: sa.Engine, study: str, numbers: sa.Select[Any], exclude: Colle
     return _read_numbers(engine, study, found)
 
 
-SHOWN = ("study", "number", "state", "baseline", "feasible", "score", "worker", "started_at", "finished_at")
+SHOWN = (
+    *("study", "number", "state", "baseline", "feasible", "score", "violation", "worker", "started_at", "finished_at"),
+)
 
 
 def _read_numbers(engine: sa.Engine, study: str, numbers: Sequence[int]) -> list[TrialResult]:
