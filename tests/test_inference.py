@@ -95,7 +95,7 @@ def test_accuracies_of_the_fast_path_agree_with_a_slow_reference(
 
 def test_features_that_are_too_large_are_not_kept(digits: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     images = build_evaluation_set(digits.tuning, [], FP32.device)
-    monkeypatch.setattr(scoring, "MOST_KEPT_BYTES", 1000)
+    monkeypatch.setattr(scoring, "MAX_KEPT_BYTES", 1000)
     assert embedded(images, Inference(network().frozen_part, FP32)) is None
 
 

@@ -1,1 +1,1 @@
-"""Images, perturbations, networks, training, scoring. Knows PyTorch; knows nothing of Optuna or SQL."""
+"""Images, perturbations, networks, training, scoring. Depends on PyTorch, not on Optuna or SQL."""

@@ -25,19 +25,22 @@ CHANNEL_MEAN = (0.485, 0.456, 0.406)
 CHANNEL_STD = (0.229, 0.224, 0.225)
 Weights = dict[str, Tensor]
 STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
-"""What checkpoints call the network's state dict, beside the optimizer's and others."""
-MOST_NESTED = 3
+"""Keys under which checkpoints keep the network's state dict, next to the optimizer's and others."""
+MAX_NESTING = 3
 HARMLESS: list[Any] = [
     argparse.Namespace,
-    np.float64(0).__reduce__()[0],  # what makes NumPy's scalars
+    np.float64(0).__reduce__()[0],  # the constructor of NumPy scalars
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
 ]
-"""What training scripts keep beside the weights, their arguments and best accuracy: values that run no code."""
+"""Types that training scripts store next to the weights (arguments, best accuracy) and that cannot run code."""
 
 
 class Normalise(nn.Module):
-    """Pixels, uint8 or floats in [0, 1], of any size, as the first convolution takes them: `size` wide and high."""
+    """Scales and normalises pixels for the first convolution.
+
+    Input: uint8, or floats in [0, 1], (n, 3, any height, any width). Output: (n, 3, size, size), channels_last.
+    """
 
     mean: Tensor
     std: Tensor
@@ -58,7 +61,7 @@ class Normalise(nn.Module):
 
 
 class Head(nn.Module):
-    """Logits, float32 (n, classes), of the last unit's output; never in fewer bits, which would leave ties."""
+    """The last unit's output to logits, float32 (n, classes); fp32 even under autocast, since bf16 makes ties."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class Head(nn.Module):
 
 
 class Frozen(nn.Sequential):
-    """A unit after trainable ones that keeps its weights: its BatchNorm stays in eval mode, whatever `train()` says."""
+    """A frozen unit within the trainable part: its BatchNorm stays in eval mode, also after `train()`."""
 
     def train(self, mode: bool = True) -> "Frozen":
         super().train(False)
@@ -82,10 +85,10 @@ class Frozen(nn.Sequential):
 
 
 class Classifier(nn.Module):
-    """A network that takes pixels as `Normalise` does. Its first or last units are frozen; the head never is.
+    """A network that takes pixels as `Normalise` does. Its first or last units may be frozen, its head never is.
 
-    A frozen unit's parameters have no gradients, and its BatchNorm stays in eval mode, whatever `train()` says. Output:
-    logits, float32 (n, classes).
+    A frozen unit's parameters have no gradients, and its BatchNorm stays in eval mode, also after `train()`.
+    Output: logits, float32 (n, classes).
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Classifier(nn.Module):
 
     @property
     def frozen_units(self) -> list[nn.Module]:
-        """Those on the frozen side; none where nothing is frozen."""
+        """The units whose weights are kept, from the input on."""
         units = self.family.units(self.module)
         return units[: self.first_trained] + units[self.end_of_trained :]
 
@@ -115,7 +118,7 @@ class Classifier(nn.Module):
 
     @property
     def trainable_part(self) -> nn.Sequential:
-        """From there to the logits, through units frozen at the output side, if there are any."""
+        """From the output of `frozen_part` to the logits; includes units frozen at the output side."""
         units = self.family.units(self.module)
         trained = units[self.first_trained : self.end_of_trained]
         return nn.Sequential(*trained, *(Frozen(unit) for unit in units[self.end_of_trained :]), self.head)
@@ -126,7 +129,7 @@ class Classifier(nn.Module):
 
     @property
     def head_name(self) -> str:
-        """What the names of the last linear layer's tensors begin with, `fc.` say."""
+        """Prefix of the names of the last linear layer's tensors, such as `fc.`."""
         return _head_name(self.family, self.module)
 
     def train(self, mode: bool = True) -> "Classifier":
@@ -155,12 +158,12 @@ def build_network(
     seed: int,
     frozen_side: str = "input",
 ) -> Classifier:
-    """A network with the given weights; what they lack (the head, or everything) is random, drawn from `seed`.
+    """A network with the given weights; tensors missing there (the head, or all) are random, drawn from `seed`.
 
     frozen_layers: how many units keep these weights in training, counted from the `frozen_side`: "input", or "output"
     (Lee et al., "Surgical Fine-Tuning Improves Adaptation to Distribution Shifts", ICLR 2023, arXiv:2210.11466).
 
-    Raises WeightsError that names the tensors that do not fit, InputError if so many layers cannot be frozen.
+    Raises WeightsError naming the tensors that do not fit, InputError if the network has fewer units to freeze.
     """
     family = family_of(name)
     given: Weights = {}
@@ -169,7 +172,7 @@ def build_network(
         with torch.device("meta"):
             module = family.build(name, classes, input_size)
         given = _fitting(weights, module.state_dict(), name, _head_name(family, module))
-        if set(given) == set(module.state_dict()):  # drawing numbers for nothing takes a fifth of a second
+        if set(given) == set(module.state_dict()):  # drawing random weights in vain takes 0.2 s
             module.load_state_dict(given, assign=True)
         else:
             module = None
@@ -179,15 +182,18 @@ def build_network(
             module = family.build(name, classes, input_size)
         given = given or _fitting(weights, module.state_dict(), name, _head_name(family, module))
         module.load_state_dict(given, strict=False)
-    if frozen_layers > (most := len(family.units(module))):
-        raise InputError(f"search.frozen_layers: {frozen_layers} is more than the {most} of {name}")
+    if frozen_layers > (count := len(family.units(module))):
+        raise InputError(f"search.frozen_layers: {frozen_layers} is more than the {count} of {name}")
     network = Classifier(module, family, input_size, frozen_layers, frozen_side)
     return network.to(memory_format=torch.channels_last)
 
 
 def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, head: str) -> Weights:
-    """Copies of the given tensors, of the network's own types. Everything must fit but the head, which is taken if it
-    has the right shape (it came from the same images).
+    """Copies of the given tensors, in the network's own dtypes.
+
+    All tensors except the head's must fit, otherwise raises WeightsError. The head is used if its shapes match.
+
+    own: the network's state dict; head: prefix of the names of the head's tensors.
     """
     if not weights:
         return {}
@@ -223,9 +229,9 @@ def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str
 
 
 def read_weights(name: str, weights: str) -> Weights:
-    """The tensors of `imagenet`, of a .safetensors or .pth file, or none for `none`. Nothing is unpickled.
+    """The tensors by name: `imagenet`'s, those of a .safetensors or .pth file, or an empty dict for `none`.
 
-    Raises WeightsError.
+    Never unpickles arbitrary objects. Raises WeightsError.
     """
     path = weights_file(weights)
     if path is None:
@@ -235,7 +241,7 @@ def read_weights(name: str, weights: str) -> Weights:
     except pickle.UnpicklingError as error:
         raise WeightsError(f"model.weights: {path} cannot be read: {_why_not_unpickled(error)}") from None
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0].partition(". ")[0]  # what follows is PyTorch's advice, not ours
+        reason = str(error).partition("\n")[0].partition(". ")[0]  # the rest is advice by PyTorch that does not apply
         raise WeightsError(f"model.weights: {path} cannot be read: {reason or 'it is cut short'}") from None
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict){_listed(tensors)}")
@@ -246,7 +252,7 @@ def read_weights(name: str, weights: str) -> Weights:
 
 
 def _why_not_unpickled(error: pickle.UnpicklingError) -> str:
-    """What PyTorch will not unpickle is named in the midst of several lines of its advice."""
+    """One line that names the refused type, which PyTorch names within several lines of advice."""
     if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return (
             f"it holds more than tensors ({named[1]}), which could run code when loaded; save a state dict, best as "
@@ -256,13 +262,13 @@ def _why_not_unpickled(error: pickle.UnpicklingError) -> str:
 
 
 def _load_pth(path: Path) -> Weights:
-    """A state dict, also from within a checkpoint, under one of the names that people give it."""
-    quiet = warnings.catch_warnings(action="ignore")  # PyTorch's of other pickle protocols, which it then refuses
+    """The state dict in a file by torch.save, which may be nested in a checkpoint under one of STATE_KEYS."""
+    quiet = warnings.catch_warnings(action="ignore")  # PyTorch warns of other pickle protocols, then refuses them
     with quiet, torch.serialization.safe_globals(HARMLESS):
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(loaded, dict):
         raise WeightsError(f"model.weights: {path} must hold tensors by name (a state dict)")
-    for _ in range(MOST_NESTED):
+    for _ in range(MAX_NESTING):
         inner = [loaded[key] for key in STATE_KEYS if isinstance(loaded.get(key), dict)]
         loaded = inner[0] if inner else loaded
     return {str(key): tensor for key, tensor in loaded.items()}
@@ -287,6 +293,6 @@ def _imagenet_weights(name: str) -> Weights:
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 of the tensors, whatever file they came in."""
+    """SHA-256 of the tensors' names and values, independent of the file format."""
     plain = {name: tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for name, tensor in weights.items()}
     return digest({name: tensor.numpy().data for name, tensor in plain.items()})

@@ -1,4 +1,4 @@
-"""The device of a process, and the precision that it computes in."""
+"""The device that a process computes on, and its precision."""
 
 import os
 import time
@@ -13,11 +13,11 @@ from hpo.cores import cpu_multiplies_bf16
 from hpo.errors import InputError
 
 PIXELS_AT_ONCE = 4096 * 64 * 64
-"""Of the images that a GPU augments, and takes through a frozen part, at once; it scores half as many at once."""
-MOST_SCORED_AT_ONCE = 2000
+"""Pixels that a GPU augments and passes through the frozen part at once; it scores half as many at once."""
+MAX_SCORED_AT_ONCE = 2000
 SCORED_AT_ONCE_BY_A_CPU = 250
-MOST_PIXELS_SCORED_AT_ONCE_BY_A_CPU = 250 * 128 * 128
-"""Some 200 bytes of memory each."""
+MAX_PIXELS_SCORED_AT_ONCE_BY_A_CPU = 250 * 128 * 128
+"""Each takes about 200 bytes of memory."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,23 @@ class Compute:
 
     @property
     def gains_from_winograd(self) -> bool:
-        """Whether Winograd's algorithm makes its convolutions faster: those of a CPU in fp32, whose arithmetic is the
-        bottleneck.
-        """
+        """Whether `WinogradConv2d` is faster than PyTorch's convolution: on a CPU in fp32, limited by arithmetic."""
         return self.device.type == "cpu" and not self.bf16
 
     def images_at_once(self, size: int, batch: int) -> int:
-        """How many images of `size` pixels a side to prepare at once: a GPU many, which would wait for its launches; a
-        CPU a batch, while that is in its caches.
+        """How many images with sides of `size` pixels to prepare at once: many on a GPU, where launching kernels is the
+        bottleneck; on a CPU one batch, which fits its caches.
         """
         return max(1, PIXELS_AT_ONCE // size**2) if self.device.type == "cuda" else batch
 
     def images_scored_at_once(self, size: int) -> int:
-        """As `images_at_once`, of the images that are only looked at."""
+        """As `images_at_once`, for images that are scored."""
         if self.device.type != "cuda":
-            return max(1, min(SCORED_AT_ONCE_BY_A_CPU, MOST_PIXELS_SCORED_AT_ONCE_BY_A_CPU // size**2))
-        return max(1, min(MOST_SCORED_AT_ONCE, PIXELS_AT_ONCE // 2 // size**2))
+            return max(1, min(SCORED_AT_ONCE_BY_A_CPU, MAX_PIXELS_SCORED_AT_ONCE_BY_A_CPU // size**2))
+        return max(1, min(MAX_SCORED_AT_ONCE, PIXELS_AT_ONCE // 2 // size**2))
 
     def mark(self) -> "torch.cuda.Event | float":
-        """A point in the device's work."""
+        """A point in the device's work, for `seconds_between`."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -64,14 +62,15 @@ class Compute:
 
 
 def choose_compute(threads: int | None) -> Compute:
-    """CUDA if there is one, else the CPU with so many threads; deterministic either way.
+    """CUDA if available, otherwise the CPU; deterministic in both cases.
 
-    Raises InputError if the launcher gave this process a GPU that it cannot use.
+    threads: for the CPU, None for PyTorch's default. Raises InputError if the launcher assigned a GPU to this process
+    that PyTorch cannot use.
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode("warn")  # as use_deterministic_algorithms, which imports a compiler: a second
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # for debugging; 8 % of a step
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would import a compiler: 1 s
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that takes 8 % of a step
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False))
@@ -81,12 +80,12 @@ def choose_compute(threads: int | None) -> Compute:
 
 
 def seconds_between(first: "torch.cuda.Event | float", last: "torch.cuda.Event | float") -> float:
-    """Of two marks that the device has passed."""
+    """Seconds between two marks that the device has passed."""
     if isinstance(first, torch.cuda.Event) and isinstance(last, torch.cuda.Event):
         return cast(float, first.elapsed_time(last)) / 1000
     return cast(float, last) - cast(float, first)
 
 
 def upload(tensor: Tensor, device: torch.device) -> Tensor:
-    """A copy on the device of a tensor in memory; a GPU's copy runs beside its work, which nobody waits for."""
+    """A tensor in memory, copied to the device; the copy to a GPU is asynchronous."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

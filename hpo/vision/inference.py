@@ -1,6 +1,6 @@
-"""Parts of a network for inference alone, with BatchNorm folded into the convolutions before it.
+"""Copies of parts of a network for inference only, with BatchNorm folded into the preceding convolutions.
 
-They serve the frozen part, which is the same in all of a training, and evaluation.
+Used for the frozen part, which is constant throughout a training, and for evaluation.
 """
 
 from copy import deepcopy
@@ -16,8 +16,9 @@ from hpo.vision.winograd import replace_convolutions
 
 
 class Inference:
-    """A copy of a part of a network, in eval mode and without gradients: what the part learns later reaches it by
-    `refill` alone.
+    """A copy of a part of a network, in eval mode and without gradients.
+
+    Later changes of the original are taken over by `refill` only.
     """
 
     def __init__(self, part: nn.Module, compute: Compute) -> None:
@@ -48,7 +49,7 @@ class Inference:
 
     @torch.no_grad()
     def refill(self) -> None:
-        """Takes over what the part has learned since, without new memory."""
+        """Copies the current weights and statistics of the original, without allocating memory."""
         for ours, convolution, norm in self._folded:
             weight, bias = fuse_conv_bn_weights(
                 convolution.weight,
@@ -65,9 +66,7 @@ class Inference:
             copied.copy_(tensor)
 
     def _fold_batch_norms(self, ours: nn.Module, theirs: nn.Module) -> None:
-        """Puts convolutions with a bias in the place of those that a BatchNorm follows, in modules that are known to
-        run what they hold one after the other.
-        """
+        """Folds each BatchNorm into the convolution before it, in modules known to run their children in order."""
         if type(theirs).forward is not nn.Sequential.forward and not getattr(theirs, "runs_in_order", False):
             return
         for (name, convolution), (norm_name, norm) in pairwise(list(theirs.named_children())):

@@ -1,4 +1,4 @@
-"""How many images fit into memory at once: found out by running out of it."""
+"""Reduces the number of images processed at once whenever memory runs out."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,28 +7,28 @@ from typing import TypeVar
 import torch
 
 SMALLEST_PORTION = 8
-"""BatchNorm's statistics are those of a micro-batch, and of fewer images they are worth little."""
+"""BatchNorm's statistics are those of a micro-batch, and with fewer images they are too noisy."""
 
 T = TypeVar("T")
 
 
 @dataclass
 class Portions:
-    """Images that are taken at once, fewer when memory was short. The last digits of a training depend on them, so they
-    are kept with its checkpoints.
+    """Numbers of images processed at once, reduced when memory runs out. The last digits of a training's results depend
+    on them, so checkpoints include them.
 
-    micro_batch: of a batch, forward and backward; prepared: of an epoch, augmented and taken through the frozen part.
+    micro_batch: images per forward and backward pass; prepared: images augmented and passed through the frozen part.
     """
 
     micro_batch: int
     prepared: int
 
     def split_batch(self) -> None:
-        """Raises MemoryError if a micro-batch cannot be smaller."""
+        """Halves `micro_batch`. Raises MemoryError at the smallest size."""
         self.micro_batch = _halved(self.micro_batch)
 
     def prepare_fewer(self) -> None:
-        """Raises MemoryError if they cannot be fewer."""
+        """Halves `prepared`. Raises MemoryError at the smallest size."""
         self.prepared = _halved(self.prepared)
 
 
@@ -39,7 +39,10 @@ def _halved(images: int) -> int:
 
 
 def fitting(operation: Callable[[], T], take_fewer: Callable[[], None]) -> T:
-    """What the operation gives, tried again with fewer images at once as long as memory is short."""
+    """The operation's result; whenever it runs out of memory, calls `take_fewer` and tries again.
+
+    Raises what `take_fewer` raises when it cannot reduce any further: MemoryError.
+    """
     while True:
         try:
             return operation()
@@ -52,7 +55,7 @@ def fitting(operation: Callable[[], T], take_fewer: Callable[[], None]) -> T:
 
 
 OUT_OF_MEMORY = ("can't allocate memory", "STATUS_ALLOC_FAILED", "CUDA error: out of memory", "CUDA out of memory")
-"""What the CPU's allocator says, cuBLAS and cuDNN, which take memory of their own, and CUDA itself."""
+"""Parts of the messages of the CPU's allocator, of cuBLAS and cuDNN, which allocate by themselves, and of CUDA."""
 DEVICE_FAILED = (
     "CUDA error",
     "CUBLAS_STATUS",
@@ -65,8 +68,10 @@ DEVICE_FAILED = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether the error, or one that it came of, is that: PyTorch has a class of its own for devices, but none for the
-    CPU, and a capture that runs out of memory ends with another error.
+    """Whether the error or one of its causes means that memory ran out.
+
+    PyTorch has an exception class for this on devices but not on the CPU, and a graph capture that runs out of memory
+    ends with another error.
     """
     return any(
         isinstance(some, MemoryError | torch.OutOfMemoryError) or any(word in str(some) for word in OUT_OF_MEMORY)
@@ -75,7 +80,7 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def is_device_failure(error: BaseException | None) -> bool:
-    """Whether the device failed otherwise: then this process can use it no more, whatever it computes."""
+    """Whether the device failed for another reason than memory; this process can then no longer use it."""
     return not is_out_of_memory(error) and any(
         isinstance(some, RuntimeError) and any(word in str(some) for word in DEVICE_FAILED)
         for some in _with_causes(error)

@@ -1,4 +1,4 @@
-"""Pictures of a trial: how it learned, and what its network says of some images, clean and perturbed. PNG, small."""
+"""Pictures of a trial, small PNGs: its training curve, and predictions for some images, clean and perturbed."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from hpo.vision.scoring import EvaluationSet
 IMAGES = 8
 DPI = 80
 COLUMN, ROW, MARGIN = 1.08, 1.3, 0.25
-"""In widths of an image: from one to the next, and the border for words."""
+"""In widths of an image: the distance between columns and rows, and the margin for labels."""
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 
 
 def draw_curve(by_epoch: Sequence[Mapping[str, float]]) -> bytes:
-    """Accuracies (0 to 1) by name after each epoch."""
+    """A PNG of the accuracies (0 to 1) by name, after each epoch."""
     figure = Figure(figsize=(6, 3.5), dpi=DPI, layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel="accuracy on the tuning images, %")
     epochs = range(1, len(by_epoch) + 1)
@@ -35,8 +35,8 @@ def draw_curve(by_epoch: Sequence[Mapping[str, float]]) -> bytes:
 def draw_predictions(
     network: Classifier, images: EvaluationSet, classes: Sequence[str], compute: Compute, count: int = IMAGES
 ) -> bytes:
-    """A column an image, spread over the classes; a row a condition. Over each what the network takes it for, and how
-    surely; green where that is right. Leaves the network in eval mode.
+    """A PNG with a column per image, spread over the classes, and a row per condition. The prediction and its
+    probability stand above each image, green if correct. Leaves the network in eval mode.
     """
     network.eval()
     chosen = torch.linspace(0, len(images.labels) - 1, min(count, len(images.labels)), device=images.labels.device)
@@ -44,7 +44,7 @@ def draw_predictions(
     labels = images.labels[rows].tolist()
     width, height = len(rows) * COLUMN + MARGIN, len(images.conditions) * ROW + MARGIN
     figure = Figure(figsize=(1.25 * width, 1.25 * height), dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all: a layout of many takes a second
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all images: laying out many axes takes 1 s
     for line, (condition, pixels) in enumerate(images.conditions.items()):
         with compute.autocast():
             logits = network(pixels[rows])

@@ -1,10 +1,10 @@
 """Counter-based random numbers: each is a pure function of a key and a position.
 
-An image therefore gets the same numbers whatever the batch it is in, the order or the worker, and a whole batch is
-drawn at once. Bits and uniform numbers are the same on every device, to the last bit. Normal ones go through the
-device's own logarithm and cosine: the same on all devices of one kind, and on others but for the last digits. The
-mixing function is SplitMix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014);
-torch's int64 arithmetic wraps modulo 2^64 as it needs.
+An image therefore gets the same numbers in any batch, order and worker, and a whole batch is drawn at once. Bits and
+uniform numbers are identical on every device. Normal ones depend on the device's logarithm and cosine: identical on
+devices of the same kind, equal up to the last digits on others. The mixing function is SplitMix64 (Steele, Lea and
+Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014), which needs arithmetic modulo 2^64; torch's int64
+wraps that way.
 """
 
 import hashlib
@@ -19,9 +19,7 @@ _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
 def derive_keys(image_keys: Tensor, *purpose: str | int) -> Tensor:
-    """int64 (n,): the keys of n images for one purpose, such as ("gaussian-noise", replicate). Other purpose, other
-    numbers.
-    """
+    """int64 (n,): the keys of n images for a purpose, such as ("gaussian-noise", replicate); they differ by purpose."""
     digest = hashlib.sha256("\x1f".join(map(str, purpose)).encode()).digest()
     start = int.from_bytes(digest[:8], "little", signed=True)
     return _mix(_mix(image_keys * _GOLDEN_GAMMA + start))
@@ -39,7 +37,7 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 
 def normal(keys: Tensor, count: int) -> Tensor:
-    """float32 (n, count): standard normal, two from each 64 bits (Box and Muller, 1958); never beyond 5.9."""
+    """float32 (n, count): standard normal, two from each 64 bits (Box and Muller, 1958); at most 5.9 in magnitude."""
     bits = random_bits(keys, (count + 1) // 2)
     radius = (_shift_right(bits, 40).to(torch.float32) + 0.5).mul_(2.0**-24).log_().mul_(-2).sqrt_()
     angle = (bits & 0xFFFFFF).to(torch.float32).mul_(2 * math.pi * 2.0**-24)
@@ -53,5 +51,5 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, places: int) -> Tensor:
-    """The logical shift; torch's own keeps the sign."""
+    """Logical right shift; torch's operator is arithmetic, it keeps the sign."""
     return (z >> places) & ((1 << (64 - places)) - 1)

@@ -1,8 +1,8 @@
-"""ResNets as torchvision has them, tensor for tensor and draw for draw, without its import: with the operators of other
-networks that brings PyTorch's compiler, and each worker would wait for it as long as for PyTorch itself.
+"""torchvision's ResNets, with identical tensors and random initialisation, without importing torchvision: that imports
+PyTorch's compiler too, which would delay a worker's start as much as PyTorch itself.
 
-He et al., Deep Residual Learning for Image Recognition (2015); the stride of a bottleneck is its 3x3 convolution's, as
-in torchvision ("v1.5").
+He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385. The stride of a bottleneck is in
+its 3x3 convolution, as in torchvision ("v1.5").
 """
 
 from typing import cast
@@ -14,7 +14,7 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, added to what came in."""
+    """Two 3x3 convolutions with a shortcut."""
 
     expansion = 1
     runs_in_order = True
@@ -36,7 +36,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two of 1x1, added to what came in."""
+    """A 3x3 convolution between two 1x1 convolutions, with a shortcut."""
 
     expansion = 4
     runs_in_order = True
@@ -61,7 +61,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Normalised images, float (n, 3, h, w), to logits (n, classes)."""
+    """Normalised images, float32 (n, 3, height, width), to logits (n, classes)."""
 
     def __init__(self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], classes: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class ResNet(nn.Module):
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, classes)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # that would bring the compiler too
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # on meta this would import the compiler
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int
 
 
 def build_resnet(name: str, classes: int) -> ResNet:
-    """name: one of RESNETS."""
+    """A randomly initialised ResNet. name: a key of RESNETS."""
     return ResNet(*RESNETS[name], classes)
 
 
@@ -106,7 +106,7 @@ def _convolution(channels: int, width: int, size: int, stride: int = 1) -> nn.Co
 
 
 def _downsample(channels: int, width: int, stride: int) -> nn.Module | None:
-    """What a block's input needs to be added to its output; None if nothing."""
+    """The projection of a block's shortcut; None if its input and output have the same shape."""
     if stride == 1 and channels == width:
         return None
     return nn.Sequential(_convolution(channels, width, 1, stride), nn.BatchNorm2d(width))

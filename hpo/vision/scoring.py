@@ -1,6 +1,4 @@
-"""Accuracy as correct of total, clean and under each perturbation, on images that are the same for all trials of a
-study.
-"""
+"""Accuracy, clean and under each perturbation, on images that are the same for all trials of a study."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,9 +15,9 @@ from hpo.vision.memory import Portions, fitting
 from hpo.vision.random_bits import derive_keys
 
 TUNING_REPLICATE = 0
-"""The final report draws other replicates."""
-MOST_KEPT_BYTES = 2**30
-"""Of features of the tuning images, in each worker."""
+"""The replicate of the tuning images' perturbations; the final report uses others."""
+MAX_KEPT_BYTES = 2**30
+"""Limit for the features of the tuning images that each worker keeps."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """The same images under several conditions, `clean` first.
+    """The same images under several conditions, with `clean` first.
 
-    conditions: name -> uint8 (n, 3, height, width), or what a frozen part made of them; labels: int64 (n,); at_once:
-    how many are scored at once.
+    conditions: pixels by name, uint8 (n, 3, height, width), or the frozen part's output for them; labels: int64 (n,);
+    at_once: number of images scored at once.
     """
 
     conditions: dict[str, Tensor]
@@ -50,7 +48,7 @@ class EvaluationSet:
 def perturb(
     kind: type[Perturbation], name: str, pixels: Tensor, image_keys: Tensor, severity: float, replicate: int
 ) -> Tensor:
-    """The perturbation of this name of n images, seeded by image, name and replicate."""
+    """n images under a perturbation, seeded by image key, name and replicate. severity: the same for all images."""
     keys = derive_keys(image_keys, name, "replicate", replicate)
     return kind.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
 
@@ -81,10 +79,10 @@ def build_evaluation_set(
 
 
 def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | None:
-    """What a frozen part makes of the images, in the device's precision; None if it is too much to keep."""
+    """The images' features after the frozen part, in the device's precision; None if they exceed MAX_KEPT_BYTES."""
     dtype = torch.bfloat16 if frozen_part.compute.bf16 else torch.float32
     bytes_of_one = frozen_part(images.conditions[CLEAN][:1]).numel() * dtype.itemsize
-    if bytes_of_one * len(images.labels) * len(images.conditions) > MOST_KEPT_BYTES:
+    if bytes_of_one * len(images.labels) * len(images.conditions) > MAX_KEPT_BYTES:
         return None
     return EvaluationSet(
         {
@@ -97,8 +95,10 @@ def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | N
 
 
 def evaluate(classify: Callable[[Tensor], Tensor], images: EvaluationSet) -> dict[str, Accuracy]:
-    """By condition. classify: logits (n, classes) of a batch. The device is waited for once, at the end. Fewer images
-    at once if memory is short; raises MemoryError if hardly any fit.
+    """Accuracy by condition. classify: logits (n, classes) of a batch.
+
+    Waits for the device once, at the end. Scores fewer images at once if memory runs out; raises MemoryError if not
+    even SMALLEST_PORTION fit.
     """
     portions = Portions(images.at_once, images.at_once)
     counts = fitting(lambda: _count_correct(classify, images, portions.micro_batch), portions.split_batch)

@@ -1,4 +1,4 @@
-"""The file that `model.weights` names, looked for without PyTorch: before images are downloaded and decoded in vain."""
+"""Checks the file named by `model.weights` without PyTorch, before images are downloaded and decoded."""
 
 import hashlib
 import stat
@@ -13,13 +13,14 @@ from hpo.vision.data.file_kinds import HEAD_BYTES, archive_kind, placeholder_kin
 
 SAFETENSORS = ".safetensors"
 OF_PYTORCH = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
-"""What people call what `torch.save` writes."""
+"""Suffixes in use for files written by `torch.save`."""
 IN_EVERY_RESNET = "layer1.0.conv1.weight"
 
 
 def weights_file(weights: str) -> Path | None:
-    """None if the weights are in no file of the user's. Raises WeightsError if the file is absent, out of reach, or
-    plainly something else than its name says.
+    """The path of the user's weights file; None if `weights` is not a file but `imagenet` or `none`.
+
+    Raises WeightsError if the file does not exist, cannot be read, or is evidently not what its name says.
     """
     if weights in WEIGHTS_WITHOUT_FILE:
         return None
@@ -53,7 +54,7 @@ def weights_file(weights: str) -> Path | None:
 
 
 def _what_instead(head: bytes) -> str | None:
-    """What a file is that should hold weights, by its first bytes; None if that is not known."""
+    """What a supposed weights file is instead, judged by its first bytes; None if unknown."""
     if head[8:10] == b'{"':
         return "a .safetensors file; name it so"
     if kind := archive_kind(head):
@@ -62,8 +63,8 @@ def _what_instead(head: bytes) -> str | None:
 
 
 def without_prefix(names: Iterable[str]) -> dict[str, str]:
-    """Each tensor's name without what a wrapper of the network put before all of them: `module.`, `_orig_mod.`,
-    `model.`, `backbone.`, several of them, or whatever else. As they are where there is no such network, or are two.
+    """Each tensor's name, mapped to the name without the prefix that wrappers of the network added to all of them, such
+    as `module.`, `_orig_mod.`, `model.`, `backbone.` or several. Unchanged unless exactly one ResNet is recognised.
     """
     names = list(names)
     prefixes = {name.removesuffix(IN_EVERY_RESNET) for name in names if name.endswith(IN_EVERY_RESNET)}
@@ -75,7 +76,9 @@ def without_prefix(names: Iterable[str]) -> dict[str, str]:
 
 
 def _without(parts: list[str], name: str) -> str:
-    """`module.fc.weight` beside `module.backbone.conv1.weight` is `fc.weight`."""
+    """The name without as many leading `parts` as it has: next to `module.backbone.conv1.weight`, `module.fc.weight`
+    becomes `fc.weight`.
+    """
     for part in parts:
         if not name.startswith(f"{part}."):
             break
@@ -84,7 +87,7 @@ def _without(parts: list[str], name: str) -> str:
 
 
 def prefixes_in(names: Iterable[str]) -> list[str]:
-    """What stands before the names of a ResNet's tensors, once for each network; else before all names."""
+    """The prefix of each ResNet among the tensors; without one, the prefix that all names share, if any."""
     names = list(names)
     found = {name.removesuffix(IN_EVERY_RESNET) for name in names if name.endswith(IN_EVERY_RESNET)}
     common = {name.partition(".")[0] + "." for name in names}
@@ -92,8 +95,8 @@ def prefixes_in(names: Iterable[str]) -> list[str]:
 
 
 def digest(tensors: Mapping[str, bytes | memoryview]) -> str:
-    """SHA-256 of the tensors' names and bytes (contiguous, little-endian), whatever file they came in, and whatever was
-    put before their names there.
+    """SHA-256 of the tensors' names and bytes (contiguous, little-endian), independent of the file format and of
+    a prefix that wrappers added to all names.
     """
     sha = hashlib.sha256()
     by_name = {short: tensors[name] for name, short in without_prefix(tensors).items()}

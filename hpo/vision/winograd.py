@@ -1,10 +1,10 @@
 """3x3 convolutions with a quarter of the multiplications, for a CPU in fp32 (Lavin and Gray, "Fast Algorithms for
 Convolutional Neural Networks", CVPR 2016, arXiv:1509.09308).
 
-A training step of a ResNet on a CPU is all but convolutions, and PyTorch's (oneDNN) are at the arithmetic limit, or far
-behind it on maps of 2x2 pixels. So fewer operations are the only way on: along one side, four output pixels are made by
-6 products of transformed pixels and transformed taps of the kernel instead of 12, and the pixels of a map of two by 3
-instead of 4 (Karatsuba). Each product stands for a matrix product over all images, tiles and channels.
+On a CPU, nearly all of a ResNet's training step is convolutions, and PyTorch's (oneDNN) already run at the arithmetic
+limit, or far below it on maps of 2x2 pixels. Only fewer operations make it faster: along one side, four output pixels
+take 6 products of transformed pixels and transformed kernel taps instead of 12, and a map of two pixels takes 3 instead
+of 4 (Karatsuba). Each product stands for a matrix product over all images, tiles and channels.
 """
 
 from dataclasses import dataclass
@@ -48,15 +48,17 @@ ALGORITHMS = {
         ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
     ),
 }
-"""By the output pixels of a tile, the matrices that the paper calls B, G and A, transposed as there: factors of pixels
-(one more on each side), factors of taps, and output pixels of products. A map of one or two pixels is a tile whose
-neighbours are zeros, and needs fewer products than F(4, 3).
+"""The paper's matrices B^T, G and A^T by the number of output pixels of a tile along a side: they transform pixels (one
+more on each side), kernel taps, and products to output pixels. A map of one or two pixels is a single tile with zeros
+around it, and needs fewer products than F(4, 3).
 """
 
 
 class WinogradConv2d(nn.Conv2d):
-    """A 3x3 convolution, stride 1, padding 1; by Winograd's algorithm where that is faster: in fp32 on a CPU, on square
-    maps of 1, 2, or a multiple of TILE up to LARGEST_SIZE pixels a side.
+    """A 3x3 convolution with stride 1 and padding 1.
+
+    Uses Winograd's algorithm where that is faster, which is in fp32 on a CPU, on square maps with sides of 1, 2, or a
+    multiple of TILE up to LARGEST_SIZE pixels; otherwise PyTorch's convolution.
     """
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -70,9 +72,9 @@ class WinogradConv2d(nn.Conv2d):
 
 
 def replace_convolutions(network: nn.Module) -> None:
-    """Replaces, in place, each convolution that a WinogradConv2d can stand for by one with the same parameters.
+    """Replaces, in place, each suitable convolution by a WinogradConv2d with the same parameters.
 
-    Where that is faster `Compute.gains_from_winograd` says. Subclasses of nn.Conv2d stay: they may compute otherwise.
+    Worthwhile if `Compute.gains_from_winograd`. Subclasses of nn.Conv2d, which may compute something else, are kept.
     """
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
@@ -90,7 +92,7 @@ def _is_plain(convolution: nn.Conv2d) -> bool:
 
 
 class _Convolution(torch.autograd.Function):
-    """maps: (n, channels in, size, size); kernel: (channels out, channels in, 3, 3)."""
+    """Autograd function of maps (n, channels in, size, size) and a kernel (channels out, channels in, 3, 3)."""
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, kernel: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ class _Convolution(torch.autograd.Function):
             of_taps = torch.bmm(of_products.permute(1, 2, 0), pixels.transpose(0, 1))
             flat = _each(transforms.taps.T, of_taps.transpose(0, 1))
             of_kernel = flat.view(len(flat), 3, 3, -1).permute(0, 3, 1, 2)
-        if ctx.needs_input_grad[0]:  # a convolution with the kernel turned by half a turn
+        if ctx.needs_input_grad[0]:  # a convolution with the kernel rotated by 180°
             taps = _each(transforms.taps.flip(1), _flat(kernel))
             of_maps = _convolved(transforms, _to_products(transforms.pixels, gradient), taps.transpose(0, 1))
         return of_maps, of_kernel
@@ -118,8 +120,10 @@ class _Convolution(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Transforms:
-    """For maps of one size. pixels, outputs: (tiles, products, size), between one side of a map and the products of
-    each of its tiles; taps: (products of both sides, 9).
+    """The matrices for maps of one size.
+
+    pixels, outputs: float32 (tiles, products, size), between one side of a map and the products of each of its tiles;
+    taps: float32 (products of both sides, 9).
     """
 
     pixels: Tensor
@@ -141,13 +145,14 @@ def _transforms(size: int) -> _Transforms:
 
 
 def _flat(kernel: Tensor) -> Tensor:
-    """(channels out, 9, channels in); without a copy if it is channels_last."""
+    """The kernel as (channels out, 9, channels in); not copied if it is channels_last."""
     return kernel.permute(0, 2, 3, 1).reshape(len(kernel), 9, -1)
 
 
 def _convolved(transforms: _Transforms, pixels: Tensor, taps: Tensor) -> Tensor:
-    """(n, channels out, size, size), channels_last. pixels: what _to_products made of the maps; taps: (products of both
-    sides, channels in, channels out).
+    """The convolved maps, (n, channels out, size, size), channels_last.
+
+    pixels: the result of _to_products for the maps; taps: (products of both sides, channels in, channels out).
     """
     tiles, along, size = transforms.outputs.shape
     channels = taps.shape[-1]
@@ -160,8 +165,9 @@ def _convolved(transforms: _Transforms, pixels: Tensor, taps: Tensor) -> Tensor:
 
 
 def _to_products(transform: Tensor, maps: Tensor) -> Tensor:
-    """(tiles, products of both sides, channels) of (n, channels, size, size); the tiles are ordered by their column,
-    then their image, then their row, which needs no copies.
+    """Maps (n, channels, size, size) as (tiles, products of both sides, channels).
+
+    Tiles are ordered by column, then image, then row, which needs no copies.
     """
     tiles, along, size = transform.shape
     n, channels = maps.shape[:2]
@@ -174,5 +180,5 @@ def _to_products(transform: Tensor, maps: Tensor) -> Tensor:
 
 
 def _each(matrix: Tensor, items: Tensor) -> Tensor:
-    """The matrix times each of the items."""
+    """The product of the matrix and each item, batched: (n, rows, columns)."""
     return torch.bmm(matrix.expand(len(items), *matrix.shape), items)

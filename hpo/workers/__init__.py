@@ -1,1 +1,1 @@
-"""Starting, tending and stopping worker processes on a machine. Knows neither Optuna nor PyTorch."""
+"""Starting, supervising and stopping worker processes. Depends neither on Optuna nor on PyTorch."""

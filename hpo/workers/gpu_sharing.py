@@ -1,8 +1,8 @@
-"""How workers share a GPU: side by side, by a daemon of NVIDIA's MPS that is the launcher's own, else in turns.
+"""How workers share a GPU: concurrently through an NVIDIA MPS daemon that the launcher starts, otherwise in turns.
 
-The daemon lives behind a pipe, as workers do, and so does not outlive its launcher. NVIDIA says of a worker that is
-killed while its GPU computes that the daemon and all its other workers may be left in any state, and are to be started
-again; the launcher does so. HPO_MPS=0 does without.
+The daemon waits on a pipe held by the launcher, as workers do, and so never outlives it. According to NVIDIA, killing a
+client while its GPU computes leaves the daemon and its other clients in an undefined state, and all must be restarted;
+the launcher does that. HPO_MPS=0 disables MPS.
 """
 
 import os
@@ -25,7 +25,7 @@ kill -9 $! 2> /dev/null
 wait
 rm -r "$CUDA_MPS_PIPE_DIRECTORY"
 """
-"""Of the pipe, which the launcher holds open."""
+"""Shell script that runs the daemon until its stdin, a pipe held open by the launcher, closes."""
 PROBE = """
 import ctypes
 cuda = ctypes.CDLL("libcuda.so.1")
@@ -34,7 +34,7 @@ assert cuda.cuInit(0) == 0
 assert cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
 assert cuda.cuCtxCreate_v2(ctypes.byref(context), 0, device) == 0
 """
-"""What a worker does first; as it fails without a word when it cannot reach the daemon, it is tried before."""
+"""A worker's first CUDA calls, tried in advance since they fail silently if the daemon cannot be reached."""
 START_SECS = 3.0
 PROBE_SECS = 30.0
 STOP_SECS = 10.0
@@ -43,20 +43,22 @@ Say = Callable[[str], None]
 
 @dataclass
 class Mps:
-    """A daemon and its folder. Its clients number the GPUs that it serves from 0."""
+    """A running daemon and its folder. Its clients see the GPUs that it serves numbered from 0."""
 
     folder: Path
     process: subprocess.Popen[bytes]
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of its clients, but for the GPU that each gets."""
+        """Environment variables for its clients, except CUDA_VISIBLE_DEVICES."""
         return {"CUDA_MPS_PIPE_DIRECTORY": str(self.folder), "HPO_GPU": "required"}
 
 
 def start_mps(gpus: Sequence[str], say: Say) -> Mps | None:
-    """None where there is no such daemon or it does not work; and where there is one already, which workers find by
-    themselves.
+    """Starts a daemon for these GPUs.
+
+    None if MPS is not installed, disabled or does not work, or if the environment names a running daemon, which workers
+    then use.
     """
     unwanted = os.environ.get("HPO_MPS") == "0" or "CUDA_MPS_PIPE_DIRECTORY" in os.environ
     if unwanted or shutil.which(CONTROL) is None:
@@ -95,7 +97,7 @@ def _works(mps: Mps) -> bool:
 
 
 def stop_mps(mps: Mps) -> None:
-    """Ends it, whatever state it is in."""
+    """Stops the daemon, by force if necessary, and removes its folder."""
     if mps.process.stdin:
         mps.process.stdin.close()
     try:

@@ -1,7 +1,7 @@
-"""Workers as supervised processes of this machine: each with its share of the cores or its GPU, and its own log.
+"""Workers as supervised processes on this machine, each with a share of the cores or a GPU, and a log of its own.
 
-Those that die are started again, later each time; one that cannot start at all ends the attempt. No worker outlives
-its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL.
+Workers that die are restarted after growing waits; one that dies repeatedly without taking a trial ends the launch. No
+worker outlives its supervisor: its stdin is a pipe that closes when the supervisor ends, even by SIGKILL.
 """
 
 import itertools
@@ -24,16 +24,16 @@ from hpo.workers.memory import killed_for_memory
 
 STOP_SECS = 10.0
 RESTART_SECS = (1, 2, 5, 10)
-"""Waits before a worker is started again, by how often in a row it died without having taken a trial; then it is
-given up.
+"""Wait before a restart, by how often in a row the worker died without having taken a trial. After the last one, the
+launch is given up.
 """
 FLEET = "HPO_FLEET"
-"""The variable with which workers are told what their names end with."""
+"""Environment variable with the suffix of the workers' names."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""glibc gives large blocks back to the system after every training step, only to ask for them again: up to 7 % of a
-step here. Both are needed: one alone makes it worse.
+"""By default, glibc returns large blocks to the system after every training step and requests them again, which takes
+up to 7 % of a step. Both settings are needed; one alone makes it slower.
 """
 
 OnDeath = Callable[[str, bool], bool]
@@ -42,8 +42,10 @@ Say = Callable[[str], None]
 
 @dataclass
 class LocalWorker:
-    """A worker's place: its number from 1, its log, open and locked against others, its process, and how often in a row
-    that died before it had taken a trial.
+    """A worker.
+
+    number: from 1; stream: its log, open and locked against other launches; process: None while it waits for a restart;
+    restart_at: monotonic seconds; vain_starts: how often in a row it died without having taken a trial.
     """
 
     number: int
@@ -55,7 +57,7 @@ class LocalWorker:
 
     @property
     def name(self) -> str:
-        """As the worker calls itself in the database."""
+        """The worker's name in the database."""
         return worker_name(self.process.pid if self.process else 0, self.environment[FLEET])
 
     @property
@@ -63,17 +65,18 @@ class LocalWorker:
         return Path(self.stream.name)
 
     def last_line(self) -> str:
-        """What it said last: the reason, when it ended with an error."""
+        """The last line of its log, which is the reason if it ended with an error."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else "it said nothing"
 
 
 @dataclass
 class Fleet:
-    """The workers that one supervisor looks after.
+    """The workers of one supervisor.
 
-    on_death: takes the name of one that died, and whether the kernel killed it for its memory, gives back what it had,
-    and says whether it had ever taken a trial; gpus: dealt in turn; mps: what lets workers share a GPU, if it is there.
+    on_death: called with the name of a worker that died and whether the kernel killed it because memory ran out; gives
+    back its trial, and returns whether it had ever taken one; gpus: assigned round-robin; mps: lets workers share a GPU
+    concurrently, None if unavailable.
     """
 
     command: Sequence[str]
@@ -83,13 +86,11 @@ class Fleet:
     gpus: Sequence[str] = ()
     mps: Mps | None = None
     killed_for_memory: int = field(default_factory=killed_for_memory)
-    """What the kernel had counted when a worker was last seen to have died."""
+    """The kernel's count when the death of a worker was last noticed."""
 
 
 def worker_name(pid: int, fleet: str = "") -> str:
-    """Unique among the workers that live; host and pid alone are not among those of a fleet, whose containers may share
-    both with others.
-    """
+    """A name that is unique among running workers. Host and pid alone are not, since containers may share both."""
     return f"{socket.gethostname()}:{pid}{f'-{fleet}' if fleet else ''}"
 
 
@@ -101,7 +102,7 @@ def start_fleet(
     on_death: OnDeath,
     say: Say,
 ) -> Fleet:
-    """Starts `count` workers with this command."""
+    """Starts `count` workers with this command. Raises InputError if no log can be written in `logs`."""
     streams = _open_logs(logs, count)
     gpus = visible_gpus()
     mps = start_mps(gpus, say) if 0 < len(gpus) < count else None
@@ -122,8 +123,8 @@ def start_fleet(
 
 
 def _open_logs(folder: Path, count: int) -> list[IO[bytes]]:
-    """A log a worker, which names the host, since the folder may be shared; the numbers that other launches here write
-    are left out. Raises InputError if there is no writing.
+    """One log per worker. Names contain the host, since the folder may be shared, and skip logs that other launches
+    write. Raises InputError if the folder cannot be written.
     """
     opened: list[IO[bytes]] = []
     try:
@@ -144,7 +145,7 @@ def _open_logs(folder: Path, count: int) -> list[IO[bytes]]:
 
 
 def _is_taken(stream: IO[bytes]) -> bool:
-    """Whether another launch has locked it; where files cannot be locked, nobody has."""
+    """Whether another launch has locked it, otherwise locks it; False where files cannot be locked."""
     try:
         import fcntl
 
@@ -173,13 +174,13 @@ def _share_of_gpus(fleet: Fleet, worker: LocalWorker) -> dict[str, str]:
     position = (worker.number - 1) % len(fleet.gpus)
     if fleet.mps is None:
         return {"CUDA_VISIBLE_DEVICES": fleet.gpus[position]}
-    return {"CUDA_VISIBLE_DEVICES": str(position), **fleet.mps.environment}  # it numbers them anew
+    return {"CUDA_VISIBLE_DEVICES": str(position), **fleet.mps.environment}  # MPS numbers the GPUs from 0
 
 
 def tend(fleet: Fleet) -> bool:
-    """One look at all workers: starts those again that died. False when all have ended because their work is done.
+    """Checks all workers once and restarts those that died. Returns False when all have finished their work.
 
-    Raises InputError if a worker refuses to work as it was told, WorkerError if one dies again and again.
+    Raises InputError if a worker rejects its input, WorkerError if one dies repeatedly without taking a trial.
     """
     for worker in fleet.workers:
         if worker.process is None:
@@ -206,7 +207,7 @@ def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}: {reason}"
     if had_taken_a_trial:
         worker.vain_starts = 0
-    elif code != StorageError.exit_code:  # a database that is away is no fault of the worker's
+    elif code != StorageError.exit_code:  # an unreachable database is not the worker's fault
         worker.vain_starts += 1
     if worker.vain_starts == len(RESTART_SECS):
         raise WorkerError(
@@ -221,7 +222,7 @@ def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
 
 
 def _share_anew(fleet: Fleet, mps: Mps) -> None:
-    """A worker was killed, perhaps while its GPU computed: NVIDIA's MPS and all that use it have to start again."""
+    """Restarts MPS and its clients after a worker was killed, perhaps while its GPU computed."""
     fleet.say("the other workers give back what they run and start again too, with the GPU that they shared")
     interrupted = [worker for worker in fleet.workers if worker.process and worker.process.poll() is None]
     _stop_workers(interrupted)
@@ -232,14 +233,14 @@ def _share_anew(fleet: Fleet, mps: Mps) -> None:
 
 
 def _forget(worker: LocalWorker) -> None:
-    """Lets go of a process that has ended."""
+    """Closes the pipe of a process that has ended."""
     if worker.process and worker.process.stdin:
         worker.process.stdin.close()
     worker.process = None
 
 
 def stop_fleet(fleet: Fleet) -> None:
-    """Asks those still running to stop, and waits; after STOP_SECS they are killed."""
+    """Asks running workers to stop, kills those that have not after STOP_SECS, and closes the logs."""
     _stop_workers(fleet.workers)
     if fleet.mps is not None:
         stop_mps(fleet.mps)

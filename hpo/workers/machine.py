@@ -1,4 +1,4 @@
-"""How many workers this machine takes, by its cores, its memory and its GPUs."""
+"""How many workers this machine can run, given its cores, memory and GPUs."""
 
 import itertools
 import os
@@ -9,20 +9,21 @@ from hpo.cores import cores
 from hpo.errors import InputError
 from hpo.workers.memory import LEAST_MIB_A_WORKER, available_mib
 
-MOST_WORKERS_A_CORE = 4
+MAX_WORKERS_PER_CORE = 4
 WORKERS_A_GPU = 4
-"""On an H200, before steps were replayed, sixteen trials took 83 s with one worker, 42 with four, 48 with eight."""
+"""On an H200, before CUDA graphs were used, 16 trials took 83 s with 1 worker, 42 s with 4, 48 s with 8."""
 GPU_MIB_A_WORKER = 6 * 1024
-"""CUDA itself, ResNet-18 at 64 px with batches of 512, and the images that are prepared at once, with room to spare."""
+"""Covers CUDA, ResNet-18 at 64 px with batches of 512, and the images prepared at once, with a margin."""
 NVIDIA_SMI_SECS = 20
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Of drivers by NVIDIA, AMD, and Windows below Linux."""
+"""Device files of NVIDIA's and AMD's drivers, and of WSL's."""
 
 
 def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
-    """As many as asked for; with None as this machine takes: one a core, or WORKERS_A_GPU on each GPU, as far as cores
-    and memory go, which on a CPU is `mib_a_worker` each. Raises InputError for what is no such number, and for so many
-    that none would come to work.
+    """The number of workers asked for; if None, as many as this machine can run: one per core, or WORKERS_A_GPU per GPU,
+    limited by cores and memory.
+
+    mib_a_worker: memory of a worker that computes on the CPU. Raises InputError as `check_workers`.
     """
     if asked is None:
         gpus = gpus_mib(visible_gpus())
@@ -32,10 +33,10 @@ def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) 
 
 
 def check_workers(asked: int | None) -> None:
-    """Raises InputError as `how_many_workers`, without a look at memory and GPUs."""
+    """Raises InputError if `asked` is neither None nor a whole number from 1 to MAX_WORKERS_PER_CORE per core."""
     if asked is None:
         return
-    most = MOST_WORKERS_A_CORE * cores()
+    most = MAX_WORKERS_PER_CORE * cores()
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
         raise InputError(f"workers: {asked!r} is not a whole number from 1 to {most}, nor auto (None in Python)")
     if asked > most:
@@ -46,26 +47,28 @@ def check_workers(asked: int | None) -> None:
 
 
 def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int], mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
-    """gpus_mib: the free memory of each GPU."""
+    """The number of workers that cores and memory allow. gpus_mib: free memory of each GPU; empty for the CPU."""
     wanted = sum(min(WORKERS_A_GPU, max(1, mib // GPU_MIB_A_WORKER)) for mib in gpus_mib) or cores
     return max(1, min(wanted, cores, memory_mib // mib_a_worker))
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that workers may be dealt, as CUDA_VISIBLE_DEVICES names them; none without NVIDIA's driver."""
+    """GPUs that workers may use, as named in CUDA_VISIBLE_DEVICES; empty without NVIDIA's driver."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         listed = (gpu.strip() for gpu in chosen.split(","))
-        return list(itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), listed))  # -1 hides what follows
+        return list(
+            itertools.takewhile(lambda gpu: gpu and not gpu.startswith("-"), listed)
+        )  # -1 hides all that follow
     return _nvidia_smi("index")
 
 
 def may_have_gpu() -> bool:
-    """Also where nvidia-smi is missing, as in some containers, or the GPU is another maker's."""
+    """Whether there is a GPU driver, also where nvidia-smi is missing (some containers) or the GPU is not NVIDIA's."""
     return any(map(os.path.exists, GPU_DEVICES))
 
 
 def gpus_mib(gpus: list[str]) -> list[int]:
-    """The free memory of each; where the driver does not say, as much as one worker takes."""
+    """Free memory of each GPU in MiB; if the driver does not report it, what one worker needs."""
     free = _nvidia_smi("memory.free", f"--id={','.join(gpus)}") if gpus else []
     return [int(mib) if mib.isdigit() else GPU_MIB_A_WORKER for mib in free] or [GPU_MIB_A_WORKER] * len(gpus)
 

@@ -1,6 +1,4 @@
-"""Memory: what this machine has, what a worker takes of it as far as the study file tells, and whether the kernel
-killed a process for the want of it.
-"""
+"""Memory: how much this machine has, an estimate of what a worker needs, and how often the kernel killed a process."""
 
 import os
 from collections.abc import Callable
@@ -11,24 +9,25 @@ from hpo.errors import InputError
 from hpo.study_file.images import ImageSpec
 
 CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
-"""Of control groups in version 2 and 1."""
+"""Memory limits of control groups, versions 2 and 1."""
 KERNEL_COUNTS = Path("/proc/vmstat")
 LEAST_MIB_A_WORKER = 3 * 1024
-"""With room to spare; and what one that computes on a GPU takes beside it."""
+"""Minimum for a worker, with a margin; also the host memory of one that computes on a GPU."""
 BASE_MIB = 1200
-"""PyTorch, 11 million weights with gradients, momentum and averages, a checkpoint that is being written."""
+"""PyTorch; 11 million weights with gradients, momentum and averages; a checkpoint being written."""
 BYTES_A_PIXEL = {"resnet18": 550, "resnet34": 850, "resnet50": 1950}
-"""What a training step takes for each pixel of a batch in fp32, measured at 64 to 1000 px (benchmarks/LOG.md)."""
+"""Memory of an fp32 training step per pixel of a batch, measured at 64 to 1000 px (benchmarks/LOG.md)."""
 SHARE_IN_BF16 = 2 / 3
+"""Of the memory that a step takes in fp32."""
 
 
 def available_mib() -> int:
-    """What is free now, in the container if there is one."""
+    """Memory available now, in MiB, at most the container's limit."""
     return _limited(_meminfo("MemAvailable"))
 
 
 def whole_mib() -> int:
-    """What this machine has, or this container."""
+    """Memory of this machine in MiB, at most the container's limit."""
     return _limited(_meminfo("MemTotal"))
 
 
@@ -50,7 +49,7 @@ def _limited(mib: int) -> int:
 
 
 def killed_for_memory() -> int:
-    """How many processes the kernel has killed since it started because memory ran out; 0 if it does not say."""
+    """Number of processes the kernel has killed since boot because memory ran out; 0 if it does not report it."""
     try:
         lines = KERNEL_COUNTS.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
@@ -59,7 +58,7 @@ def killed_for_memory() -> int:
 
 
 def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> int:
-    """What a worker that computes on the CPU takes, more or less. images: to train on, if that is known."""
+    """Estimated memory in MiB of a worker that computes on the CPU. images: number of training images, if known."""
     step = BYTES_A_PIXEL.get(spec.model.name, max(BYTES_A_PIXEL.values())) * (
         SHARE_IN_BF16 if cpu_multiplies_bf16() else 1
     )
@@ -68,13 +67,13 @@ def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> i
 
 
 def most_mib(spec: ImageSpec, images: int | None = None) -> int:
-    """What a worker on a CPU has to have for any trial of a study."""
+    """Memory in MiB that a worker on the CPU needs for any trial of the study."""
     return max(LEAST_MIB_A_WORKER, worker_mib(spec, max(_batch_sizes(spec)), images))
 
 
 def check_memory(spec: ImageSpec, images: int | None, workers: int, say: Callable[[str], None]) -> None:
-    """Raises InputError if this machine has not the memory for a single worker that computes on the CPU, not even with
-    the smallest batches of the study; says so if it may not be enough for all of them with the largest.
+    """Raises InputError if this machine lacks the memory for one worker on the CPU with the study's smallest batches;
+    warns through `say` if it may lack it for all workers with the largest.
     """
     whole = whole_mib()
     smallest, largest = min(_batch_sizes(spec)), max(_batch_sizes(spec))

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are decoded, cached and split. Does not import PyTorch."""
+"""Images: sources, decoding, cache and splits. Does not import PyTorch."""

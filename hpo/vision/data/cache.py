@@ -32,22 +32,22 @@ from hpo.vision.data.tiny_imagenet import list_tiny_imagenet
 from hpo.vision.data.trees import open_tree, printable, walk
 
 CACHE_FORMAT = 4
-"""Raised when pixels or files of the cache become others."""
+"""Incremented whenever the pixels or the files of the cache change."""
 TINY_IMAGENET_SIZE = 64
 LOOKED_AT = 10_000
-"""A folder of more files is known by their names and its folders' times of change, without a look at each file."""
+"""In a source with more files, changes are detected by file names and folder times alone, without a stat of each."""
 NAMED = 10
-"""So many bad images are named in an error."""
+"""Number of bad images named in an error."""
 Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, of how many)."""
+"""Called with (description of the work, number done, total)."""
 
 
 def prepare_images(data: DataSpec, image_size: int, progress: Progress | None = None) -> Path:
-    """The folder of the decoded images; builds it first if need be. Needs no PyTorch. Raises DataError.
+    """The folder with the decoded images, built first if necessary. Does not need PyTorch. Raises DataError.
 
-    It is built anew when its source has changed: a zip's size or time of change; in a folder, when files came, went or
-    were renamed, or, among at most 10,000 files, when one has another size or time. A file that is written over in
-    place in a larger folder is not noticed: `touch` a folder to say so.
+    A changed source is decoded again. For a zip, its size and modification time count; for a folder, files that were
+    added, removed or renamed and, if it has at most LOOKED_AT files, the size and modification time of each. A file
+    overwritten in place in a larger folder goes unnoticed; `touch` a folder in it to have it decoded again.
     """
     root = data_root(data)
     size = TINY_IMAGENET_SIZE if data.name == "tiny-imagenet" else image_size
@@ -68,16 +68,18 @@ def prepare_images(data: DataSpec, image_size: int, progress: Progress | None = 
 
 
 def _archive(data: DataSpec, root: Path) -> Path | None:
-    """data.archive, or the file or folder of the same name below this machine's own HPO_DATA_ROOT."""
+    """data.archive, or if that does not exist, the file or folder of the same name in `root`; None if not given."""
     if data.archive is None:
         return None
     archive = Path(data.archive).expanduser()
     own = root / archive.name
-    return own if not os.path.exists(archive) and os.path.exists(own) else archive  # False where one may not look
+    return (
+        own if not os.path.exists(archive) and os.path.exists(own) else archive
+    )  # os.path.exists is False without permission
 
 
 def _identity(data: DataSpec, archive: Path | None) -> Any:
-    """What tells one source from another without reading its images: paths, sizes and times of change."""
+    """What distinguishes one source from another without reading images: paths, sizes and modification times."""
     if archive is None:
         return "scikit-learn" if data.name == "digits" else TINY_IMAGENET_MD5
     try:
@@ -100,7 +102,7 @@ def _identity(data: DataSpec, archive: Path | None) -> Any:
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:
-    """(0, 0) of a link to nowhere."""
+    """Bytes and modification time in nanoseconds; (0, 0) for a broken link."""
     try:
         stat = file.stat()
     except OSError:
@@ -116,7 +118,7 @@ def _list(data: DataSpec, archive: Path | None, root: Path, progress: Progress |
 
 
 def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: Progress | None) -> None:
-    """Decodes everything into a folder of another name, then renames it. The caller holds the lock."""
+    """Decodes all images into a temporary folder, then renames it. The caller holds the lock. Raises DataError."""
     root = folder.parent.parent
     for abandoned in folder.parent.glob(f".building-{folder.name}-*"):
         shutil.rmtree(abandoned, ignore_errors=True)
@@ -153,7 +155,7 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
             "left_out": listing.left_out,
         }
         (building / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
-        building.chmod(0o755)  # mkdtemp's folders are private; other users of this machine may share the cache
+        building.chmod(0o755)  # mkdtemp makes it private, but other users may share the cache
         building.rename(folder)
     except OSError as error:
         raise unusable(root, error) from None
@@ -170,14 +172,15 @@ def _write_pixels(
     bad: dict[str, str],
     tell: Callable[[], None],
 ) -> NDArray[np.int64]:
-    """Writes one decoded image after the other, without a memory map, under which a full disk would kill the process.
+    """Appends the decoded images to `file` and returns their labels, int64 (n,), in the same order.
 
-    Returns their labels, in their order; the others go into `bad`, by path, with the reason.
+    Images that cannot be decoded are added to `bad`, by path, with the reason. Written without a memory map, where a
+    full disk would kill the process.
     """
     labels = []
     pool = ThreadPoolExecutor(max_workers=cores())
     try:
-        with warnings.catch_warnings(action="ignore"):  # Pillow's, of odd headers
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns of unusual headers
             decoded = pool.map(lambda entry: decode(listing, entry[0], size), entries)
             for (path, label), image in zip(entries, decoded, strict=True):
                 if isinstance(image, str):
@@ -204,7 +207,10 @@ def _fingerprint(folder: Path, classes: tuple[str, ...], labels: Mapping[str, ND
 
 
 def check_bad_images(data: DataSpec, where: str, bad: Mapping[str, str], total: int) -> None:
-    """bad: why it cannot be decoded, by the image's path. Raises DataError if the study does not allow so many."""
+    """Raises DataError if there are more undecodable images than the study allows.
+
+    bad: the reason for each, by path; total: number of all images.
+    """
     if not bad or (data.bad_images == "skip" and len(bad) <= data.max_bad_share * total):
         return
     if len(bad) == 1:

@@ -1,4 +1,4 @@
-"""One image file to RGB pixels of a given size, or the reason why it cannot be decoded."""
+"""Decodes one image to RGB pixels of a given size, or says why that is impossible."""
 
 import errno
 from typing import Any, cast
@@ -12,10 +12,10 @@ from hpo.vision.data.listing import Listing
 from hpo.vision.data.trees import printable
 
 NOT_TO_BE_READ = (None, errno.ENOENT, errno.ELOOP, errno.EACCES)
-"""Of an image alone (None: Pillow's own errors); others are a disk's or a network's, which may pass."""
+"""Error numbers that concern one image only (None: Pillow's own errors). Others, of a disk or network, may pass."""
 ORIENTATION = 0x0112
 WITH_ORIENTATION = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-"""Where Pillow keeps what may tell it."""
+"""Keys of `Image.info` under which Pillow keeps data that may contain the orientation."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -25,13 +25,13 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by the EXIF orientation that its camera wrote."""
+"""The transposition that makes an image upright, by its EXIF orientation."""
 
 
 def decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8] | str:
-    """uint8 (size, size, 3), upright, grey as RGB; another size is scaled and cropped to its centre.
+    """Pixels, uint8 (size, size, 3): upright, RGB, scaled and cropped to the centre where the size differs.
 
-    Or why it cannot be decoded. Raises DataError if it might be the next time.
+    Returns the reason as text if the image cannot be decoded. Raises DataError if another attempt might succeed.
     """
     try:
         with listing.open_image(path) as image:
@@ -44,7 +44,7 @@ def decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8] | str:
                 f"data.archive: {listing.where}: {printable(path)} cannot be read: {error.strerror}; try again"
             ) from None
         return printable(error.strerror or str(error))
-    except Exception as error:  # Pillow raises whatever its decoders do: SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow lets its decoders' errors through: SyntaxError, struct.error, …
         return printable(str(error).split("\n")[0] or type(error).__name__)
     if rgb.size != (size, size):
         rgb = ImageOps.fit(rgb, (size, size), Image.Resampling.BILINEAR)
@@ -52,7 +52,7 @@ def decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8] | str:
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
-    """Its first frame, upright, on white where it is transparent. Raises ValueError for values of unknown range."""
+    """The first frame, upright, on white where transparent. Raises ValueError if the range of values is unknown."""
     image.load()
     turned = UPRIGHT.get(_orientation(image))
     if image.mode[0] in "IF":
@@ -65,20 +65,23 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 where it is not known: EXIF that cannot be read is no reason to refuse an image."""
-    if image.info.keys().isdisjoint(WITH_ORIENTATION):  # asking Pillow takes a third of the time of a small image
+    """The EXIF orientation, 1 to 8; 1 if unknown, since unreadable EXIF is no reason to refuse an image."""
+    if image.info.keys().isdisjoint(WITH_ORIENTATION):  # getexif() takes a third of the time of decoding a small image
         return 1
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # whatever damaged EXIF makes Pillow raise
+    except Exception:  # damaged EXIF makes Pillow raise almost anything
         return 1
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """A grey image whose values have more than 8 bits. Raises ValueError if nothing tells what is white."""
+    """A greyscale image with more than 8 bits per value, scaled to 8.
+
+    Raises ValueError if its format does not define which value is white.
+    """
     if image.mode.startswith("I;16"):
         bits = cast(Any, image).tag_v2.get(258, (16,))[0] if image.format == "TIFF" else 16
-    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # which Pillow scales to 16 bits
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow scales these to 16 bits
         bits = 16
     else:
         kind = "floats" if image.mode == "F" else "signed or 32-bit integers"

@@ -9,9 +9,7 @@ from hpo.vision.data.listing import Listing, hold_out_test_images
 
 
 def list_digits() -> Listing:
-    """1,797 scans of handwritten digits, 8x8 grey (UCI Optical Recognition of Handwritten Digits), from
-    scikit-learn.
-    """
+    """Lists 1,797 scans of handwritten digits, 8x8 pixels, grey (UCI Optical Recognition of Handwritten Digits)."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

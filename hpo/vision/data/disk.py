@@ -1,5 +1,5 @@
-"""Locks and room in data.root. What is wrong there is said in one line: it is often a network's file system, a full
-disk, or another user's folder.
+"""data.root: its path, locks and free space. Failures become one-line errors: it is often on a network file
+system, a full disk, or in another user's folder.
 """
 
 import errno
@@ -15,25 +15,25 @@ from hpo.study_file.images import DataSpec
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRORS = (*NO_SPACE, errno.EACCES, errno.EPERM, errno.EROFS)
-"""Of writing: they are no network's."""
+"""Errors of writing to a disk, as opposed to those of a network."""
 
 
 def data_root(data: DataSpec) -> Path:
-    """Where this machine keeps its images: HPO_DATA_ROOT, else data.root."""
+    """The folder for images on this machine: HPO_DATA_ROOT, otherwise data.root."""
     return Path(os.environ.get("HPO_DATA_ROOT") or data.root).expanduser().absolute()
 
 
 def unusable(root: Path, error: OSError) -> DataError:
-    """What to raise when something cannot be written below `root`."""
+    """The error to raise when something below `root` cannot be written."""
     if error.errno in NO_SPACE:
         return DataError(f"no space in data.root: {root}: {error.strerror}; set data.root or HPO_DATA_ROOT")
     return DataError(f"data.root: {root} cannot be used: {error.strerror or error}; set data.root or HPO_DATA_ROOT")
 
 
 def check_room(root: Path, needed: int, what: str) -> None:
-    """Raises DataError if `root` has not so many bytes free: said before the work, not in the middle of it."""
+    """Raises DataError if fewer than `needed` bytes are free in `root`, before the work rather than halfway."""
     disk = shutil.disk_usage(root)
-    if disk.total and needed > disk.free:  # some network's file systems say 0 of everything
+    if disk.total and needed > disk.free:  # some network file systems report 0 for everything
         raise DataError(
             f"no space in data.root: {root} has {disk.free / 1e6:,.1f} MB free, {what} need {needed / 1e6:,.1f} MB; "
             "set data.root or HPO_DATA_ROOT"
@@ -41,8 +41,9 @@ def check_room(root: Path, needed: int, what: str) -> None:
 
 
 def remove_decoded_images(root: Path) -> tuple[int, int]:
-    """Removes what `load_images` made below `root`, also what builds left that were killed; how many image sets, and
-    bytes. Processes that have them open go on with them. Waits for one that is being built. Raises DataError.
+    """Removes all decoded images below `root`, including remains of killed builds; returns (image sets, bytes) removed.
+
+    Processes that have them open keep working with them. Waits for a build in progress. Raises DataError.
     """
     images = root / "images"
     if not images.is_dir():
@@ -62,10 +63,10 @@ def remove_decoded_images(root: Path) -> tuple[int, int]:
 
 @contextmanager
 def locked(file: Path) -> Iterator[None]:
-    """One process of this machine at a time; the system takes the lock from a process that ends, however it ends.
+    """Held by one process on this machine at a time; the system releases it when the process ends, however it ends.
 
-    Not filelock's FileLock, some versions of which fall back on a mere file where locks are unknown, and wait for ever
-    for one that was left there. Raises DataError where files cannot be locked.
+    Raises DataError where files cannot be locked. Not filelock's FileLock: where locks are unsupported, some versions
+    fall back to testing for a file, and wait forever for one that a dead process left behind.
     """
     try:
         handle = _open(file)
@@ -85,7 +86,7 @@ def locked(file: Path) -> Iterator[None]:
 
 
 def _open(file: Path) -> int:
-    """Another user's lock file need not be writable to be locked."""
+    """Opens the lock file; another user's can be locked even if it is read-only."""
     try:
         return os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError:

@@ -1,6 +1,4 @@
-"""Fetches the official TinyImageNet: resumes a broken download, checks size and md5, keeps nothing that does not
-match.
-"""
+"""Downloads the official TinyImageNet: resumes after an interruption, discards a file with the wrong size or MD5."""
 
 import hashlib
 import urllib.error
@@ -25,9 +23,12 @@ def download_tiny_imagenet(
     size: int = TINY_IMAGENET_BYTES,
     md5: str = TINY_IMAGENET_MD5,
 ) -> Path:
-    """The path of the whole, checked zip in `root`. Raises DataError if it cannot be had; what came so far is kept."""
+    """The path of the complete, verified zip in `root`.
+
+    Raises DataError if the download fails; what has arrived is kept, and the next call resumes.
+    """
     target = root / "tiny-imagenet-200.zip"
-    if target.exists():  # it came there whole, and needs no lock: the folder may be read-only
+    if target.exists():  # renamed when complete, so no lock is needed: the folder may be read-only
         return target
     with locked(root / "tiny-imagenet-200.zip.lock"):
         if target.exists():
@@ -54,7 +55,7 @@ def download_tiny_imagenet(
 
 
 def _fetch(url: str, part: Path, size: int, progress: Callable[[str, int, int], None] | None) -> None:
-    """Appends what is missing; starts again where the server cannot resume."""
+    """Appends what is missing to `part`; starts over if the server cannot resume. Raises OSError."""
     have = part.stat().st_size if part.exists() else 0
     if have >= size:
         return

@@ -1,7 +1,7 @@
-"""What a file is whose name promises something else, told by its first bytes."""
+"""Recognises by its first bytes a file that is not what its name suggests, for error messages."""
 
 HEAD_BYTES = 1024
-"""So many of a file's first bytes are enough."""
+"""Number of leading bytes that the functions below need."""
 
 ARCHIVES = {
     b"\x1f\x8b": "a gzip file (.tar.gz?)",
@@ -15,14 +15,14 @@ TAR_MAGIC = slice(257, 262)
 
 
 def archive_kind(head: bytes) -> str | None:
-    """The kind of an archive that is no zip, with its article."""
+    """The kind of an archive other than a zip, with its article; None if it is none."""
     if head[TAR_MAGIC] == b"ustar":
         return "a tar archive"
     return next((kind for magic, kind in ARCHIVES.items() if head.startswith(magic)), None)
 
 
 def placeholder_kind(head: bytes) -> str | None:
-    """What lies in the place of a file that was not fetched, and what to do; None if it may be the file itself."""
+    """What was stored instead of the wanted file, and what to do about it; None if it may be the file itself."""
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if not text:
         return "an empty file; fetch it again"

@@ -15,15 +15,16 @@ SPLIT_NAMES = re.compile(
     r"(?P<validation>val|valid|validation|dev|development|eval|evaluation)"
     r")(?:set|data|images|imgs)?(?![a-z])"
 )
-"""In a folder's name in lower case: `Train`, `seg_test`, `validation-set`, `trainset`."""
+"""Matches a split in a folder's lower-case name: `train`, `seg_test`, `validation-set`, `trainset`."""
 
 
 def list_image_folder(tree: Tree) -> Listing:
-    """A folder a class, of which a fifth is held out as test; or folders of splits with a folder a class in each.
+    """Lists images in one folder per class, a fifth of them held out as test images, or in one folder per split, each
+    with one folder per class.
 
-    The names of splits may be written in any case: train or training, test or testing, val, valid or validation. Test
-    images are those of test if it has the classes in it, else those of val. Images that lie beside the folders are
-    left out.
+    Names of splits are matched in any case: train or training, test or testing, val, valid or validation. The test
+    images come from test/ if it contains the classes, otherwise from val/. Images outside of class folders are ignored.
+    Raises DataError.
     """
     by_folder = images_by_folder(tree)
     top = _descend(by_folder, "")
@@ -59,21 +60,21 @@ def list_image_folder(tree: Tree) -> Listing:
 def _listing(
     tree: Tree, folders: tuple[str, ...], train: list[tuple[str, int]], test: list[tuple[str, int]]
 ) -> Listing:
-    """Names of folders that are no UTF-8 are not for print; those of classes are."""
+    """Folder names need not be valid UTF-8; class names are printed and stored, so they are made so with escapes."""
     classes = tuple(name.encode(errors="backslashreplace").decode() for name in folders)
     return Listing(tree.where, classes, train, test, tree.open_image, other_files(tree, ""))
 
 
 def other_files(tree: Tree, folder: str) -> dict[str, int]:
-    """How many files below a folder (with a slash at its end; "" for all folders) are no images, by suffix."""
+    """Number of files below `folder` that are not images, by suffix. folder: ends in a slash, or "" for all folders."""
     others = [path for path in tree.files if "/" in path and path.startswith(folder) and not is_image(path)]
     return dict(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others).most_common())
 
 
 def _splits(by_folder: dict[str, list[str]], top: str) -> dict[str, str]:
-    """train, test or validation for each folder below `top` that is a split's; none if they are classes.
+    """The split (train, test or validation) of each folder below `top` that is one; empty if the folders are classes.
 
-    A class may be called `train`, beside `bus`; or `test tube`.
+    A class may also be named `train`, next to `bus`, or `test tube`; hence the conditions.
     """
     below = {name: _children(by_folder, f"{top}{name}/") for name in sorted(_children(by_folder, top))}
     matches = {name: match for name in below if (match := SPLIT_NAMES.search(name.lower()))}
@@ -88,12 +89,12 @@ def _splits(by_folder: dict[str, list[str]], top: str) -> dict[str, str]:
 
 
 def _children(by_folder: dict[str, list[str]], top: str) -> set[str]:
-    """Names of the folders directly below `top` that have images in them, however deep."""
+    """Names of the folders directly below `top` that contain images at any depth."""
     return {folder.removeprefix(top).split("/")[0] for folder in by_folder if folder and folder.startswith(top)}
 
 
 def _descend(by_folder: dict[str, list[str]], top: str) -> str:
-    """`top`, or the single folder below it that holds all the others, as zips often have; with a slash at its end."""
+    """`top`, or the only folder below it where that contains all others, as in many zips; ends in a slash."""
     while len(names := _children(by_folder, top)) == 1 and _children(by_folder, below := f"{top}{min(names)}/"):
         top = below
     return top
@@ -102,8 +103,9 @@ def _descend(by_folder: dict[str, list[str]], top: str) -> str:
 def _labelled(
     tree: Tree, by_folder: dict[str, list[str]], top: str, classes: tuple[str, ...] | None
 ) -> tuple[list[tuple[str, int]], tuple[str, ...]]:
-    """Images below `top` with their class, which is the first folder below it; `classes`, if given, are the only
-    ones.
+    """(path, label) of the images below `top`, and the class names, which are the folders directly below it.
+
+    classes: the expected names, None to take whatever is found. Raises DataError.
     """
     below = {folder.removeprefix(top).split("/")[0] for folder in tree.folders if folder.startswith(top)}
     found: dict[str, list[str]] = {name: [] for name in below}

@@ -1,4 +1,4 @@
-"""The image set of a study: training, tuning and test images as memory-mapped arrays, opened in milliseconds."""
+"""The image set of a study: training, tuning and test images as memory-mapped arrays, which open in milliseconds."""
 
 import json
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from hpo.vision.data.splits import stratified_split
 
 @dataclass(frozen=True)
 class Split:
-    """Some images of an image set.
+    """A subset of the images.
 
-    pixels: uint8, (all images of the array, height, width, 3), memory-mapped; rows: int64, the positions that belong
-    to this split; labels: int64, one a row; keys: int64, one a row, a number that is the same for an image in every
-    split and process, from which its perturbations are seeded.
+    pixels: uint8 (images in the array, height, width, 3), memory-mapped; rows: int64 (n,), positions in `pixels` of the
+    images in this split; labels: int64 (n,); keys: int64 (n,), identifies an image in every split and process, and
+    seeds its perturbations.
     """
 
     pixels: NDArray[np.uint8]
@@ -34,24 +34,24 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """train: what trials learn from; tuning: what scores them; test: locked, for the final report alone."""
+    """train: for training; tuning: for scoring trials; test: locked, for the final report only."""
 
     train: Split
     tuning: Split
     test: Split
     classes: tuple[str, ...]
     fingerprint: str
-    """SHA-256 of all pixels, labels and class names, whatever the split."""
+    """SHA-256 of all pixels, labels and class names; it does not depend on the split."""
     skipped: tuple[str, ...] = ()
-    """Paths of the images that cannot be decoded and were left out, as data.bad_images = "skip" allows."""
+    """Paths of undecodable images, which data.bad_images = "skip" allows to leave out."""
     left_out: Mapping[str, int] = field(default_factory=dict)
-    """How many files in the folders of classes are of types that are not read, by suffix."""
+    """Number of files of unsupported types in the class folders, by suffix."""
 
 
 def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress | None = None) -> ImageSet:
-    """Opens the images of a study, building the cache when there is none.
+    """Opens the images of a study; builds the cache first if necessary. Raises DataError.
 
-    Images of TinyImageNet keep their 64 px; those of other sources are stored at `image_size`. Raises DataError.
+    TinyImageNet's images keep their 64 px; those of other sources are stored at `image_size` px.
     """
     folder = prepare_images(data, image_size, progress)
     pixels, labels = {}, {}
@@ -87,8 +87,8 @@ def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress |
     )
 
 
-def _limit_per_class(labels: NDArray[np.int64], rows: NDArray[np.int64], most: int, seed: int) -> NDArray[np.int64]:
-    """At most so many random rows of each class, in ascending order."""
+def _limit_per_class(labels: NDArray[np.int64], rows: NDArray[np.int64], limit: int, seed: int) -> NDArray[np.int64]:
+    """At most `limit` random rows of each class, in ascending order."""
     shuffled = np.random.default_rng(seed).permutation(rows)
-    by_class = [shuffled[labels[shuffled] == label][:most] for label in np.unique(labels)]
+    by_class = [shuffled[labels[shuffled] == label][:limit] for label in np.unique(labels)]
     return np.sort(np.concatenate(by_class))

@@ -1,4 +1,4 @@
-"""What a source of images is to the rest: its classes, and which images it trains and tests on."""
+"""Listing: the classes and labelled images of a source, whatever its format."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,13 +13,15 @@ from hpo.vision.data.trees import printable
 
 SUFFIXES_SHOWN = 5
 HELD_OUT_FRACTION = 0.2
-"""Share of a source without official test images that becomes the locked test set."""
+"""Fraction of the images held out as the locked test set where a source has no test images of its own."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a source. `train` and `test` are (path, label) pairs; labels index `classes`. left_out: how many
-    files of other types lie in folders, by suffix.
+    """The images of a source.
+
+    where: its location as shown in messages; train, test: (path, label) pairs, where labels index `classes`;
+    open_image: opens the image at a path; left_out: number of files of unsupported types, by suffix.
     """
 
     where: str
@@ -31,12 +33,15 @@ class Listing:
 
 
 def by_suffix(left_out: Mapping[str, int]) -> str:
-    """`12 .heic, 1 no suffix`, the most frequent first."""
+    """The counts as text, most frequent first: `12 .heic, 1 no suffix`."""
     return printable(", ".join(f"{count:,} {suffix}" for suffix, count in list(left_out.items())[:SUFFIXES_SHOWN]))
 
 
 def hold_out_test_images(labels: list[int], classes: Sequence[str], where: str) -> tuple[list[int], list[int]]:
-    """(kept, held out) positions; the same for ever, so that the test set stays locked whatever a study's seed is."""
+    """Positions (kept, held out). They do not depend on a study's seed, so that the test set stays locked.
+
+    Raises DataError if a class has fewer than two images.
+    """
     try:
         kept, held_out = stratified_split(np.array(labels), classes, HELD_OUT_FRACTION, seed=0)
     except ValueError as error:

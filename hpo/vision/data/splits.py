@@ -1,4 +1,4 @@
-"""Stratified splits. A dozen lines of our own: importing scikit-learn for them cost every worker 1.2 s at its start."""
+"""Stratified splits. Importing scikit-learn for this would delay the start of every worker by 1.2 s."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 def stratified_split(
     labels: NDArray[np.int64], classes: Sequence[str], fraction: float, seed: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(kept, held out) positions, each ascending: of every class the same fraction, at least one image on each side.
+    """Positions (kept, held out), both ascending. The same fraction of each class is held out; each side gets at least
+    one image of it.
 
-    classes: their names, by label. Raises ValueError if a class has fewer than two images.
+    classes: names by label. Raises ValueError if a class has fewer than two images.
     """
     generator = np.random.default_rng(seed)
     kept, held_out = [], []

@@ -10,9 +10,8 @@ TINY_IMAGENET_LAYOUT = f"{WNIDS}, train/<wnid>/images/, val/images/, val/{ANNOTA
 
 
 def list_tiny_imagenet(tree: Tree) -> Listing:
-    """TinyImageNet's own layout, with any number of classes; the official validation images are the test set.
-
-    val/ may have been sorted into a folder a class, as many do.
+    """Lists images in TinyImageNet's layout, with any number of classes. The official validation images become the test
+    set; val/ may also have been sorted into one folder per class, as is common. Raises DataError.
     """
     tops = [path.removesuffix(WNIDS) for path in tree.files if PurePosixPath(path).name == WNIDS]
     if not tops:
@@ -29,19 +28,19 @@ def list_tiny_imagenet(tree: Tree) -> Listing:
     if by_folder.get(f"{top}val/images") or not any(folder.startswith(f"{top}val/") for folder in by_folder):
         return Listing(tree.where, classes, train, _annotated(tree, top, classes), tree.open_image)
     test = _sorted_into_classes(tree, by_folder, f"{top}val", classes)
-    test.sort(key=lambda entry: _natural(PurePosixPath(entry[0]).name))  # val_0, val_1, …: as the annotations had them
+    test.sort(key=lambda entry: _natural(PurePosixPath(entry[0]).name))  # val_0, val_1, …: the order of the annotations
     return Listing(tree.where, classes, train, test, tree.open_image)
 
 
 def _natural(name: str) -> tuple[int, str]:
-    """A key that puts val_2 before val_10."""
+    """Sort key that puts val_2 before val_10."""
     return len(name), name
 
 
 def _sorted_into_classes(
     tree: Tree, by_folder: dict[str, list[str]], top: str, classes: tuple[str, ...]
 ) -> list[tuple[str, int]]:
-    """The images in top/<wnid>/images/, or in top/<wnid>/, class by class."""
+    """(path, label) of the images in top/<wnid>/images/ or top/<wnid>/, class by class."""
     listed = []
     for label, wnid in enumerate(classes):
         images = by_folder.get(f"{top}/{wnid}/images") or by_folder.get(f"{top}/{wnid}", [])
@@ -52,7 +51,7 @@ def _sorted_into_classes(
 
 
 def _annotated(tree: Tree, top: str, classes: tuple[str, ...]) -> list[tuple[str, int]]:
-    """The validation images that val_annotations.txt names, in its order."""
+    """(path, label) of the validation images named in val_annotations.txt, in its order."""
     annotations = f"{top}val/{ANNOTATIONS}"
     present, labels = set(tree.files), {wnid: label for label, wnid in enumerate(classes)}
     if annotations not in present:
@@ -78,5 +77,5 @@ def _annotated(tree: Tree, top: str, classes: tuple[str, ...]) -> list[tuple[str
 def _read_text(tree: Tree, path: str) -> str:
     try:
         return tree.read(path).decode("utf-8")
-    except Exception as error:  # zipfile raises whatever its decompressors do: BadZipFile, zlib.error, EOFError, …
+    except Exception as error:  # zipfile lets its decompressors' errors through: BadZipFile, zlib.error, EOFError, …
         raise DataError(f"data.archive: {tree.where}: {path} cannot be read: {error}") from None

@@ -31,7 +31,7 @@ LEFT_BY_SYSTEMS = {
     "System Volume Information",
     "lost+found",
 }
-"""Folders that file managers, storage boxes and programs leave beside what people put there."""
+"""Names of folders that file managers, network storage and programs create by themselves; they are skipped."""
 WNIDS, ANNOTATIONS = "wnids.txt", "val_annotations.txt"
 """TinyImageNet's text files: apart from images, the only files that are read."""
 READABLE_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
@@ -41,9 +41,10 @@ METHODS = {9: "Deflate64, as Windows Explorer takes for much data", 93: "Zstanda
 
 @dataclass(frozen=True)
 class Tree:
-    """What can be seen of a folder or of a zip, by paths below its top, with forward slashes.
+    """The visible content of a folder or a zip, as paths relative to its top, with forward slashes.
 
-    where: as it is shown to people; files, sorted; folders: all of them, those without files too, but for the top.
+    where: the location as shown in messages; files: sorted; folders: all except the top, including empty ones; read:
+    returns the content of a file.
     """
 
     where: str
@@ -61,7 +62,11 @@ class Tree:
 
 @dataclass(frozen=True)
 class Folder:
-    """path: below the top, "" for the top itself; changed_ns: when a file came, went or was renamed in it."""
+    """A folder and the names of its files.
+
+    path: relative to the top, "" for the top itself; changed_ns: modification time in nanoseconds, changed by adding,
+    removing or renaming a file in it.
+    """
 
     path: str
     changed_ns: int
@@ -69,11 +74,11 @@ class Folder:
 
 
 def walk(top: Path) -> list[Folder]:
-    """The folders below `top` that can be seen, and `top` itself, with their files' names; sorted.
+    """`top` and all visible folders below it, sorted by path.
 
-    No file is looked at, which would take minutes for many on a network's disk. Links to folders are followed, but not
-    back to a folder that they lie in; a link to nowhere is a file if its name has a suffix, or else a folder without
-    files. Raises OSError.
+    Files are listed, never opened or stat'ed: on a network drive that would take minutes for many files. Links to
+    folders are followed, except back to a folder that contains the link. A broken link counts as a file if its name has
+    a suffix, otherwise as an empty folder. Raises OSError.
     """
     found: list[Folder] = []
     waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
@@ -105,7 +110,7 @@ def walk(top: Path) -> list[Folder]:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link that is named as an image is taken for one: asking where it leads takes as long as looking at the file."""
+    """A link whose name ends like an image counts as a file: resolving it would cost as much as a stat of the file."""
     if not entry.is_symlink():
         return entry.is_dir()
     if is_image(entry.name):
@@ -125,12 +130,12 @@ def is_image(path: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """The text if it can be shown in one line, else with escapes: names of files may hold anything."""
+    """The text, with escapes if it has unprintable characters: file names may contain anything, even line breaks."""
     return text if text.isprintable() else repr(text)[1:-1]
 
 
 def open_tree(where: Path) -> Tree:
-    """Raises DataError if there is no such folder or zip, or if the zip is damaged or of a kind that cannot be read."""
+    """Opens a folder or a zip. Raises DataError if it does not exist, is damaged, or has a format that is not read."""
     shown = printable(str(where))
     try:
         return _open_folder(where) if where.is_dir() else _open_zip(where)
@@ -169,7 +174,7 @@ def _open_zip(where: Path) -> Tree:
     members: dict[str, zipfile.ZipInfo] = {}
     folders: set[str] = set()
     for member in archive.infolist():
-        name = member.filename.replace("\\", "/")  # some programs on Windows write such
+        name = member.filename.replace("\\", "/")  # as some Windows programs write it
         parts = [part for part in name.split("/") if part not in ("", ".")]
         if not parts or any(_is_hidden(part) for part in parts):
             continue
@@ -184,7 +189,7 @@ def _open_zip(where: Path) -> Tree:
 
 
 def _refuse_unreadable(shown: str, member: zipfile.ZipInfo) -> None:
-    """What is no image need not be read."""
+    """Raises DataError for a member that is needed and that zipfile cannot read: encrypted or with another method."""
     name = PurePosixPath(member.filename).name
     if not is_image(name) and name not in (WNIDS, ANNOTATIONS):
         return
@@ -202,6 +207,7 @@ def _refuse_unreadable(shown: str, member: zipfile.ZipInfo) -> None:
 
 
 def images_by_folder(tree: Tree) -> dict[str, list[str]]:
+    """Paths of the images in each folder that directly contains some, by the folder's path."""
     by_folder: dict[str, list[str]] = {}
     for path in tree.files:
         if is_image(path):

@@ -1,1 +1,1 @@
-"""Families of networks, a file each. The contract is hpo.Network."""
+"""Families of networks, one per file. The contract is hpo.Network."""

@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50, as torchvision has them."""
+"""torchvision's ResNet-18, -34 and -50."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 class ResNets(Network):
-    """Their units are the stem and the residual blocks."""
+    """ResNets, whose units are the stem and the residual blocks."""
 
     names = ("resnet18", "resnet34", "resnet50")
     freezable = {"resnet18": 9, "resnet34": 17, "resnet50": 17}
@@ -18,12 +18,12 @@ class ResNets(Network):
         "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
         "resnet50": "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
     }
-    """torchvision's own."""
+    """torchvision's weights."""
     builds_without_memory = True
 
     @staticmethod
     def build(name: str, classes: int, input_size: int) -> "nn.Module":
-        """For images of any size."""
+        """A ResNet with random weights, for images of any size."""
         from hpo.vision.resnet_layers import build_resnet
 
         return build_resnet(name, classes)
@@ -39,7 +39,7 @@ class ResNets(Network):
 
     @staticmethod
     def head(module: Any) -> "nn.Module":
-        """The mean over the image, and a linear layer."""
+        """Global average pooling and the linear layer."""
         from torch import nn
 
         return nn.Sequential(module.avgpool, nn.Flatten(1), module.fc)

@@ -1,4 +1,4 @@
-"""Perturbations, a file each: `gaussian-noise` is GaussianNoise in gaussian_noise.py. The contract is hpo.Perturbation.
+"""Perturbations, one per file: `gaussian-noise` is GaussianNoise in gaussian_noise.py, a subclass of hpo.Perturbation.
 
 They may import hpo.doors.perturbation and, within `apply`, hpo.vision.random_bits and PyTorch.
 """

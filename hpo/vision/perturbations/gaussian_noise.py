@@ -20,7 +20,7 @@ class GaussianNoise(Perturbation):
 
     @staticmethod
     def apply(pixels: "Tensor", keys: "Tensor", severity: "Tensor") -> "Tensor":
-        """Adds the noise, and clips."""
+        """Adds the noise and clips to [0, 1]."""
         from hpo.vision.random_bits import normal
 
         noise = normal(keys, math.prod(pixels.shape[1:])).view_as(pixels)

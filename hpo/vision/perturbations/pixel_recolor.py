@@ -1,4 +1,4 @@
-"""A random subset of the pixels gets random colours."""
+"""Random colours on a random subset of the pixels."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 class PixelRecolor(Perturbation):
-    """A random subset of the pixels gets random colours."""
+    """Random colours on a random subset of the pixels."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
-    """Share of the pixels."""
+    """Fraction of the pixels."""
     severity = "fraction"
 
     @staticmethod
     def apply(pixels: "Tensor", keys: "Tensor", severity: "Tensor") -> "Tensor":
-        """Uniformly random colours for a share of the pixels, rounded to whole ones."""
+        """Gives uniformly random colours to a fraction of the pixels, rounded to a whole number of pixels."""
         import torch
 
         from hpo.vision.random_bits import derive_keys, random_bits, uniform

@@ -1,4 +1,4 @@
-"""A random subset of the pixels turns black or white, as where a sensor's cells are dead or stuck."""
+"""A random subset of the pixels turns black or white, as with dead or stuck sensor cells."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
 
 
 class SaltAndPepper(Perturbation):
-    """Each pixel, independently, turns black or white with a probability."""
+    """Turns each pixel black or white, independently with the same probability."""
 
     amount: Annotated[float, Field(gt=0, le=1)]
-    """The probability, half of it for black, half for white."""
+    """Probability that a pixel changes; black and white are equally likely."""
     severity = "amount"
 
     @staticmethod
     def apply(pixels: "Tensor", keys: "Tensor", severity: "Tensor") -> "Tensor":
-        """Black where a draw is below half the severity, white where it is at least 1 less that."""
+        """A pixel turns black if its uniform draw is below severity / 2, white if it is at least 1 - severity / 2."""
         from hpo.vision.random_bits import uniform
 
         draws = uniform(keys, pixels[0, 0].numel()).view(len(pixels), 1, *pixels.shape[2:])

@@ -1,12 +1,12 @@
 """Training-time augmentation of a whole batch: flip, shifted crop, and perturbations at one strength.
 
-Flip and crop belong to plain fine-tuning and are the same in every trial, so that what a trial gains over the
-baseline is owed to the perturbations. A share of the images, half of them if the trial does not say otherwise, gets
-one perturbation of the objective each, at a severity drawn for it uniformly between 0 and `strength` times twice the
-severity that is scored: one fixed severity would be overfitted, and one family alone does not carry over to another.
+Flip and crop belong to ordinary fine-tuning and are the same in every trial, so that any gain over the baseline is due
+to the perturbations. A share of the images, by default half, gets one of the objective's perturbations each, with a
+severity drawn uniformly between 0 and `strength` times twice the scored severity: a fixed severity would be overfitted,
+and robustness to one kind of perturbation does not transfer to another.
 
-What happens to which image is planned on the CPU, for all images of a call at once, and done on the device that holds
-them: so that a GPU is never asked how many images a perturbation has got.
+The operations are planned on the CPU, for all images of a call at once, and executed on the device that holds the
+images; that way nothing has to wait for a GPU to find out how many images get a perturbation.
 """
 
 import itertools
@@ -21,18 +21,19 @@ from hpo.vision.device import upload
 from hpo.vision.random_bits import derive_keys, uniform
 
 SEVERITY_AT_FULL_STRENGTH = 2.0
-"""In multiples of the severity that is scored."""
+"""Largest severity at strength 1, as a multiple of the scored severity."""
 SHIFT_FRACTION = 1 / 16
-"""The crop moves by up to this share of the image's size, with reflected borders."""
+"""The crop shifts by up to this fraction of the image's size, with reflected borders."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to n images, on the CPU. Images of one perturbation stand together, so that it takes a slice.
+    """The operations on n images; all tensors are on the CPU. Images are reordered so that each perturbation gets a
+    slice, and those without one come last.
 
-    order: int64 (n,), which image stands where; back: int64 (n,), where each has gone; geometry: float32 (n, 3), draws
-    for shifts and flip; keys: int64 (n,), and severities: float32 (n,), of the perturbations, these four in that order;
-    counts: images of each perturbation. Those that get none come last.
+    order: int64 (n,), the image at each position; back: int64 (n,), the inverse; geometry: float32 (n, 3), random draws
+    for shifts and flip; keys: int64 (n,), and severities: float32 (n,), for the perturbations; these three are in the
+    new order. counts: number of images for each perturbation.
     """
 
     order: Tensor
@@ -45,24 +46,24 @@ class Plan:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """strength: 0 to 1; perturbations: those that are scored."""
+    """strength: 0 to 1; perturbations: those of the objective."""
 
     strength: float
     perturbations: Sequence[Perturbation]
     horizontal_flip: bool
     perturbed_share: float = 0.5
-    """Of the images."""
+    """Expected fraction of the images that get a perturbation."""
 
     def __call__(self, images: Tensor, image_keys: Tensor, seed: int, epoch: int) -> Tensor:
-        """float32 (n, 3, height, width) in [0, 1], from uint8 (n, height, width, 3) on any device and their keys, int64
-        (n,) on the CPU.
+        """Augments uint8 images (n, height, width, 3) on any device to float32 (n, 3, height, width) in [0, 1].
 
-        What happens to an image depends on its key, the seed and the epoch, never on the batch.
+        image_keys: int64 (n,), on the CPU. The result for an image depends on its key, the seed and the epoch, never on
+        the batch.
         """
         return self.apply(images, self.plan(image_keys, seed, epoch))
 
     def plan(self, image_keys: Tensor, seed: int, epoch: int) -> Plan:
-        """Of images with these keys, int64 (n,) on the CPU."""
+        """The plan for images with these keys, int64 (n,) on the CPU."""
         keys = derive_keys(image_keys, "augmentation", seed, epoch)
         which, how_much = uniform(derive_keys(keys, "perturbation"), 2).unbind(1)
         perturbed = self.perturbations if self.strength > 0 else ()
@@ -76,14 +77,14 @@ class Augmentation:
         perturbation_keys = keys.clone()
         for perturbation, mine in zip(perturbed, _slices(counts), strict=True):
             images = order[mine]
-            most = self.strength * SEVERITY_AT_FULL_STRENGTH * perturbation.scored_severity
-            severities[mine] = how_much[images] * most
+            largest = self.strength * SEVERITY_AT_FULL_STRENGTH * perturbation.scored_severity
+            severities[mine] = how_much[images] * largest
             perturbation_keys[mine] = derive_keys(keys[images], perturbation.name)
         geometry = uniform(derive_keys(keys, "geometry"), 3)[order]
         return Plan(order, order.argsort(), geometry, perturbation_keys, severities, tuple(counts))
 
     def apply(self, images: Tensor, plan: Plan) -> Tensor:
-        """As `__call__`, on the device of the images, which is never waited for."""
+        """As `__call__`, with a plan made before; never waits for the images' device."""
         device = images.device
         shifted = self._flip_and_crop(images, upload(plan.order, device), upload(plan.geometry, device))
         by_row = shifted.float().div_(255)
@@ -107,14 +108,14 @@ class Augmentation:
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:
-    """Of things that stand one kind after the other, so many of each."""
+    """The slice of each group in a sequence of consecutive groups with these sizes."""
     ends = list(itertools.accumulate(counts))
     return [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
 
 
 def _shifted(size: int, draws: Tensor) -> Tensor:
-    """int64 (n, size): positions 0 to size - 1, moved by up to SHIFT_FRACTION of the size, reflected at the borders."""
-    most = round(size * SHIFT_FRACTION)
-    shift = (draws * (2 * most + 1)).long() - most
+    """Positions 0 to size - 1, int64 (n, size), shifted by up to SHIFT_FRACTION of it, reflected at the borders."""
+    limit = round(size * SHIFT_FRACTION)
+    shift = (draws * (2 * limit + 1)).long() - limit
     positions = (torch.arange(size, device=draws.device) + shift[:, None]).abs()
     return torch.where(positions < size, positions, 2 * (size - 1) - positions)

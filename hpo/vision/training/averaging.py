@@ -1,5 +1,5 @@
-"""The average of a training's weights, which is scored and kept: between two epochs it scores nearly as if the learning
-rate had fallen to 0 there, so that early epochs tell more of the last.
+"""The average of a training's weights, which is scored and kept. After any epoch it scores nearly as well as if the
+learning rate had decayed to 0, so that early scores predict the final one better.
 """
 
 from collections.abc import Iterable
@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from hpo.vision.device import Compute
 
 ETA = 1
-"""Of polynomial-decay averaging: 0 weighs all weights so far alike; 1 by how late they came; 8 the last tenth most.
-With a high learning rate a long average scores far better in early epochs, and as well in the end (benchmarks/LOG.md).
+"""Exponent of polynomial-decay averaging: 0 gives all past weights equal shares, 1 linearly increasing ones, 8 favours
+the last tenth. With a high learning rate, a long average scores far better early and equally well in the end
+(benchmarks/LOG.md).
 """
 IMAGES_BETWEEN_AVERAGES = 256
-"""Averaging more often costs time and changes nothing."""
+"""Averaging more often takes time without changing scores."""
 BATCH_NORM_IMAGES = 1000
-"""Of so many training images the averaged network's BatchNorm statistics are measured after each epoch."""
+"""Number of training images for measuring the averaged network's BatchNorm statistics after each epoch."""
 
 
 class Average:
-    """Polynomial-decay averaging (Shamir and Zhang, ICML 2013, arXiv:1212.1824) of one part's weights in another's."""
+    """Polynomial-decay averaging (Shamir and Zhang, ICML 2013, arXiv:1212.1824) of `learned` in `averaged`."""
 
     def __init__(self, averaged: nn.Module, learned: nn.Module) -> None:
         self.count = 0
@@ -28,7 +29,7 @@ class Average:
         self._learned = [parameter.data for parameter in learned.parameters()]
 
     def take(self) -> None:
-        """Takes in the weights as they are now."""
+        """Adds the current weights to the average."""
         self.count += 1
         share = (ETA + 1) / (self.count + ETA)
         torch._foreach_lerp_(self._averaged, self._learned, share)
@@ -36,10 +37,10 @@ class Average:
 
 @torch.no_grad()
 def measure_batch_norms(part: nn.Module, batches: Iterable[Tensor], compute: Compute) -> None:
-    """BatchNorm's statistics for averaged weights are not the averages of its statistics, but must be measured
-    (Izmailov et al., UAI 2018, arXiv:1803.05407): the mean of those of the batches, which are what the part takes.
+    """Measures BatchNorm's statistics for averaged weights, which are not the average of its statistics (Izmailov et
+    al., UAI 2018, arXiv:1803.05407), as the mean over `batches`, the part's input. Frozen BatchNorms keep theirs.
 
-    As PyTorch's `update_bn`, which however reads from the device how many batches it has seen, in each layer.
+    Equals PyTorch's `update_bn`, which waits for the device in every layer to read a batch count.
     """
     part.train()
     norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d) and module.training]

@@ -1,8 +1,8 @@
-"""Shuffled batches of the training images as the trainable part takes them: augmented, and through the frozen part.
+"""Shuffled batches of the training images as inputs of the trainable part: augmented, and through the frozen part.
 
-On a GPU several batches are prepared at once and handed out as slices: preparing is many small kernels, which cost
-their launch. An image's augmentation depends on seed, epoch and image alone; what the frozen part makes of it may
-depend on how many images it takes at once, in the last digit.
+On a GPU several batches are prepared at once and handed out as slices, since preparing consists of many small kernels
+that are slow to launch. An image's augmentation depends only on seed, epoch and image; the last digit of its features
+may depend on how many images pass through the frozen part at once.
 """
 
 import math
@@ -18,13 +18,13 @@ from hpo.vision.memory import Portions, fitting
 from hpo.vision.training.augmentation import Augmentation
 
 Batch = tuple[Tensor, Tensor]
-"""Features as the trainable part takes them, and int64 labels."""
-MOST_OF_GPU = 0.25
-"""Of a GPU's free memory: what the training images may take."""
+"""Inputs of the trainable part, and int64 labels (n,)."""
+MAX_SHARE_OF_GPU = 0.25
+"""Fraction of a GPU's free memory that the training images may occupy."""
 
 
 class TrainingImages:
-    """The training images on a device: all of them if it is a GPU with room, else they are gathered in memory."""
+    """The training images: all on the GPU if it has enough memory, otherwise uploaded as they are needed."""
 
     def __init__(self, train: Split, device: torch.device) -> None:
         self.device = device
@@ -34,7 +34,7 @@ class TrainingImages:
         self._pixels = None
         if device.type == "cuda":
             needed = len(train) * math.prod(train.pixels.shape[1:])
-            if needed < torch.cuda.mem_get_info(device)[0] * MOST_OF_GPU:
+            if needed < torch.cuda.mem_get_info(device)[0] * MAX_SHARE_OF_GPU:
                 self._pixels = torch.from_numpy(train.pixels[train.rows]).to(device)
 
     def __len__(self) -> int:
@@ -48,7 +48,7 @@ class TrainingImages:
 
 
 class Batches:
-    """Of one training."""
+    """The batches of one training."""
 
     def __init__(self, images: TrainingImages, augmentation: Augmentation, frozen_part: Inference, seed: int) -> None:
         self.images = images
@@ -57,7 +57,7 @@ class Batches:
         self.seed = seed
 
     def of_epoch(self, epoch: int, batch_size: int, portions: Portions) -> Iterator[Batch]:
-        """(features, labels) of each batch; a last batch of one image, which BatchNorm cannot take, is left out."""
+        """(features, labels) of each batch. A last batch of a single image is dropped: BatchNorm cannot train on it."""
         shuffle = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         order = torch.randperm(len(self.images), generator=shuffle)
         if len(order) > 1 and len(order) % batch_size == 1:

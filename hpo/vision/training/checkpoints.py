@@ -1,4 +1,4 @@
-"""Checkpoints and weights as bytes: safetensors, which hold numbers and text only, nothing that could run."""
+"""Checkpoints and weights as bytes in the safetensors format, which contains only numbers and text, never code."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -16,15 +16,16 @@ HEADER_LENGTH_BYTES = 8  # little-endian; then the header, JSON (the safetensors
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and text by name that says what they are."""
+    """Tensors by name, and text by name that describes them."""
 
     tensors: dict[str, Tensor]
     header: dict[str, str]
 
 
 def copied_aside(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor]]:
-    """Copies in memory, which training no longer changes; those of a GPU's tensors are made beside its work, and the
-    returned function waits for them, in whatever thread.
+    """Starts copying the tensors to memory, so that training can go on changing them.
+
+    Copies from a GPU are asynchronous; the returned function waits for them, in any thread, and returns all copies.
     """
     copies = {
         name: tensor.detach().contiguous().to("cpu", non_blocking=True)
@@ -45,12 +46,12 @@ def copied_aside(tensors: Mapping[str, Tensor]) -> Callable[[], dict[str, Tensor
 
 
 def checkpoint_as_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """Contiguous copies on the CPU: safetensors know no other layout."""
+    """The tensors and the header as safetensors, which store contiguous tensors only."""
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, dict(header))
 
 
 def checkpoint_from_bytes(content: bytes) -> Checkpoint | None:
-    """None if it is damaged: then an older one must do, or the beginning."""
+    """The checkpoint; None if it is damaged, in which case the caller uses an older one or starts over."""
     try:
         tensors = load(content)
         end = HEADER_LENGTH_BYTES + int.from_bytes(content[:HEADER_LENGTH_BYTES], "little")
@@ -60,7 +61,7 @@ def checkpoint_from_bytes(content: bytes) -> Checkpoint | None:
 
 
 def weights_as_bytes(network: Classifier) -> bytes:
-    """The network's tensors under its own names."""
+    """The network's tensors under its own names, as safetensors."""
     return checkpoint_as_bytes(network.module.state_dict(), {})
 
 

@@ -1,8 +1,8 @@
-"""The head that a training starts with: fitted to what the given weights make of the training images.
+"""The head that a training starts with, fitted to the features that the initial weights give the training images.
 
-Fine-tuning with a random head first distorts the features below it (Kumar et al., "Fine-tuning can distort pretrained
-features and underperform out-of-distribution", ICLR 2022, arXiv:2202.10054); linear probing first avoids that, and the
-first epoch is not spent on it.
+Fine-tuning with a random head distorts the features below it at first (Kumar et al., "Fine-tuning can distort
+pretrained features and underperform out-of-distribution", ICLR 2022, arXiv:2202.10054). Linear probing beforehand
+avoids this, and saves the epoch that would be spent on the head.
 """
 
 import contextlib
@@ -17,16 +17,17 @@ from hpo.vision.data.images import Split
 from hpo.vision.device import Compute, upload
 from hpo.vision.inference import Inference
 
-MOST_ITERATIONS = 100
+MAX_ITERATIONS = 100
 L2 = 3e-3
-"""With a third or three times of it the first epoch scores less; with a third, the last too (benchmarks/LOG.md)."""
+"""A third or three times this scores lower after the first epoch; a third also in the end (benchmarks/LOG.md)."""
 
 
 def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoothing: float) -> dict[str, Tensor]:
     """Weight and bias of multinomial logistic regression on the features of the clean training images, by L-BFGS.
 
-    They stay on the CPU, since L-BFGS is thousands of operations on a few numbers, each too small for a GPU. Beside one
-    they take one thread, so that the last digits do not depend on how many a worker has.
+    float32 on the CPU, by their names in the network. L-BFGS runs on the CPU, since it consists of thousands of
+    operations too small for a GPU; next to a GPU in one thread, so that the last digits do not depend on how many
+    threads a worker has.
     """
     body = Inference(nn.Sequential(network.frozen_part, *network.trainable_part[:-1], network.head.pool), compute)
     rows = torch.from_numpy(train.rows).split(compute.images_scored_at_once(network.normalise.size))
@@ -36,8 +37,8 @@ def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoot
     weight = torch.zeros_like(network.head.linear.weight, device="cpu").requires_grad_()
     bias = torch.zeros_like(network.head.linear.bias, device="cpu").requires_grad_()
     adding = torch.optim.Optimizer.add_param_group.__wrapped__  # type: ignore[attr-defined]
-    vars(adding).setdefault("__dynamo_disable", adding)  # else it imports the compiler, as in optimizers.py
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=MOST_ITERATIONS, line_search_fn="strong_wolfe")
+    vars(adding).setdefault("__dynamo_disable", adding)  # avoids importing the compiler, as in optimizers.py
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=MAX_ITERATIONS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         weight.grad = bias.grad = None

@@ -1,8 +1,7 @@
 """fine_tune(): a generator that trains a network and yields what it measured after each epoch.
 
-It knows nothing of trials: its caller reports, prunes and keeps checkpoints. The shuffle and the augmentation of an
-epoch depend on (seed, epoch, image) alone, so that a training that goes on from a checkpoint gives what the unbroken
-one would have given.
+It knows nothing of trials: its caller reports, prunes and writes checkpoints. Shuffling and augmentation depend only on
+seed, epoch and image, so that a training resumed from a checkpoint gives the same results as an uninterrupted one.
 """
 
 import math
@@ -34,14 +33,14 @@ from hpo.vision.training.step import CudaRecorder, Recorder, Runner, Step
 from hpo.vision.winograd import replace_convolutions
 
 WARMUP_SHARE = 0.1
-"""Of all updates: the learning rate rises linearly, then falls as half a cosine."""
+"""Fraction of all updates in which the learning rate rises linearly; afterwards it falls as half a cosine."""
 LAST_RATE = 0.3
-"""Of the peak: where it ends when weights are averaged, which a rate of 0 would gain nothing; else it ends at 0."""
+"""Final learning rate as a fraction of the peak if weights are averaged, which replaces decay to 0; else it is 0."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: epochs, images an update, peak learning rate, regularisation, augmentation, seed."""
+    """How to train. batch_size: images per update; learning_rate: the peak of the schedule."""
 
     epochs: int
     batch_size: int
@@ -52,14 +51,14 @@ class Recipe:
     seed: int
     optimizer: str = "sgd"
     compile: bool = False
-    """Whether torch.compile makes the step faster first, which takes half a minute."""
+    """Whether to compile the step with torch.compile first, which takes half a minute."""
     averages: bool = True
-    """Whether an average of the weights is scored and kept: not from scratch, where they move too far for that."""
+    """Whether the average of the weights is scored and kept; not from random weights, which change too much for it."""
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch gave. epoch: from 1; loss: the mean training loss; accuracies: by condition, clean first."""
+    """Results of an epoch. epoch: from 1; loss: mean of the training images; accuracies: by condition, clean first."""
 
     epoch: int
     loss: float
@@ -73,9 +72,9 @@ class EpochResult:
 
 
 class Training:
-    """A network in training: all that a checkpoint holds.
+    """The state of a training, which is what a checkpoint contains.
 
-    averaged: what is scored and kept: the network with the average of the weights so far, or the network itself.
+    averaged: the network that is scored and kept: one with the average of the weights so far, or `network` itself.
     """
 
     def __init__(self, network: Classifier, recipe: Recipe, compute: Compute, recorder: Recorder | None = None) -> None:
@@ -126,8 +125,10 @@ class Training:
         return tensors | {name: torch.tensor(value) for name, value in counts.items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on from what `tensors()` of a training with the same recipe gave."""
-        tensors = {name.replace(".resnet.", ".module.", 1): tensor for name, tensor in tensors.items()}  # of before
+        """Sets the state that `tensors()` of a training with the same recipe returned."""
+        tensors = {
+            name.replace(".resnet.", ".module.", 1): tensor for name, tensor in tensors.items()
+        }  # as older checkpoints name it
         self.network.load_state_dict(_below("network.", tensors))
         if self.average:
             self.averaged.trainable_part.load_state_dict(_below("averaged.", tensors))
@@ -149,9 +150,9 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet) -> Iterator[EpochResult]:
-    """Trains in place and yields one result an epoch; ends early when the loss is no longer finite.
+    """Trains in place and yields a result after each epoch; ends early if the loss is no longer finite.
 
-    A GPU is waited for once an epoch, when its results are read. Raises MemoryError when hardly an image fits into
+    Waits for a GPU once per epoch, to read its results. Raises MemoryError if not even SMALLEST_PORTION images fit into
     memory.
     """
     recipe, compute = training.recipe, training.compute
@@ -187,9 +188,7 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
 
 
 def _begun(batches: Batches, epoch: int, training: Training) -> Iterator[Batch]:
-    """The batches of an epoch, the first of them prepared already: a GPU goes on with it while the results of the epoch
-    before are read.
-    """
+    """The batches of an epoch, the first already being prepared: a GPU does so while the previous results are read."""
     of_epoch = batches.of_epoch(epoch, training.recipe.batch_size, training.portions)
     return chain(list(islice(of_epoch, 1)), of_epoch)
 
@@ -208,8 +207,8 @@ def _train_epoch(training: Training, batches: Iterable[Batch], epoch: int, updat
 
 
 def _some_features(training: Training, batches: Batches) -> list[Tensor]:
-    """Of BATCH_NORM_IMAGES augmented images, in batches as large as those that are scored: for BatchNorm's statistics
-    of averaged weights. Copies, since slices would keep all that was prepared with them.
+    """Features of BATCH_NORM_IMAGES augmented images, in batches as large as for scoring, to measure BatchNorm's
+    statistics for averaged weights; empty without averaging. Cloned, since slices would keep the whole batch alive.
     """
     if not training.recipe.averages:
         return []
@@ -220,7 +219,7 @@ def _some_features(training: Training, batches: Batches) -> list[Tensor]:
 
 
 def _schedule(progress: float, last: float) -> float:
-    """The share of the peak learning rate at `progress` (0 to 1): linear warm-up, then half a cosine to `last`."""
+    """Fraction of the peak learning rate at `progress` (0 to 1): linear warm-up, then half a cosine down to `last`."""
     if progress < WARMUP_SHARE:
         return (progress + WARMUP_SHARE / 10) / (WARMUP_SHARE * 1.1)
     fallen = 0.5 * (1 - math.cos(math.pi * (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))

@@ -1,5 +1,5 @@
-"""Optimizers by PyTorch's own functions. Its optimizer classes import the compiler when they are first used, only to
-keep it out of them, and a worker would wait for that nearly as long as for PyTorch itself.
+"""Optimizers built on PyTorch's functions. PyTorch's optimizer classes import the compiler on first use, which would
+delay a worker's start nearly as much as importing PyTorch itself.
 """
 
 from collections.abc import Iterable
@@ -12,14 +12,14 @@ from torch.optim.sgd import sgd
 
 MOMENTUM = 0.9
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-"""AdamW's, as PyTorch has them."""
+"""PyTorch's defaults for AdamW."""
 
 
 class Optimizer:
-    """BatchNorm and biases, all that is one-dimensional, have no weight decay.
+    """Base of the optimizers. One-dimensional parameters (BatchNorm, biases) have no weight decay.
 
-    rate: float32 (), the learning rate of the next step, on the device. state: by kind, what is kept of each parameter;
-    it is there from the beginning, so that it stays where it is in memory.
+    rate: float32 (), the learning rate of the next step, on the device; state: by kind, tensors for each parameter,
+    allocated at the start so that their addresses never change.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
@@ -36,7 +36,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Changes the parameters that have gradients, and their state, in place."""
+        """Updates the parameters that have gradients, and their state, in place."""
         for parameters, weight_decay in self.groups:
             moved = [parameter for parameter in parameters if parameter.grad is not None]
             gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
@@ -54,7 +54,7 @@ class Optimizer:
 
 
 class Sgd(Optimizer):
-    """With Nesterov momentum (Sutskever et al. 2013), of which 0 makes the first step what it would be without."""
+    """SGD with Nesterov momentum (Sutskever et al., ICML 2013), which starts at 0."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
         super().__init__(parameters, weight_decay)
@@ -68,7 +68,7 @@ class Sgd(Optimizer):
 
 
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101)."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
         super().__init__(parameters, weight_decay)

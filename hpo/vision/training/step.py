@@ -1,8 +1,8 @@
-"""One training step, and the two ways to run it: called from Python, or replayed by a GPU.
+"""One training step, and two ways to run it: called from Python, or replayed by a GPU.
 
-A step of a small network is some seven hundred kernels, each of which takes Python longer to launch than the GPU to
-run. Recorded once as a CUDA graph, the whole step is one launch. For that all that the step reads and changes must stay
-where it is in memory, nothing in it may wait for the GPU, and no shape may depend on values.
+A step of a small network consists of about seven hundred kernels, each of which takes longer to launch from Python than
+to run on the GPU. Recorded once as a CUDA graph, the whole step is a single launch. This requires that everything the
+step reads or changes stays at its address, that nothing waits for the GPU, and that no shape depends on values.
 """
 
 import math
@@ -18,14 +18,14 @@ from hpo.vision.memory import Portions, fitting, is_out_of_memory
 from hpo.vision.training.optimizers import Optimizer
 
 WARM_UPS = 3
-"""Steps before a recording, in which libraries set themselves up: PyTorch's own advice."""
+"""Steps before a recording, in which libraries initialise themselves, as PyTorch's documentation recommends."""
 
 
 class Step:
     """Forward, backward and update of one batch.
 
-    compiled: what stands for the part where a whole batch is taken at once; rate: float32 (), the learning rate of the
-    next run; loss_sum: float64 (), the losses of all images since it was last set to 0. These two lie on the device.
+    compiled: used instead of `part` for full batches that are not split; rate: float32 (), the learning rate of the
+    next run; loss_sum: float64 (), sum of the images' losses since it was last set to 0. Both are on the device.
     """
 
     def __init__(
@@ -49,13 +49,13 @@ class Step:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=compute.device)
 
     def run(self, features: Tensor, labels: Tensor) -> None:
-        """features: what the part takes, n images; labels: int64 (n,). In micro-batches if memory is short."""
+        """features: the part's input for n images; labels: int64 (n,). Split into micro-batches if memory is short."""
         self.optimizer.forget_gradients()
         loss_sum = torch.zeros_like(self.loss_sum)
         parts = math.ceil(len(labels) / self.portions.micro_batch)
-        part = self.compiled if len(labels) == self.batch_size and parts == 1 else self.part  # of one shape alone
+        part = self.compiled if len(labels) == self.batch_size and parts == 1 else self.part  # compiled for one shape
         for some_features, some_labels in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True):
-            with self.compute.autocast(cache_enabled=False):  # a recording must not keep casts from outside of it
+            with self.compute.autocast(cache_enabled=False):  # a recording must not use casts cached outside of it
                 logits = part(some_features)
                 loss = F.cross_entropy(logits, some_labels, label_smoothing=self.label_smoothing)
             (loss * (len(some_labels) / len(labels))).backward()
@@ -64,20 +64,20 @@ class Step:
         self.loss_sum += loss_sum
 
     def changes(self) -> list[Tensor]:
-        """All that a run changes, in place."""
+        """All tensors that a run changes, in place."""
         state = [tensor for kept in self.optimizer.state.values() for tensor in kept.values()]
         return [*(p.data for p in self.part.parameters()), *self.part.buffers(), *state, self.loss_sum]
 
 
 class Recorder(Protocol):
-    """A device that runs what it has recorded."""
+    """A device that can record work and replay it."""
 
     def warm_up(self, run: Callable[[], None]) -> None:
-        """Runs it as the recording will."""
+        """Runs it under the conditions of a recording."""
         ...
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
-        """What replays it, without having run it."""
+        """Records without running; the returned function replays."""
         ...
 
 
@@ -94,16 +94,16 @@ class CudaRecorder:
 
     def record(self, run: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        here = torch.cuda.stream(torch.cuda.current_stream())  # a recording that fails would not return to it
-        with here, torch.cuda.graph(graph, capture_error_mode="thread_local"):  # others may write a checkpoint
+        here = torch.cuda.stream(torch.cuda.current_stream())  # a failed recording would not restore it
+        with here, torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may write a checkpoint
             run()
         return graph.replay
 
 
 class Runner:
-    """Runs a step on batch after batch: replayed if they are whole and there is a recorder, else called.
+    """Runs a step on successive batches: full ones are replayed if there is a recorder, others are called.
 
-    how: "replayed" as long as whole batches are, else "called", and why.
+    how: "replayed", or "called" with the reason if recording failed.
     """
 
     def __init__(self, step: Step, recorder: Recorder | None) -> None:
@@ -113,11 +113,11 @@ class Runner:
         self._replay: Callable[[Tensor, Tensor], None] | None = None
 
     def run(self, features: Tensor, labels: Tensor) -> None:
-        """One step. If memory is short, in micro-batches from now on; MemoryError if not even those fit."""
+        """One step; with smaller micro-batches once memory runs out. Raises MemoryError if they cannot be smaller."""
         fitting(lambda: self._run(features, labels), self._split_batch)
 
     def forget(self) -> None:
-        """Gives the recording's memory back."""
+        """Drops the recording, which frees its memory."""
         self._replay = None
 
     def _run(self, features: Tensor, labels: Tensor) -> None:
@@ -130,7 +130,7 @@ class Runner:
             self.step.run(features, labels)
 
     def _record(self, recorder: Recorder, features: Tensor, labels: Tensor) -> None:
-        """Or says why not."""
+        """Records the step; on failure sets `how` to the reason."""
         try:
             self._replay = _recorded(self.step, recorder, features.clone(), labels.clone())
         except RuntimeError as error:
@@ -146,9 +146,10 @@ class Runner:
 
 
 def _recorded(step: Step, recorder: Recorder, features: Tensor, labels: Tensor) -> Callable[[Tensor, Tensor], None]:
-    """What replays the step on the features and labels that it is given. Those given here stay where they are.
+    """A function that replays the step on the features and labels it is called with.
 
-    What the warm-up changed is undone, so that it does not matter when in a training it comes.
+    The tensors passed here become the recording's input buffers. Changes made by the warm-up are undone, so that the
+    time of a recording does not affect the results.
     """
     before = [tensor.clone() for tensor in step.changes()]
     try:
