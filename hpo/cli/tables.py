@@ -89,8 +89,8 @@ def results_table(
 
 
 def _mark(row: TrialResult) -> str:
-    """Whether it is feasible; a dash where that is not known, before its end or the baseline's."""
-    if row.clean_drop is None and not row.baseline:
+    """Whether it is feasible; a dash while that is unknown: until both the trial and the baseline are complete."""
+    if row.clean_drop is None:
         return "–"  # noqa: RUF001
     return "✓" if row.feasible else "✗"
 
@@ -108,9 +108,6 @@ def _cells(row: TrialResult, accuracies: Sequence[str], params: Sequence[str], c
 def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[TrialResult], chosen: str = "") -> None:
     """These configurations, how the first compares with the baseline, and on how many images that was measured."""
     baseline = queries.baseline_trial(engine, study.name)
-    if not results:
-        out.print(f"{study.name}: no trial is complete yet")
-        return
     best = results[0]
     title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
     out.print(results_table(results, baseline, title, study.spec.objective.max_clean_drop is not None))
