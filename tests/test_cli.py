@@ -288,6 +288,19 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     assert not any(worker.is_running() for worker in workers)
 
 
+@pytest.mark.parametrize("names", [[], ["study"]])
+def test_a_launch_says_that_its_study_was_deleted_meanwhile(
+    hpo: Hpo, start: Start, tmp_path: Path, names: list[str]
+) -> None:
+    hpo("submit", write_study(tmp_path, budget=100))
+    launched = start("launch", *names)
+    wait_for(launched, lambda: len(epochs_done(tmp_path)) > 0)
+    optuna.delete_study(study_name="study", storage=optuna_storage(f"sqlite:///{tmp_path}/hpo.db"))
+    said, _ = launched.communicate(timeout=30)
+    assert launched.returncode == (2 if names else 0)
+    assert "study was deleted while workers were running" in said.splitlines()[-1]
+
+
 def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo: Hpo, tmp_path: Path) -> None:
     hpo("submit", write_study(tmp_path, model={"weights": "absent.safetensors"}))
     result = hpo("launch", "study", "--workers", "2")

@@ -28,6 +28,7 @@ from hpo.errors import HpoError, InputError
 from hpo.search import asha
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.attributes import SPLIT_KEY
+from hpo.search.sql.reports import finish
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
 from hpo.search.sql.tables import study_user_attributes
@@ -89,6 +90,31 @@ def test_tables_show_what_was_asked_for(hpo: Hpo, folder: Path) -> None:
     assert mistaken.returncode == 2
     assert mistaken.stderr.startswith("hpo: --where: 'batch' is not a field; fields: number,")
     assert "give one of them" in hpo("top", "large", "--json", "--csv").stderr
+
+
+def test_a_study_without_a_complete_trial_is_one_line(hpo: Hpo, tmp_path: Path) -> None:
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    submit(engine, make_spec())
+    engine.dispose()
+    for command in ("best", "top", "pareto", "history"):
+        refused = hpo(command, "study")
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr.startswith("hpo: study 'study' has no complete trial yet; `hpo status study` shows")
+        assert refused.stderr.count("\n") == 1
+    assert (hpo("top", "study", "--json").returncode, hpo("top", "study", "--json").stdout) == (0, "[]\n")
+
+
+def test_equal_scores_have_no_importances(hpo: Hpo, folder: Path) -> None:
+    engine = create_database(parse_url(f"sqlite:///{folder}/hpo.db"))
+    with engine.begin() as connection:
+        connection.execute(sa.text("UPDATE trial_values SET value = 0.1 + 0.2"))
+    engine.dispose()
+    for options in ([], ["--json"], ["--csv"]):
+        refused = hpo("importances", "large", *options)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert refused.stderr == (
+            "hpo: all complete trials of study 'large' have the same score: there is nothing to explain\n"
+        )
 
 
 def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start: Start, tmp_path: Path) -> None:
@@ -252,6 +278,24 @@ def test_where_there_is_a_constraint_every_table_shows_what_is_feasible(hpo: Hpo
     assert "✗" in infeasible
     assert "o trial is feasible" not in infeasible
     assert "✓" not in hpo("top", "large").stdout
+
+
+def test_no_trial_is_shown_as_feasible_before_it_and_the_baseline_are_complete(hpo: Hpo, tmp_path: Path) -> None:
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    study, _ = submit(engine, make_spec(budget=2, objective=tight_objective(0.02)))
+    claimed = [claims.claim(engine, study.key, "host:1") for _ in range(2)]
+    attempts = {claim.slot.baseline: claim.hold for claim in claimed if claim is not None}
+    accuracies = {"clean_accuracy": 0.9, "perturbed_accuracy": {"gaussian-noise": 0.5}}
+    assert marks(hpo("top", "study", "--where", "state = 'running'").stdout) == ["–", "–"]  # noqa: RUF001
+    finish(engine, attempts[False], "COMPLETE", 0.7, accuracies, 0.02)
+    assert marks(hpo("top", "study").stdout) == ["–"]  # noqa: RUF001
+    finish(engine, attempts[True], "COMPLETE", 0.6, accuracies, 0.02)
+    assert marks(hpo("top", "study").stdout) == ["✓", "✓", "✓"], "the baseline once more below"
+    engine.dispose()
+
+
+def marks(table: str) -> list[str]:
+    return re.findall(r"^ *(?:\d+|baseline)  ([✓✗–])", table, re.MULTILINE)  # noqa: RUF001
 
 
 def test_a_best_that_is_the_baseline_is_said_to_be(hpo: Hpo, constrained: Path) -> None:

@@ -26,7 +26,7 @@ class EndedTrials:
 
     def __init__(self, engine: sa.Engine, study: Study, say: Callable[[str], None], prefix: str = "") -> None:
         self._engine = engine
-        self._study = study
+        self.study = study
         self._say = say
         self._prefix = prefix
         self._seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
@@ -35,12 +35,12 @@ class EndedTrials:
     def say_new(self) -> bool:
         """Whether there were any."""
         ask = partial(outlast, say=self._say)
-        ended = ask(partial(queries.trials_in, self._engine, self._study.name, ENDED, self._seen))
-        paused = ask(partial(queries.paused_trials, self._engine, self._study.name, self._seen_paused))
+        ended = ask(partial(queries.trials_in, self._engine, self.study.name, ENDED, self._seen))
+        paused = ask(partial(queries.paused_trials, self._engine, self.study.name, self._seen_paused))
         self._seen.update(trial.number for trial in ended)
         self._seen_paused.update(trial.number for trial in paused)
         for trial in (*ended, *paused):
-            self._say(self._prefix + _trial_line(trial, self._study))
+            self._say(self._prefix + _trial_line(trial, self.study))
         return bool(ended or paused)
 
 

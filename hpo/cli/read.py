@@ -115,6 +115,8 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
         if where and not results:
             others = "" if names_state(where) else "; name the state to look at others, as in: state = 'pruned'"
             raise HpoError(f"study '{study}' has no complete trial where {where}{others}")
+        if not results:
+            raise NothingCompleteError(study)
         chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
         tables.print_best(tables.console(), engine, found, results, " ".join(filter(None, chosen)))
 
@@ -166,9 +168,13 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     By Optuna's default evaluator, PED-ANOVA; shares, which sum to 1.
     """
     from hpo.cli import tables
-    from hpo.search.importances import parameter_importances
+    from hpo.search.importances import FEWEST_TRIALS, parameter_importances
+    from hpo.search.sql.queries import best_trials
 
     engine, found = open_study(study, storage)
+    some = best_trials(engine, study, FEWEST_TRIALS)
+    if len(some) == FEWEST_TRIALS and not best_trials(engine, study, 1, f"score != {some[0].score!r}"):
+        raise HpoError(f"all complete trials of study '{study}' have the same score: there is nothing to explain")
     shares = parameter_importances(engine, found)
     if as_json:
         click.echo(json.dumps(shares, indent=2))

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from hpo.artifacts import open_artifacts
 from hpo.cli import progress, tables
-from hpo.errors import StorageError, StudyError
+from hpo.errors import InputError, StorageError, StudyError
 from hpo.search.sql import heartbeats
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.counts import count
@@ -101,11 +101,17 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
     logs = _logs() / studies[0].spec.folder_name if len(names) == 1 else _logs()
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
     stop_on_signals()
-    with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
-        if len(names) == 1 and not forever:
-            progress.follow(engine, studies[0], partial(tend, fleet))
-        else:
-            _follow_all(engine, names, partial(tend, fleet), logs)
+    try:
+        with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
+            if len(names) == 1 and not forever:
+                progress.follow(engine, studies[0], partial(tend, fleet))
+            else:
+                _follow_all(engine, names, partial(tend, fleet), logs)
+    except InputError:  # workers refuse to look for a study that is not there
+        if deleted := _deleted(engine, studies if names else ()):
+            verb = "was" if len(deleted) == 1 else "were"
+            raise StudyError(f"{', '.join(deleted)} {verb} deleted while workers were running") from None
+        raise
     for study in find_studies(engine, names):
         _say_how_far(engine, study)
 
@@ -131,13 +137,22 @@ def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], b
             for study in still_open:
                 if study.key not in followed:
                     followed[study.key] = progress.EndedTrials(engine, study, say, f"{study.name}: ")
-            for ended in followed.values():
-                ended.say_new()
-            for key in set(followed).difference(study.key for study in still_open):
-                del followed[key]
+            for trials in followed.values():
+                trials.say_new()
+            ended = [followed.pop(key).study for key in set(followed).difference(study.key for study in still_open)]
+            for name in _deleted(engine, ended):
+                say(f"study {name} was deleted while workers were running")
         if not still_working:
             return
         time.sleep(TEND_SECS)
+
+
+def _deleted(engine: sa.Engine, studies: Sequence[Study]) -> list[str]:
+    """The names of those that are no longer in the database."""
+    if not studies:
+        return []
+    present = {study.key for study in outlast(partial(find_studies, engine), partial(click.echo, err=True))}
+    return [study.name for study in studies if study.key not in present]
 
 
 def _logs() -> Path:
@@ -194,7 +209,10 @@ def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
     """What was found, and whether the budget was used."""
     study = outlast(partial(find_studies, engine, [study.name]), partial(click.echo, err=True))[0]
     results = best_trials(engine, study.name, SHOWN)
-    tables.print_best(tables.console(), engine, study, results)
+    if results:
+        tables.print_best(tables.console(), engine, study, results)
+    else:
+        click.echo(f"study {study.name} has no complete trial yet", err=True)
     _say_how_far(engine, study)
     if results:
         _print_next(study, storage)

@@ -96,8 +96,8 @@ def results_table(study: Study, results: Sequence[TrialResult], baseline: TrialR
 
 
 def _mark(row: TrialResult) -> str:
-    """Whether it is feasible; a dash where that is not known, before its end or the baseline's."""
-    if row.violation is None and not row.baseline:
+    """Whether it is feasible; a dash while that is unknown: until both the trial and the baseline are complete."""
+    if row.violation is None:
         return "–"  # noqa: RUF001
     return "✓" if row.feasible else "✗"
 
@@ -116,9 +116,6 @@ def _cells(
 def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[TrialResult], chosen: str = "") -> None:
     """These configurations, how the first compares with the baseline, and on how many images that was measured."""
     baseline = queries.baseline_trial(engine, study.name)
-    if not results:
-        out.print(f"{study.name}: no trial is complete yet")
-        return
     best = results[0]
     title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
     out.print(results_table(study, results, baseline, title))
