@@ -123,7 +123,7 @@ def test_samplers_are_shown_what_optuna_would_show_them(engine: sa.Engine) -> No
         "perturbations": [{"name": "gaussian-noise", "sigma": 0.1, "weight": 0.5}],
     }
     spec = make_spec(budget=12, objective=objective, pruner={"name": "asha"}, training={"epochs": 9})
-    history = History(engine, 1, spec.name, constrained=True)
+    history = History(engine, 1, spec.name)
     study, _ = submit(engine, spec)
     first = claim_next(engine, study, "elsewhere")  # the baseline ends last
     assert first is not None
@@ -150,7 +150,7 @@ def test_running_trials_of_others_are_shown_as_pending(engine: sa.Engine) -> Non
     claim = claim_next(engine, study, "elsewhere")
     assert claim is not None
     give_parameter(engine, claim.hold)
-    (pending,) = History(engine, study.study_id, "study", constrained=False).study().get_trials()
+    (pending,) = History(engine, study.study_id, "study").study().get_trials()
     assert (pending.state.name, pending.params) == ("RUNNING", {"batch_size": 16})
 
 
@@ -194,7 +194,7 @@ def test_a_constrained_study_learns_from_trials_whose_constraint_is_not_known(en
 
 
 def test_auto_is_a_gaussian_process_and_then_tpe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplers, "MOST_GP_TRIALS", 6)
+    monkeypatch.setattr(samplers, "MAX_GP_TRIALS", 6)
     monkeypatch.setattr(samplers, "STARTUP_TRIALS", {"tpe": 4, "gp": 4})
     drawn = {}
     for name in ("auto", "gp", "tpe"):

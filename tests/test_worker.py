@@ -77,7 +77,7 @@ def test_out_of_memory_is_a_finished_bad_trial_that_the_sampler_sees(engine: sa.
     assert bad
     assert {trial.value for trial in bad} == {0.0}
     assert all(trial.user_attrs["out_of_memory"] == "64 images do not fit" for trial in bad)
-    seen = History(engine, 1, spec.name, constrained=False).study().get_trials(deepcopy=False)
+    seen = History(engine, 1, spec.name).study().get_trials(deepcopy=False)
     assert sum(trial.value == 0.0 for trial in seen) == len(bad)
 
 

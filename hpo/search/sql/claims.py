@@ -136,6 +136,8 @@ def claim(
         trial_id = _waiting(connection, study_id, baseline_alone)
         if trial_id is None:
             trial_id = _next_trial(connection, study_id, start_of, baseline_alone)
+        if trial_id is None:
+            trial_id = _waiting(connection, study_id, baseline_alone, also_failed_baseline=True)
         return None if trial_id is None else take(connection, trial_id, worker, token)
 
 
@@ -153,7 +155,9 @@ def read_budget(connection: sa.Connection, study_id: int) -> int:
     return int(attributes.read_study(connection, study_id, BUDGET_KEY) or 0)
 
 
-def _waiting(connection: sa.Connection, study_id: int, baseline_alone: bool) -> int | None:
+def _waiting(
+    connection: sa.Connection, study_id: int, baseline_alone: bool, also_failed_baseline: bool = False
+) -> int | None:
     """The trial that waits and is to run first. In a database of an older hpo all trials of the budget wait; its trial
     1, which is known to be good, goes before the baseline, so that a single worker soon has something to show.
     """
@@ -166,6 +170,8 @@ def _waiting(connection: sa.Connection, study_id: int, baseline_alone: bool) -> 
     )
     if baseline_alone:
         query = query.where(is_baseline() | baseline_is_complete(study_id))
+    if not also_failed_baseline:  # it could fail again, and so waits until nothing else does
+        query = query.where((trials.c.number == 0) | is_given_back() | ~is_baseline())
     found: int | None = connection.scalar(query)
     return found
 
