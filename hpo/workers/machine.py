@@ -20,8 +20,8 @@ GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
-    """The number of workers asked for; if None, as many as this machine can run: one per core, or WORKERS_A_GPU per GPU,
-    limited by cores and memory.
+    """The number of workers asked for; if None, as many as this machine can run: one per core, or WORKERS_A_GPU per
+    GPU, limited by cores and memory.
 
     mib_a_worker: memory of a worker that computes on the CPU. Raises InputError as `check_workers`.
     """
