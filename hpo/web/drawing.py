@@ -1,4 +1,4 @@
-"""What `hpo dashboard` adds to optuna-dashboard's pages: a plot of clean against perturbed accuracy, and notes."""
+"""What we add to optuna-dashboard's pages: a plot of clean against perturbed accuracy, and notes on trials."""
 
 import json
 import math
@@ -13,11 +13,11 @@ from hpo.search.sql.tables import CONSTRAINT_KEY
 from hpo.search.study_files import is_elsewhere, location_in_full
 
 MOST_POINTS = 2000
-"""The best ones: every browser that looks at the study loads them again and again."""
+"""Only the best trials are plotted, since every open browser reloads the plot again and again."""
 
 
 def clean_against_perturbed(seen: Sequence[FrozenTrial]) -> dict[str, Any] | None:
-    """A Plotly figure of the complete trials: both accuracies in percent, the front, the baseline."""
+    """A Plotly figure of the complete trials with the Pareto front and the baseline; None if no trial is complete."""
     measured = [t for t in seen if t.state == TrialState.COMPLETE and "mean_perturbed_accuracy" in t.user_attrs]
     if not measured:
         return None
@@ -64,7 +64,7 @@ def _point(trial: FrozenTrial) -> tuple[FrozenTrial, float, float]:
 
 
 def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
-    """Markdown with a trial's correct counts and its pictures; None if it has no pictures."""
+    """Markdown with the numbers of correct predictions of a trial and its figures; None if it has no figures."""
     kept = [json.loads(text) for key, text in trial._system_attrs.items() if key.startswith("artifacts:") and text]
     if not kept:
         return None
@@ -78,13 +78,13 @@ def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
 
 
 def elsewhere_note(kept: str | None, artifacts: Artifacts | None) -> str:
-    """Markdown that says where pictures are, if that is not where this page looks; else nothing."""
+    """Markdown that says where the figures are, if this dashboard reads another artifact store; else empty."""
     if artifacts is None or not is_elsewhere(kept, artifacts):
         return ""
     here = location_in_full(artifacts.location)
     return (
-        f"**The workers of this study keep its pictures in `{kept}`; this page looks in `{here}`.** "
-        f"If they are missing here, start `hpo dashboard` with `HPO_ARTIFACTS={kept}`.\n\n"
+        f"**The workers of this study store its figures in `{kept}`; this dashboard reads `{here}`.** "
+        f"If figures are missing, start `hpo dashboard` with `HPO_ARTIFACTS={kept}`.\n\n"
     )
 
 
