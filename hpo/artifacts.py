@@ -53,7 +53,7 @@ class Artifacts:
                     raise InputError(f"HPO_ARTIFACTS: {path} is a file, not a folder; {ALLOWED}")
             self.write(probe, b"hpo")
             if self.read(probe) != b"hpo":
-                raise InputError(f"HPO_ARTIFACTS: {self.location} does not return what was written to it")
+                raise InputError(f"HPO_ARTIFACTS: {self.location} can be written but not read")
             self.remove(probe)
         except OSError as error:
             reason = error.strerror or error

@@ -338,7 +338,7 @@ def test_a_browser_that_knows_a_deleted_study_is_told_to_load_the_page_again(
     new, _ = submit(engine, make_spec(seed=7))
     status, content = ask(app, "GET", f"/api/studies/{new.study_id}?after=6")
     assert status == 409
-    assert "load the page again" in json.loads(content)["reason"]
+    assert "reload the page" in json.loads(content)["reason"]
     assert len(detail(app, new.study_id)["trials"]) == 6
 
 

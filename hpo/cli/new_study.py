@@ -188,7 +188,7 @@ def digits_study(file: Path) -> str:
             _line('weights = "none"', 'from scratch; or "imagenet" (downloaded), or a .safetensors or .pth file'),
             "input_size = 32",
         ],
-        training=["epochs = 4", _line("horizontal_flip = false", "a mirrored digit is not a digit")],
+        training=["epochs = 4", _line("horizontal_flip = false", "a mirrored digit is no longer a digit")],
         search=[
             "batch_size = { choices = [16, 32, 64] }",
             "learning_rate = { low = 5e-3, high = 2e-1, log = true }",
