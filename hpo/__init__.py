@@ -1,19 +1,20 @@
-"""hpo: finds image classifiers that stay right when their input is perturbed.
+"""hpo: finds image classifiers that stay accurate when their input is perturbed.
 
     import hpo
     hpo.run("studies/quickstart.toml", workers=2)
     hpo.best("quickstart").params
     hpo.load_results("quickstart", where="clean_accuracy > 0.95").to_pandas()
 
-submit, run: put a study into the database; and work on it here until its budget is used.
-best, top, load_results, pareto, history: what was found, as TrialResult records; Results has to_pandas().
-load_spec, Spec: a study file, checked.
-perturb: the perturbations that studies score on. Perturbation, Network, Objective: base classes for your own, with
-Section (settings), Trial, Measurement, BelowBaseline and Context; uniform, normal: the random numbers that a
-perturbation draws, derive_keys: keys for draws of another purpose.
-HpoError and the classes below it: what can go wrong that you can mend, each in one line.
+submit: add a study to the database. run: submit it and run it here until its budget is used up.
+best, top, load_results, pareto, history: results, as TrialResult records; a Results list has to_pandas().
+load_spec, Spec: a validated study file.
+perturb: apply the perturbations that studies score with.
+Perturbation, Network, Objective: base classes for your own; Section for settings, and Trial, Measurement, BelowBaseline
+and Context for objectives.
+uniform, normal: random numbers for perturbations. derive_keys: independent keys for further draws.
+HpoError and its subclasses: errors that you can fix, each with a message of one line.
 
-`storage` is a database URL; if it is None, HPO_STORAGE, or else sqlite:///hpo.db. Only `run`, `perturb` and the
+`storage` is a database URL; None means HPO_STORAGE if it is set, else sqlite:///hpo.db. Only `run`, `perturb` and the
 random numbers load torch.
 """
 
@@ -22,9 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 PROTOCOL = 6
-"""Raised when workers of an older version may not share a study with this one: what is stored, or how trials train."""
+"""Increased whenever workers of older versions can no longer share a study with this one, because what is stored or how
+trials train has changed.
+"""
 OLDEST_PROTOCOL = 5
-"""Of studies that this version goes on with."""
+"""Studies from this protocol on can be continued."""
 
 if TYPE_CHECKING:
     from hpo.api import Results, best, history, load_results, pareto, perturb, run, submit, top
@@ -97,7 +100,7 @@ _ELSEWHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads what is asked for when it is asked for, so that `hpo --help` need not wait for it."""
+    """Loads names when they are first used, which keeps `hpo --help` fast."""
     if name not in __all__:
         raise AttributeError(f"module 'hpo' has no attribute '{name}'")
     module = _ELSEWHERE.get(name) or ("hpo.errors" if name.endswith("Error") else "hpo.api")
@@ -105,5 +108,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """With what is not loaded yet, for `help` and completion."""
+    """Includes names that are not loaded yet, for `help` and completion."""
     return sorted({*globals(), *__all__})

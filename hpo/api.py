@@ -1,7 +1,6 @@
-"""hpo from Python: `import hpo` gives all of this, and says how.
+"""The Python API, available as attributes of `hpo`.
 
-Everything raises hpo.HpoError (or a
-class below it), with one line that says what is wrong; queries are SQL and load neither Optuna nor torch.
+All errors are hpo.HpoError or a subclass, with a message of one line. Queries load neither Optuna nor torch.
 """
 
 import os
@@ -26,10 +25,10 @@ if TYPE_CHECKING:
 
 
 class Results(list[TrialResult]):
-    """Trials, as typed records."""
+    """A list of trials."""
 
     def to_pandas(self) -> "pd.DataFrame":
-        """A row a trial: the accuracies, the parameters, and where and when. Raises InputError without pandas."""
+        """A row per trial: accuracies, parameters, worker and times. Raises InputError without pandas."""
         try:
             import pandas as pd
         except ImportError:
@@ -38,9 +37,9 @@ class Results(list[TrialResult]):
 
 
 def submit(study: Spec | Path | str, storage: str | None = None, overrides: Sequence[str] = ()) -> str:
-    """Puts a study (a spec, or the path of a study file) into the database, for workers to take; its name.
+    """Adds a study to the database, for workers to run; returns its name. Submitting it again changes nothing.
 
-    overrides: `key=value`, as with `--set`. Submitting the same again changes nothing.
+    study: a spec or the path of a study file; overrides: `key=value`, as for `--set`.
     """
     submitted, _ = submit_spec(create_database(parse_url(_url(storage))), _spec(study, overrides))
     return submitted.name
@@ -49,11 +48,12 @@ def submit(study: Spec | Path | str, storage: str | None = None, overrides: Sequ
 def run(
     study: Spec | Path | str, storage: str | None = None, workers: int | None = 1, overrides: Sequence[str] = ()
 ) -> TrialResult:
-    """Submits a study and works on it with so many processes of this machine until its budget is used; the best trial.
+    """Submits a study and runs it on this machine until its budget is used up; returns the best trial.
 
-    workers: None for as many as this machine takes, as `--workers auto`.
+    workers: the number of worker processes, or None for as many as this machine has room for, as `--workers auto`.
 
-    Progress goes to stderr, the table of the best to stdout. Call it from the main thread: Ctrl-C gives slots back.
+    Progress goes to stderr, the table of the best trials to stdout. Must be called from the main thread, for Ctrl-C to
+    stop the workers.
     """
     from hpo.cli.run_here import run_study
 
@@ -63,7 +63,7 @@ def run(
 
 
 def best(study: str, storage: str | None = None) -> TrialResult:
-    """The complete trial with the highest score, feasible ones first; its `feasible` says whether it is."""
+    """The complete trial with the highest score; an infeasible one only if no complete trial is feasible."""
     found = top(study, 1, storage=storage)
     if not found:
         raise NothingCompleteError(study)
@@ -78,18 +78,18 @@ def top(study: str, n: int = 10, where: str = "", sort: str = "score", storage: 
 
 
 def load_results(study: str, where: str = "", storage: str | None = None) -> Results:
-    """All trials of a study, in whatever state, by number; `where` as in `hpo top`."""
+    """All trials of a study in all states, by number; `where` as in `hpo top`."""
     return Results(all_trials(_open(study, storage), study, where))
 
 
 def pareto(study: str, storage: str | None = None) -> Results:
-    """The complete trials that no other beats in both clean and perturbed accuracy, by descending clean accuracy."""
+    """The Pareto front of the complete trials: clean against perturbed accuracy, or all parts of another score."""
     engine = _open(study, storage)
     return Results(pareto_front(engine, study, find_studies(engine, [study])[0].spec.trade_off))
 
 
 def history(study: str, storage: str | None = None) -> Results:
-    """The feasible complete trials that were better than all before them, in the order in which they ended."""
+    """The feasible complete trials that improved on the best score, in the order in which they ended."""
     return Results(improvements(_open(study, storage), study))
 
 
@@ -108,11 +108,11 @@ def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:
 
 
 def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Tensor":
-    """Perturbed images: the perturbations that studies score on, a function of position, severity and seed alone.
+    """Perturbs images as studies do to score trials. What is drawn for an image depends on its position and the seed.
 
-    name: one of hpo's, such as `gaussian-noise` (severity: standard deviation) or `pixel-recolor` (severity: share of
-    the pixels), or of an installed package's; severity: from 0, which changes nothing, to 1. images:
-    float32 (n, 3, height, width) in [0, 1], not changed; the result is like it. Raises InputError.
+    name: one of hpo's perturbations, such as `gaussian-noise` (severity: standard deviation) or `pixel-recolor`
+    (severity: share of the pixels), or one from an installed package; severity: from 0 (no change) to 1; images:
+    float32 (n, 3, height, width) in [0, 1], left unchanged. Returns a new tensor like it. Raises InputError.
     """
     import torch
 

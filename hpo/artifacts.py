@@ -1,6 +1,6 @@
-"""The artifact store: checkpoints and weights by name, in a folder or in a bucket that all workers reach.
+"""The artifact store: checkpoints, weights and figures by name, in a folder or bucket that all workers can reach.
 
-Optuna's own stores, which optuna-dashboard reads too; a folder's files are replaced whole.
+Built on Optuna's own stores. In a folder, files are replaced atomically.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ ALLOWED = "give a folder, s3://bucket/… or gs://bucket/…"
 
 
 def open_artifacts() -> "Artifacts":
-    """This machine's store: HPO_ARTIFACTS, else the default folder. Raises InputError."""
+    """The store that HPO_ARTIFACTS names, else the default folder. Raises InputError."""
     return Artifacts(os.environ.get("HPO_ARTIFACTS") or DEFAULT_LOCATION)
 
 
 class Artifacts:
-    """Names with '/' lie in folders of a folder store, and are keys in a bucket."""
+    """Artifacts by name. A '/' in a name means a subfolder in a folder, and is part of the key in a bucket."""
 
     def __init__(self, location: str) -> None:
         """location: a folder, s3://bucket/prefix or gs://bucket/prefix. Raises InputError."""
@@ -45,7 +45,7 @@ class Artifacts:
         self._prefix = f"{prefix.rstrip('/')}/" if prefix else ""
 
     def check(self) -> None:
-        """Raises InputError if this machine cannot write here, or read what it wrote."""
+        """Raises InputError if this machine cannot write to the store, or cannot read what it wrote."""
         probe = f"probe-{uuid.uuid4().hex}"
         try:
             for path in (self._folder, *self._folder.parents) if self._folder is not None else ():
@@ -53,7 +53,7 @@ class Artifacts:
                     raise InputError(f"HPO_ARTIFACTS: {path} is a file, not a folder; {ALLOWED}")
             self.write(probe, b"hpo")
             if self.read(probe) != b"hpo":
-                raise InputError(f"HPO_ARTIFACTS: what is written to {self.location} cannot be read")
+                raise InputError(f"HPO_ARTIFACTS: {self.location} can be written but not read")
             self.remove(probe)
         except OSError as error:
             reason = error.strerror or error
@@ -62,8 +62,8 @@ class Artifacts:
     def read(self, name: str) -> bytes | None:
         """None if there is no such artifact. Raises OSError.
 
-        S3 denies access to what is not there unless one may list the bucket; that what is there can be read, `check`
-        has seen.
+        Without the permission to list a bucket, S3 reports a missing object as access denied. So a bucket that denies
+        access counts as having no such artifact; `check` has made sure that existing ones can be read.
         """
         try:
             with _as_os_error(), self._store.open_reader(self._prefix + name) as stream:
@@ -76,19 +76,19 @@ class Artifacts:
             return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Whole or not at all. Raises OSError."""
+        """Writes atomically. Raises OSError."""
         with _as_os_error():
             self._store.write(self._prefix + name, io.BytesIO(content))
 
     def remove(self, name: str) -> None:
-        """Nothing happens if there is no such artifact. Raises OSError."""
+        """Does nothing if there is no such artifact. Raises OSError."""
         with contextlib.suppress(ArtifactNotFound), _as_os_error():
             self._store.remove(self._prefix + name)
 
 
 @contextlib.contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Buckets have exceptions of their own; all mean that the store could not be reached or refused."""
+    """Bucket clients raise their own exceptions, all of which mean that the store is out of reach or refused access."""
     try:
         yield
     except (OSError, ArtifactNotFound):
@@ -100,24 +100,24 @@ def _as_os_error() -> Iterator[None]:
 
 
 class _FolderStore(FileSystemArtifactStore):
-    """Optuna's, which writes a file in place, made safe against being killed or unplugged in the middle."""
+    """Optuna's store writes files in place; this one survives a kill or power failure during a write."""
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         target = Path(self._get_filepath(artifact_id))
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
-            with partial.open("xb") as stream:  # whoever the umask lets: workers may run as several users
+            with partial.open("xb") as stream:  # mode as the umask says: workers may run as several users
                 stream.write(content_body.read())
                 stream.flush()
                 os.fsync(stream.fileno())
             partial.replace(target)
         finally:
-            partial.unlink(missing_ok=True)  # it was renamed, unless something went wrong
+            partial.unlink(missing_ok=True)  # only exists if something went wrong
 
     def remove(self, artifact_id: str) -> None:
         target = Path(self._get_filepath(artifact_id))
-        for partial in target.parent.glob(f".{glob.escape(target.name)}.*"):  # of writers that were killed
+        for partial in target.parent.glob(f".{glob.escape(target.name)}.*"):  # left by writers that were killed
             partial.unlink(missing_ok=True)
         super().remove(artifact_id)
 

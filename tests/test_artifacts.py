@@ -148,7 +148,7 @@ def test_a_bucket_that_may_not_be_listed_denies_what_is_not_there(bucket: type[B
 
 def test_a_bucket_that_may_not_be_read_is_said_at_the_start(bucket: type[Bucket]) -> None:
     bucket.readable = False
-    with pytest.raises(InputError, match="HPO_ARTIFACTS: what is written to s3://mine cannot be read"):
+    with pytest.raises(InputError, match="HPO_ARTIFACTS: s3://mine can be written but not read"):
         Artifacts("s3://mine").check()
 
 

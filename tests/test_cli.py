@@ -246,7 +246,7 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
         assert time.monotonic() - asked < 10
         if sign == signal.SIGTERM:
             assert worker.returncode == 0, said
-            assert "stopped; what it ran, if anything, was given back" in said
+            assert "stopped; its trial, if any, was released" in said
         else:
             assert bury(open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db")), worker_name(worker.pid))
     finished = hpo("worker", "study", "--threads", threads)
@@ -284,7 +284,7 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     again.send_signal(signal.SIGINT)
     said, _ = again.communicate(timeout=15)
     assert again.returncode == 0
-    assert "of 2 trials finished; the same command goes on" in said
+    assert "of 2 trials finished; run the same command again to continue" in said
     assert not any(worker.is_running() for worker in workers)
 
 

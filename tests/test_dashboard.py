@@ -339,7 +339,7 @@ def test_a_browser_that_knows_a_deleted_study_is_told_to_load_the_page_again(
     new, _ = submit(engine, make_spec(seed=7))
     status, content = ask(app, "GET", f"/api/studies/{new.study_id}?after=6")
     assert status == 409
-    assert "load the page again" in json.loads(content)["reason"]
+    assert "reload the page" in json.loads(content)["reason"]
     assert len(detail(app, new.study_id)["trials"]) == 6
 
 
@@ -504,7 +504,7 @@ def test_where_the_workers_keep_their_pictures_is_said_if_it_is_elsewhere(engine
     with writing(engine) as connection:
         attributes.write(connection, trial_system_attributes, trial_id, {"artifacts:abc": json.dumps(picture)})
     note = detail(apps[0], study.study_id)["trials"][0]["note"]
-    assert note["body"].startswith("**The workers of this study keep its pictures in")
+    assert note["body"].startswith("**The workers of this study store its figures in")
     written = {"version": note["version"] + 1, "body": note["body"] + " and more"}
     assert ask(apps[0], "PUT", f"{at}/{trial_id}/note", written)[0] == 200
     note = detail(apps[0], study.study_id)["trials"][0]["note"]
@@ -530,9 +530,9 @@ def test_the_dashboard_says_at_its_start_where_pictures_are(start: Start, tmp_pa
     assert server.stdout is not None
     said = server.stdout.readline()
     assert said.startswith(
-        "warning: pictures of study-1, study-2, study-3, study-4, study-5 and 1 more are in s3://bucke"
+        "warning: figures of study-1, study-2, study-3, study-4, study-5 and 1 more are in s3://bucke"
     )
-    assert f"looks in {tmp_path}/hpo-artifacts: start it with HPO_ARTIFACTS=s3://bucket/prefix" in said
+    assert f"reads {tmp_path}/hpo-artifacts: start it with HPO_ARTIFACTS=s3://bucket/prefix" in said
     with urllib.request.urlopen(f"{address}/api/studies/2") as page:  # noqa: S310
         assert "HPO_ARTIFACTS=s3://bucket/prefix" in json.load(page)["note"]["body"]
 

@@ -152,16 +152,16 @@ def test_stop_resume_and_extend_are_obeyed_by_workers_elsewhere(
     workers = [start_worker(study.name, log=tmp_path / "log", EPOCH_SECS="30") for _ in range(2)]
     wait_until(lambda: count(engine, study.study_id).running == 2)
     said = hpo("stop", study.name, HPO_STORAGE=postgresql_url)
-    assert "study faults is stopped; what runs now (2) is given back within 10 s" in said.stderr
+    assert "study faults is stopped; its running trials (2) are released within 10 s" in said.stderr
     assert [worker.wait(timeout=3) for worker in workers] == [0, 0], "within heartbeats of 0.3 s"
-    assert count(engine, study.study_id) == Counts(failed=2, waiting=4)
-    assert "study faults is stopped: `hpo stop` was said" in (tmp_path / "log").read_text()
-    assert "`hpo resume faults` lets it go on" in hpo("status", study.name, HPO_STORAGE=postgresql_url).stdout
+    assert count(engine, study.study_id) == Counts(failed=2, waiting=2)
+    assert "study faults is stopped: requested by `hpo stop`" in (tmp_path / "log").read_text()
+    assert "`hpo resume faults` continues it" in hpo("status", study.name, HPO_STORAGE=postgresql_url).stdout
     assert start_worker(study.name, log=tmp_path / "log").wait(timeout=10) == 0, "nothing to do"
     hpo("resume", study.name, HPO_STORAGE=postgresql_url)
     assert start_worker(study.name, log=tmp_path / "log").wait(timeout=30) == 0
     assert count(engine, study.study_id) == Counts(complete=4, failed=2)
-    assert "has used its budget of 4" in hpo("stop", study.name, HPO_STORAGE=postgresql_url).stderr
+    assert "has used up its budget of 4" in hpo("stop", study.name, HPO_STORAGE=postgresql_url).stderr
     refused = hpo("extend", study.name, "--budget", "3", HPO_STORAGE=postgresql_url)
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "2 trials added" in hpo("extend", study.name, "--budget", "6", HPO_STORAGE=postgresql_url).stderr

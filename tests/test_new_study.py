@@ -104,7 +104,7 @@ def test_what_is_written_fits_what_was_found(tmp_path: Path) -> None:
     assert (found.kind, found.train, found.test) == ("image-folder", {"a": 8, "b": 8, "c": 8}, 6)
     assert 24 <= found.sizes[0] <= found.sizes[-1] <= 60
     text = image_study(tmp_path / "s.toml", found)
-    assert "3 classes with 8 images each to learn from, and 6 to test on" in text
+    assert "3 classes with 8 training images each, 6 test images" in text
     assert loaded(tmp_path, text).model.input_size == 32
     many = Look("image-folder", images, {"a": 50_000, "b": 40_000}, 10_000, [180, 224, 4000])
     spec = loaded(tmp_path, image_study(tmp_path / "s.toml", many))
@@ -115,7 +115,7 @@ def test_a_file_that_is_there_is_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("mine")
     (tmp_path / "link.toml").symlink_to("nowhere")
     for name in ("mine.toml", "link.toml"):
-        with pytest.raises(InputError, match=r"\.toml is there already; give another name, or remove it first"):
+        with pytest.raises(InputError, match=r"\.toml already exists; choose another name or remove it first"):
             write_study_file(tmp_path / name, None)
     assert (tmp_path / "mine.toml").read_text() == "mine"
     with pytest.raises(InputError, match="cannot be written: No such file or directory"):
@@ -143,7 +143,7 @@ def test_what_cannot_be_used_of_images_is_said_and_left_out(tmp_path: Path) -> N
     (source / "cats" / "0.png").write_bytes(b"no image")
     (source / "dogs" / "1.heic").touch()
     said = write_study_file(tmp_path / "s.toml", source)
-    assert "left out, of types that are not read: 1 .heic; cannot be decoded: cats/0.png (not an image)" in said
+    assert "files of unsupported types skipped: 1 .heic; cannot be decoded: cats/0.png (not an image)" in said
     assert load_spec(tmp_path / "s.toml").data.bad_images == "skip"
 
 
@@ -158,10 +158,10 @@ def test_images_that_make_no_study_are_refused_and_nothing_is_written(tmp_path: 
     write_class_folders(undecodable, each=5)
     for images, expected in {
         tmp_path / "absent": "--images: .*absent does not exist",
-        few: "--images: class cats has a single image to learn from; at least 2 are needed",
+        few: "--images: class cats has only one training image; at least 2 are needed",
         damaged: "--images: .*damaged: none of its images can be decoded",
         tmp_path / "empty.zip": "--images: ",
-        undecodable: "--images: the path must be UTF-8",
+        undecodable: "--images: the path must be valid UTF-8",
     }.items():
         with pytest.raises(InputError, match=expected):
             write_study_file(tmp_path / "s.toml", images)

@@ -84,12 +84,12 @@ def test_tables_show_what_was_asked_for(hpo: Hpo, folder: Path) -> None:
     assert "recolor" in hpo("history", "large").stdout
     nothing = hpo("top", "large", "--where", "clean_accuracy > 0.99")
     assert (nothing.returncode, nothing.stdout) == (1, "")
-    assert "has no complete trial where clean_accuracy > 0.99; name the state" in nothing.stderr
+    assert "has no complete trial where clean_accuracy > 0.99; for other trials name the state" in nothing.stderr
     assert hpo("top", "large", "--where", "clean_accuracy > 0.99", "--csv").stdout.startswith("study,number,state,")
     mistaken = hpo("top", "large", "--where", "batch > 1")
     assert mistaken.returncode == 2
     assert mistaken.stderr.startswith("hpo: --where: 'batch' is not a field; fields: number,")
-    assert "give one of them" in hpo("top", "large", "--json", "--csv").stderr
+    assert "give only one of them" in hpo("top", "large", "--json", "--csv").stderr
 
 
 def test_a_study_without_a_complete_trial_is_one_line(hpo: Hpo, tmp_path: Path) -> None:
@@ -165,12 +165,12 @@ def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) 
     with engine.begin() as connection:
         split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}
         attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
-    said = said_to_people(tables.status_view(look(engine, [], tidy=False), tracebacks=False))
+    said = said_to_people(tables.status_view(look(engine, [], reap=False), tracebacks=False))
     assert " study 0/3 0 0 0 0 – – –" in said, "nothing failed"  # noqa: RUF001
-    assert "study: 1 trial was interrupted; its slot was given out again" in said
-    assert "study: 1 trial is paused, and goes on if it comes to be the best" in said
+    assert "study: 1 trial was interrupted and requeued" in said
+    assert "study: 1 trial is paused, and resumed if promoted" in said
     assert "study: 1,026 training, 114 tuning and 1 test image of 3 classes" in said
-    assert "max_clean_drop = 0.015 is 1.7 of 114 tuning images: one more or less decides" in said
+    assert "max_clean_drop = 0.015 is 1.7 of 114 tuning images: a single image can decide" in said
     engine.dispose()
 
 
@@ -192,7 +192,7 @@ def test_a_run_says_how_many_images_there_are_as_soon_as_that_is_known(
     progress.follow(engine, study, working)
     said = capsys.readouterr().err
     assert said.count("images: 1,026 training, 114 tuning and 285 test images of 3 classes") == 1
-    assert said.count("Warning: max_clean_drop = 0.015 is 1.7 of 114 tuning images: one more or less decides") == 1
+    assert said.count("Warning: max_clean_drop = 0.015 is 1.7 of 114 tuning images: a single image can decide") == 1
     engine.dispose()
 
 
@@ -223,7 +223,7 @@ def test_a_table_for_a_full_disk_is_one_line(constrained: Path, arguments: list[
         command = [sys.executable, "-m", "hpo", *arguments]
         ran = subprocess.run(command, cwd=constrained, stdout=full, stderr=subprocess.PIPE, text=True)
     assert ran.returncode == 1
-    assert ran.stderr.splitlines() == ["hpo: no space left for what is written: the output"]
+    assert ran.stderr.splitlines() == ["hpo: no space left on the device: cannot write the output"]
 
 
 def test_infeasible_trials_are_sorted_as_it_was_asked_for(hpo: Hpo, constrained: Path) -> None:
@@ -240,7 +240,7 @@ def test_infeasible_trials_are_sorted_as_it_was_asked_for(hpo: Hpo, constrained:
 
 def test_options_that_exclude_each_other_and_numbers_out_of_range_are_refused(hpo: Hpo, constrained: Path) -> None:
     refused = hpo("best", "loose", "--csv", "--toml")
-    assert (refused.returncode, refused.stderr) == (2, "hpo: --csv and --toml: give one of them\n")
+    assert (refused.returncode, refused.stderr) == (2, "hpo: --csv and --toml: give only one of them\n")
     refused = hpo("top", "loose", "-n", "9" * 20)
     assert refused.returncode == 2
     assert "is not in the range 1<=x<=1000000" in refused.stderr
@@ -308,7 +308,9 @@ def test_a_best_that_is_the_baseline_is_said_to_be(hpo: Hpo, constrained: Path) 
 
 
 def test_tables_say_how_much_so_many_images_tell(hpo: Hpo, folder: Path) -> None:
-    assert "So many images tell an accuracy to ± 2.0 points (95 %)" in " ".join(hpo("best", "large").stdout.split())
+    assert "With this many images an accuracy is known to ± 2.0 points (95 % confidence)" in " ".join(
+        hpo("best", "large").stdout.split()
+    )
     assert tables.half_width(0.5, 2500) == pytest.approx(1.96 * math.sqrt(0.25 / 2500), rel=1e-3)
     assert 0 < tables.half_width(1.0, 114) < 0.03, "all right is not quite certain"
 

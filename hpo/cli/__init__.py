@@ -1,1 +1,1 @@
-"""The command `hpo`: commands, options, tables and progress in the terminal. May import everything below."""
+"""The command `hpo`: its commands and options, tables and progress. May import everything below it."""

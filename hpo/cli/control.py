@@ -1,4 +1,4 @@
-"""The commands that change what goes on: stop, resume or extend a study, and clean this machine."""
+"""The commands that stop, resume or extend a study, and the one that cleans up this machine."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from hpo.cli.options import launch_command, open_study, storage_option
 @click.argument("study")
 @storage_option
 def stop(study: str, storage: str) -> None:
-    """Stop a study: its workers, wherever they are, give back what they run.
+    """Stop a study: all its workers release their trials.
 
-    `hpo resume` lets it go on.
+    On whatever machine they run. `hpo resume` continues the study.
     """
     from hpo.search.sql import heartbeats
     from hpo.search.sql.counts import count
@@ -22,46 +22,49 @@ def stop(study: str, storage: str) -> None:
     engine, found = open_study(study, storage)
     counts = count(engine, found.study_id)
     if counts.finished >= found.budget:
-        said = f"has used its budget of {found.budget}; nothing is left to stop"
-    elif stop_study(engine, found, "`hpo stop` was said"):
-        said = (
-            f"is stopped; what runs now ({counts.running}) is given back within "
-            f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s. `hpo resume {study}` lets it go on from there"
+        outcome = f"has used up its budget of {found.budget}; there is nothing to stop"
+    elif stop_study(engine, found, "requested by `hpo stop`"):
+        outcome = (
+            f"is stopped; its running trials ({counts.running}) are released within "
+            f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s; `hpo resume {study}` continues it"
         )
     else:
-        said = f"was stopped before; `hpo resume {study}` lets it go on"
-    click.echo(f"study {study} {said}", err=True)
+        outcome = f"was already stopped; `hpo resume {study}` continues it"
+    click.echo(f"study {study} {outcome}", err=True)
 
 
 @click.command()
 @click.argument("study")
 @storage_option
 def resume(study: str, storage: str) -> None:
-    """Let a stopped study go on, also one that stopped because trials failed."""
+    """Resume a stopped study.
+
+    Including one that stopped because too many trials failed.
+    """
     from hpo.search.sql.studies import resume as resume_study
 
     engine, found = open_study(study, storage)
-    said = "goes on" if resume_study(engine, found) else "was not stopped; nothing changed"
-    click.echo(f"study {study} {said}. Start workers with: {launch_command(study)}", err=True)
+    outcome = "is resumed" if resume_study(engine, found) else "was not stopped; nothing changed"
+    click.echo(f"study {study} {outcome}. Start workers with: {launch_command(study)}", err=True)
 
 
 @click.command()
 @click.argument("study")
-@click.option("--budget", type=click.IntRange(1, 1_000_000), required=True, help="The new budget, in all.")
+@click.option("--budget", type=click.IntRange(1, 1_000_000), required=True, help="The new total budget.")
 @storage_option
 def extend(study: str, budget: int, storage: str) -> None:
-    """Raise a study's budget, also a finished one's."""
+    """Raise the budget of a study, even of a finished one."""
     from hpo.search.sql.studies import extend as extend_study
 
     engine, found = open_study(study, storage)
     added = extend_study(engine, found, budget)
-    said = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
+    outcome = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
     start = f". Start workers with: {launch_command(study)}" if added else ""
-    click.echo(f"study {study} has a budget of {budget}: {said}{start}", err=True)
+    click.echo(f"study {study} has a budget of {budget}: {outcome}{start}", err=True)
 
 
 @click.command()
-@click.option("--cache", is_flag=True, required=True, help="The decoded images.")
+@click.option("--cache", is_flag=True, required=True, help="Remove the decoded images.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -69,12 +72,12 @@ def extend(study: str, budget: int, storage: str) -> None:
     default=Path("~/.cache/hpo"),
     show_default=True,
     show_envvar=True,
-    help="The folder of a study file's data.root.",
+    help="The folder that study files name as data.root.",
 )
 def clean(cache: bool, root: Path) -> None:
     """Remove decoded images from this machine.
 
-    They are made again when a study needs them. Archives and weights that were downloaded stay.
+    They are decoded again when a study needs them. Downloaded archives and weights are kept.
     """
     from hpo.vision.data.disk import remove_decoded_images
 

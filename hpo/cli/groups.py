@@ -1,4 +1,4 @@
-"""`hpo --help`: the commands by what people do with them."""
+"""`hpo --help`: the commands, grouped by purpose."""
 
 import click
 
@@ -11,7 +11,7 @@ GROUPS = {
 
 
 class Commands(click.Group):
-    """In the order of GROUPS."""
+    """A group whose help lists the commands by GROUPS, in that order."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for group, names in GROUPS.items():

@@ -1,6 +1,7 @@
-"""The command `hpo`: parses, calls, prints. Imports lazily, so that only commands that train load torch.
+"""The entry point of the command `hpo`: the group of commands, and how errors are reported.
 
-stdout is data, stderr is talk. Exit codes: hpo.errors.
+Results go to stdout, everything else to stderr. Exit codes: hpo.errors. Commands import what they need when they run,
+so that `hpo --help` is fast and only commands that train load torch.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ from hpo.stopping import INTERRUPTED_EXIT_CODE
 
 
 def main() -> NoReturn:
-    """Runs a command; every error that a user can mend is one line on stderr."""
+    """Runs a command. Every error that the user can fix is reported as one line on stderr."""
     try:
         cli(prog_name="hpo", standalone_mode=False)
     except HpoError as error:
@@ -36,9 +37,9 @@ def main() -> NoReturn:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail(f"no space left for what is written: {error.filename or 'the output'}", HpoError.exit_code)
+        _fail(f"no space left on the device: cannot write {error.filename or 'the output'}", HpoError.exit_code)
     except Exception as error:
-        _fail_if_of_database(error)
+        _fail_on_database_error(error)
         raise
     sys.exit(0)
 
@@ -46,20 +47,20 @@ def main() -> NoReturn:
 def _fail(message: str, exit_code: int) -> NoReturn:
     with contextlib.suppress(OSError):
         click.echo(f"hpo: {' '.join(message.split())}", err=True)
-    _forget_what_cannot_be_written()
+    _discard_unwritable_output()
     sys.exit(exit_code)
 
 
-def _forget_what_cannot_be_written() -> None:
-    """What is still in a buffer before a full disk, for which Python would end with a traceback of its own."""
+def _discard_unwritable_output() -> None:
+    """When the disk is full, Python would fail to flush stdout at exit and print a traceback of its own."""
     try:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail_if_of_database(error: Exception) -> None:
-    """A server that is gone, a file that was deleted or is full: one line, without SQL."""
+def _fail_on_database_error(error: Exception) -> None:
+    """A server that is down, a database file that was deleted, a full disk: one line, without SQL."""
     from sqlalchemy.exc import SQLAlchemyError
 
     from hpo.search.sql.outages import first_line
@@ -71,10 +72,10 @@ def _fail_if_of_database(error: Exception) -> None:
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="hpo")
 def cli() -> None:
-    """Find image classifiers that stay right when their input is perturbed.
+    """Find image classifiers that stay accurate when their input is perturbed.
 
-    A study file says what to search; `hpo run` searches it on this machine. Any number of `hpo worker` on any number
-    of machines can share the work through one database.
+    A study file defines the search; `hpo run` runs it on this machine. Any number of workers (`hpo worker`) on any
+    number of machines can share a study through one database.
     """
 
 

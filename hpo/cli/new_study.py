@@ -1,4 +1,4 @@
-"""`hpo new`: a study file to begin with, for a folder of images or for scikit-learn's digits."""
+"""`hpo new`: a first study file for a folder of images or for scikit-learn's digits."""
 
 import shlex
 from collections import Counter
@@ -16,12 +16,12 @@ from hpo.vision.data.listing import Listing, by_suffix
 from hpo.vision.data.tiny_imagenet import list_tiny_imagenet
 from hpo.vision.data.trees import open_tree, printable
 
-IMAGES_LOOKED_AT = 200
+IMAGES_SAMPLED = 200
 BAD_SHOWN = 3
 INPUT_SIZES = (32, 48, 64, 96, 128, 160, 192, 224)
 BATCH_SIZES = (16, 32, 64, 128)
 TUNING_IMAGES = 500
-"""So many tell an accuracy to 4 points or less. Of few images, at most MOST_TUNING are kept from training for them."""
+"""Enough to measure an accuracy to within 4 points. Of few images, at most a share of MOST_TUNING is set aside."""
 LEAST_TUNING, MOST_TUNING = 0.1, 0.25
 COMMENTS_AT = 33
 
@@ -30,9 +30,11 @@ Kind = Literal["tiny-imagenet", "image-folder"]
 
 @dataclass(frozen=True)
 class Look:
-    """What was found of a source of images. kind: as `data.name`; train: how many images each class has to learn from;
-    test: how many there are to test on in all; sizes: the shorter sides of some images in pixels, ascending; left_out:
-    how many files are of types that are not read, by suffix; bad: paths of images that cannot be decoded.
+    """What was found in a source of images.
+
+    kind: as `data.name`; train: the number of training images of each class; test: the number of test images; sizes:
+    the shorter sides of a sample of images in pixels, ascending; left_out: the number of files of unsupported types, by
+    suffix; bad: paths of images in the sample that cannot be decoded.
     """
 
     kind: Kind
@@ -45,26 +47,26 @@ class Look:
 
 
 def write_study_file(file: Path, images: Path | None) -> str:
-    """Writes a new study file for these images, or for the digits; what was found, in a line.
+    """Writes a new study file for these images, or for the digits; a one-line summary of the images.
 
-    Raises InputError if the file is there already or cannot be written, or if no study can be made of the images.
+    Raises InputError if the file exists or cannot be written, or if the images are unsuitable for a study.
     """
-    if file.exists() or file.is_symlink():  # said before many images are looked at
-        raise InputError(f"{file} is there already; give another name, or remove it first")
+    if file.exists() or file.is_symlink():  # checked before reading many images
+        raise InputError(f"{file} already exists; choose another name or remove it first")
     found = None if images is None else look_at(images)
     text = digits_study(file) if found is None else image_study(file, found)
     try:
         content = text.encode()
     except UnicodeEncodeError:
         raise InputError(
-            "--images: the path must be UTF-8, as study files are; rename the folder or link to it"
+            "--images: the path must be valid UTF-8, as study files are; rename the folder or link to it"
         ) from None
     try:
         with file.open("xb") as stream:
             try:
                 stream.write(content)
                 stream.flush()
-            except OSError:  # a full disk: half a file would be in the way of the next attempt
+            except OSError:  # a full disk: half a file would block the next attempt
                 file.unlink()
                 raise
     except OSError as error:
@@ -73,7 +75,7 @@ def write_study_file(file: Path, images: Path | None) -> str:
 
 
 def look_at(images: Path) -> Look:
-    """The images of a folder or zip. Raises InputError if no study can be made of them."""
+    """Examines the images of a folder or zip file. Raises InputError if they are unsuitable for a study."""
     try:
         kind, listing = _list(images)
         sizes, bad = _shorter_sides(listing)
@@ -84,8 +86,8 @@ def look_at(images: Path) -> Look:
     for name, count in train.items():
         if count < 2:
             raise InputError(
-                f"--images: class {name} has a single image to learn from; at least 2 are needed, one of them to score "
-                "trials"
+                f"--images: class {name} has only one training image; at least 2 are needed, since one "
+                "of them scores the trials"
             )
     return Look(kind, images, train, len(listing.test), sizes, listing.left_out, bad)
 
@@ -95,22 +97,22 @@ def _list(images: Path) -> tuple[Kind, Listing]:
     tree = open_tree(images.expanduser())
     try:
         return "tiny-imagenet", list_tiny_imagenet(tree)
-    except DataError:  # most folders are not
+    except DataError:  # as for most folders
         return "image-folder", list_image_folder(tree)
 
 
 def _shorter_sides(listing: Listing) -> tuple[list[int], list[str]]:
-    """Of images from all over the training images; and those that cannot be decoded. Raises DataError if none can."""
-    every = max(1, len(listing.train) // IMAGES_LOOKED_AT)
+    """Of a sample of the training images; and those that cannot be decoded. Raises DataError if none can be."""
+    step = max(1, len(listing.train) // IMAGES_SAMPLED)
     sides, bad = [], []
-    for path, _ in listing.train[::every]:
+    for path, _ in listing.train[::step]:
         try:
             with listing.open_image(path) as image:
                 sides.append(min(image.size))
         except Exception as error:  # whatever Pillow's decoders raise
             bad.append(f"{printable(path)} ({printable(str(error).splitlines()[0] if str(error) else repr(error))})")
     if not sides:
-        raise DataError(f"{listing.where}: none of its images can be decoded, {bad[0]} for one")
+        raise DataError(f"{listing.where}: none of its images can be decoded, for example {bad[0]}")
     return sorted(sides), bad
 
 
@@ -119,25 +121,25 @@ def _summary(found: Look) -> str:
     each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
     first, last = found.sizes[0], found.sizes[-1]
     size = f"{first}" if first == last else f"{first} to {last}"
-    others = f"; left out, of types that are not read: {by_suffix(found.left_out)}" if found.left_out else ""
+    others = f"; files of unsupported types skipped: {by_suffix(found.left_out)}" if found.left_out else ""
     bad = f"; cannot be decoded: {', '.join(found.bad[:BAD_SHOWN])}" if found.bad else ""
     bad += f" and {len(found.bad) - BAD_SHOWN} more" if len(found.bad) > BAD_SHOWN else ""
     return (
-        f"{len(found.train):,} classes with {each} images each to learn from, and {found.test:,} to test on, "
-        f"{size} px on their shorter side{others}{bad}"
+        f"{len(found.train):,} classes with {each} training images each, {found.test:,} test images, "
+        f"shorter side {size} px{others}{bad}"
     )
 
 
 def image_study(file: Path, found: Look) -> str:
-    """The text of a study file for images that were looked at."""
+    """The text of a study file for these images."""
     count = sum(found.train.values())
     fraction = round(min(max(TUNING_IMAGES / count, LEAST_TUNING), MOST_TUNING), 2)
     tuning = max(round(fraction * count), len(found.train))
     usual = median_low(found.sizes)
     size = max((size for size in INPUT_SIZES if size <= usual), default=INPUT_SIZES[0])
     batches = [batch for batch in BATCH_SIZES if batch <= count - tuning] or [BATCH_SIZES[0]]
-    dropped = f"infeasible: more clean accuracy lost; 0.015 is {0.015 * tuning:.2g} of so many tuning images"
-    kind = "a folder a class" if found.kind == "image-folder" else "its own layout"
+    dropped = f"trials that lose more clean accuracy are infeasible; 0.015 is {0.015 * tuning:.2g} tuning images"
+    kind = "one folder per class" if found.kind == "image-folder" else "in TinyImageNet's own layout"
     return _study(
         file,
         f"{_printable(found.where.name)}: {_summary(found)}",
@@ -146,26 +148,28 @@ def image_study(file: Path, found: Look) -> str:
             _line(f'name = "{found.kind}"', kind),
             f"archive = {_quoted(str(found.where.expanduser().absolute()))}",
             _line(
-                f"validation_fraction = {fraction}", f"of each class: {tuning:,} or so, which score the trials (tuning)"
+                f"validation_fraction = {fraction}", f"of each class, to score trials: about {tuning:,} tuning images"
             ),
-            _line("# images_per_class = 100", "learn from so many of each class, for a first look"),
-            _line(f'{"" if found.bad else "# "}bad_images = "skip"', "leave out what cannot be decoded, up to 1 %"),
+            _line("# images_per_class = 100", "train on only this many per class, for a first try"),
+            _line(f'{"" if found.bad else "# "}bad_images = "skip"', "skip images that cannot be decoded, up to 1 %"),
         ],
         model=[
             _line('weights = "imagenet"', 'downloaded (45 MB); or "none", or a .safetensors or .pth file'),
             _line(
                 f"input_size = {size}",
-                f"px to scale images to (they have {usual}, the median); twice takes 4 times as long",
+                f"px that images are scaled to (their median is {usual}); twice the size takes 4 times as long",
             ),
         ],
         training=[
             "epochs = 10",
-            _line("horizontal_flip = true", "false if mirrored images are of no class, as those of text"),
+            _line("horizontal_flip = true", "false if a mirrored image is no longer of its class, such as text"),
         ],
         search=[
             f"batch_size = {{ choices = {batches} }}",
             "learning_rate = { low = 1e-3, high = 1e-1, log = true, default = 2e-2 }",
-            _line("frozen_layers = { low = 0, high = 9 }", "the stem and eight residual blocks, from the input"),
+            _line(
+                "frozen_layers = { low = 0, high = 9 }", "of the stem and eight residual blocks, counted from the input"
+            ),
             "augmentation_strength = { low = 0.0, high = 1.0, default = 0.7 }",
         ],
         objective=_objective(_line("# max_clean_drop = 0.015", dropped), sigma=0.1, fraction=0.05),
@@ -174,24 +178,24 @@ def image_study(file: Path, found: Look) -> str:
 
 def digits_study(file: Path) -> str:
     """The text of a study file for scikit-learn's digits."""
-    dropped = "infeasible: more clean accuracy lost, against the baseline"
+    dropped = "trials that lose more clean accuracy than this are infeasible"
     return _study(
         file,
-        "Handwritten digits: 1,797 real scans of 8 px, which come with scikit-learn; nothing is downloaded",
+        "Handwritten digits: 1,797 scans of 8 px that come with scikit-learn; nothing is downloaded",
         budget=10,
         data=[
-            _line('name = "digits"', 'or "image-folder" with archive = "a folder or zip of yours": hpo new --images'),
-            _line("validation_fraction = 0.2", "of each class: 287, which score the trials (tuning)"),
+            _line('name = "digits"', "for your own images: hpo new --images FOLDER"),
+            _line("validation_fraction = 0.2", "of each class, to score trials: 287 tuning images"),
         ],
         model=[
             _line('weights = "none"', 'from scratch; or "imagenet" (downloaded), or a .safetensors or .pth file'),
             "input_size = 32",
         ],
-        training=["epochs = 4", _line("horizontal_flip = false", "a mirrored digit is none")],
+        training=["epochs = 4", _line("horizontal_flip = false", "a mirrored digit is no longer a digit")],
         search=[
             "batch_size = { choices = [16, 32, 64] }",
             "learning_rate = { low = 5e-3, high = 2e-1, log = true }",
-            _line("frozen_layers = { low = 0, high = 2 }", "from the input on"),
+            _line("frozen_layers = { low = 0, high = 2 }", "counted from the input"),
             "augmentation_strength = { low = 0.0, high = 1.0, default = 0.5 }",
         ],
         objective=_objective(_line("# max_clean_drop = 0.02", dropped), sigma=0.3, fraction=0.2),
@@ -208,16 +212,16 @@ def _study(
     search: list[str],
     objective: list[str],
 ) -> str:
-    """The text of a study file: the lines of its sections, and around them what every new study has in common."""
+    """The text of a study file: the lines of its sections, and what all new study files have in common."""
     lines = [
         f"# {title}.",
         "#",
         f"#   hpo run {shlex.quote(_printable(file.name))} --workers auto",
         "#",
-        "# Every key, its default and what it means: hpo/spec.py, hpo/parameters.py. For one run: --set budget=50",
+        "# All keys, their defaults and meanings: hpo/study_file/spec.py. To override one: --set budget=50",
         "",
         f"name = {_quoted(_name(file))}",
-        _line(f"budget = {budget}", "trials, the baseline among them"),
+        _line(f"budget = {budget}", "trials, including the baseline"),
         "seed = 0",
         *("", "[data]", *data),
         *("", "[model]", _line('name = "resnet18"', 'or "resnet34", "resnet50"'), *model),
@@ -225,25 +229,25 @@ def _study(
         *("", _line("[search]", "a range, choices, or a fixed value"), *search),
         *("", *objective),
         *("", "[sampler]", _line('name = "auto"', 'a Gaussian process, then TPE; or "tpe", "gp", "random", "grid"')),
-        *("", "[pruner]", _line('name = "asha"', 'pauses what falls behind; or "hyperband", "median", "none"')),
+        *("", "[pruner]", _line('name = "asha"', 'pauses trials that fall behind; or "hyperband", "median", "none"')),
     ]
     return "".join(f"{line}\n" for line in lines)
 
 
 def _objective(max_clean_drop: str, sigma: float, fraction: float) -> list[str]:
     return [
-        _line("[objective]", "the score: accuracies times weights, which sum to 1"),
+        _line("[objective]", "the score: a weighted mean of accuracies; the weights sum to 1"),
         _line("clean = 0.5", "weight of the accuracy on clean images"),
         max_clean_drop,
         "",
         "[[objective.perturbations]]",
         'name = "gaussian-noise"',
-        _line(f"sigma = {sigma}", "standard deviation, where pixels go from 0 to 1"),
+        _line(f"sigma = {sigma}", "standard deviation, for pixel values from 0 to 1"),
         "weight = 0.25",
         "",
         "[[objective.perturbations]]",
         'name = "pixel-recolor"',
-        _line(f"fraction = {fraction}", "of the pixels"),
+        _line(f"fraction = {fraction}", "share of the pixels"),
         "weight = 0.25",
     ]
 
@@ -253,12 +257,12 @@ def _line(setting: str, comment: str) -> str:
 
 
 def _name(file: Path) -> str:
-    """The study's name: the file's, as far as a study may be called so."""
+    """The file's name, made a valid name of a study."""
     return _printable(file.stem).replace("\\", "_").lstrip(" -")[:100] or "study"
 
 
 def _printable(text: str) -> str:
-    """A folder's or file's name as it may stand in a comment or be a name."""
+    """The name of a folder or file, made safe for a comment or a study's name."""
     return "".join(letter if letter.isprintable() else "_" for letter in text)
 
 

@@ -1,4 +1,4 @@
-"""What several commands share: options and arguments, each as a decorator, and how a study is opened."""
+"""What several commands share: options and arguments, each as a decorator, and small helpers."""
 
 import shlex
 from collections.abc import Callable
@@ -32,9 +32,9 @@ def csv_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")(command)
 
 
-def most_option(command: Callable[..., Any]) -> Callable[..., Any]:
+def limit_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
-        "-n", "most", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many."
+        "-n", "limit", type=click.IntRange(1, 1_000_000), default=10, show_default=True, help="How many trials."
     )(command)
 
 
@@ -44,7 +44,7 @@ def spec_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
         "overrides",
         multiple=True,
         metavar="KEY=VALUE",
-        help="Override a key, such as training.epochs=3.",
+        help="Override a key of the study file, such as training.epochs=3. May be repeated.",
     )
     return click.argument("study_file", type=click.Path(path_type=Path))(overrides(command))
 
@@ -56,7 +56,7 @@ def studies_argument(command: Callable[..., Any]) -> Callable[..., Any]:
 class _Workers(click.IntRange):
     """A number, or None for `auto`."""
 
-    name = "whole number, nor auto"
+    name = "whole number, nor auto"  # click says: 'x' is not a valid whole number, nor auto
 
     def __init__(self) -> None:
         super().__init__(min=1)
@@ -72,13 +72,13 @@ def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="N|auto",
         default="1",
         show_default=True,
-        help="Worker processes on this machine, at most four a core; auto: one a core, or four a GPU, as far as "
-        "cores and memory go.",
+        help="Worker processes on this machine, at most four per core. auto: one per core, or four per GPU, as far as "
+        "cores and memory allow.",
     )(command)
 
 
 def open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
-    """The database, and a study in it."""
+    """The database and the study of this name in it. Raises StudyError if there is none."""
     from hpo.search.sql.storage import open_engine, parse_url
     from hpo.search.sql.studies import find_studies
 
@@ -87,5 +87,5 @@ def open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
 
 
 def launch_command(study: str) -> str:
-    """What to type next, for a study that has work left."""
+    """The command to suggest for a study that has trials left to run."""
     return f"hpo launch {shlex.quote(study)} --workers 2"

@@ -1,4 +1,4 @@
-"""What is followed live: trials as they end, and long preparations. A bar in a terminal, plain lines in a log."""
+"""Live progress of trials and of long preparations: a bar in a terminal, plain lines in a log."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ from hpo.trial_result import TrialResult
 
 POLL_SECS = 0.5
 QUIET_SECS = 30.0
-"""In a log, after so long without an event it is said what runs."""
+"""In a log, the running trials are reported after this long without an event."""
 ENDED = ("COMPLETE", "PRUNED", "FAIL")
 
 
 class EndedTrials:
-    """Says of a study's trials what became of them, each once."""
+    """Reports the trials of a study as they end or are paused, each once."""
 
     def __init__(self, engine: sa.Engine, study: Study, say: Callable[[str], None], prefix: str = "") -> None:
         self._engine = engine
@@ -32,8 +32,8 @@ class EndedTrials:
         self._seen = {trial.number for trial in queries.trials_in(engine, study.name, ENDED)}
         self._seen_paused = {trial.number for trial in queries.paused_trials(engine, study.name)}
 
-    def say_new(self) -> bool:
-        """Whether there were any."""
+    def report_new(self) -> bool:
+        """Reports those that ended since the last call; whether there were any."""
         ask = partial(outlast, say=self._say)
         ended = ask(partial(queries.trials_in, self._engine, self.study.name, ENDED, self._seen))
         paused = ask(partial(queries.paused_trials, self._engine, self.study.name, self._seen_paused))
@@ -45,13 +45,13 @@ class EndedTrials:
 
 
 def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None:
-    """Shows trials as they end, until `working()` is false: live in a terminal; in a log a line each, and now and then
-    what runs.
+    """Shows trials as they end until `working()` is false. In a terminal with a progress bar; in a log with the running
+    trials now and then.
     """
     out = console(stderr=True)
     say = partial(out.print, soft_wrap=True)
     ended = EndedTrials(engine, study, say)
-    said_at = time.monotonic()
+    reported_at = time.monotonic()
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -66,22 +66,23 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
     with bar:
         task = bar.add_task("trials", total=study.budget)
         while True:
-            still_working = working()  # before the look at the database, so that the last trials are not missed
+            still_working = working()  # asked before reading the database, so that the last trials are not missed
             if split is None and (split := outlast(partial(read_split, engine, study), say)) is not None:
                 say(f"images: {split_line(split)}")
                 for line in warn_of_few_images(study, split.tuning):
                     say(line)
-            if ended.say_new():
-                said_at = time.monotonic()
+            if ended.report_new():
+                reported_at = time.monotonic()
             counts, running = outlast(partial(progress, engine, study), say)
             troubles, before = troubles_of(running), troubles
             for trouble in set(troubles).difference(before):
                 say(trouble)
-            doing = _running_line(running, study)
-            bar.update(task, completed=counts.finished, description=doing)
-            if not out.is_terminal and time.monotonic() - said_at > QUIET_SECS and still_working:
-                said_at = time.monotonic()
-                say(f"{counts.finished} of {study.budget} trials finished; {doing if running else 'workers start'}")
+            line = _running_line(running, study)
+            bar.update(task, completed=counts.finished, description=line)
+            if not out.is_terminal and time.monotonic() - reported_at > QUIET_SECS and still_working:
+                reported_at = time.monotonic()
+                doing = line if running else "workers are starting"
+                say(f"{counts.finished} of {study.budget} trials finished; {doing}")
             if not still_working:
                 return
             time.sleep(POLL_SECS)
@@ -91,10 +92,10 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
     name = "baseline" if trial.baseline else f"trial {trial.number}"
     if trial.interruption:
         when = f" after {_last_step(trial, study)}" if trial.reports else ""
-        return f"{name} interrupted{when}: {trial.interruption}; its slot is given out again"
+        return f"{name} interrupted{when}: {trial.interruption}; requeued"
     if trial.state == "fail":
-        reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
-        return f"{name} failed: {reason}; its slot is given out again"
+        reason = (trial.failure or "no reason was recorded").strip().splitlines()[-1]
+        return f"{name} failed: {reason}; requeued"
     stopped = "pruned" if trial.state == "pruned" else "paused"
     ended = "complete" if trial.state == "complete" else f"{stopped} after {_last_step(trial, study)}"
     measured = "".join(f", {key} {shown_part(value, study)}" for key, value in trial.parts.items())
@@ -113,7 +114,7 @@ def _running_line(running: Sequence[RunningTrial], study: Study) -> str:
 
 
 class StepProgress:
-    """Shows how far a long preparation is: a bar in a terminal, a line at its end in a log."""
+    """Shows the progress of long preparations: a bar in a terminal, a line at the end of each in a log."""
 
     def __init__(self) -> None:
         self._out = console(stderr=True)

@@ -1,4 +1,4 @@
-"""The commands that only look: how far studies are, and what was found. None of them loads torch."""
+"""The commands that only read: the progress of studies and their results. None of them loads torch."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpo.cli.options import csv_option, json_option, most_option, open_study, storage_option, studies_argument
+from hpo.cli.options import csv_option, json_option, limit_option, open_study, storage_option, studies_argument
 from hpo.errors import HpoError, InputError, NothingCompleteError
 
 if TYPE_CHECKING:
@@ -26,10 +26,11 @@ CSV_WITHOUT_TRIALS = ["study", "number", "state", "baseline", "feasible", "score
 @storage_option
 @json_option
 def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
-    """How far studies are: budgets, trials by state, what runs where, the best so far, time left, failures.
+    """The progress of studies.
 
-    All studies of the database, if none is named; a single one with the tracebacks of its failures. Gives out again
-    the slots of trials whose workers are gone.
+    Budgets, trials by state, what runs where, the best score so far, the time left and failures: of all studies in the
+    database if none is named; for a single study, failures with their tracebacks. Also requeues the trials of workers
+    that are gone.
     """
     from hpo.cli import tables
     from hpo.cli.watching import look
@@ -42,17 +43,20 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
     else:
         tables.console().print(tables.status_view(records, tracebacks=len(studies) == 1))
         if not records:
-            click.echo("there are no studies yet; `hpo submit` puts one into the database", err=True)
+            click.echo("there are no studies yet; `hpo submit` adds one to the database", err=True)
 
 
 @click.command()
 @studies_argument
 @storage_option
-@click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds.")
+@click.option(
+    "--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, help="Seconds between updates."
+)
 def watch(studies: Sequence[str], storage: str, interval: float) -> None:
-    """The same, live, until the budgets are used.
+    """The same as `hpo status`, live.
 
-    Ctrl-C ends it; the workers go on. Where there is no terminal, prints what has changed.
+    Until the budgets are used up. Ctrl-C ends it; the workers keep running. When the output is not a terminal, prints
+    the status whenever it has changed.
     """
     from hpo.cli.watching import watch as watch_studies
     from hpo.search.sql.storage import open_engine, parse_url
@@ -67,7 +71,7 @@ def watch(studies: Sequence[str], storage: str, interval: float) -> None:
 @csv_option
 @click.option("--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`.")
 def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -> None:
-    """The best configuration of a study, beside its baseline."""
+    """The best configuration of a study and its baseline."""
     from hpo.cli import tables
     from hpo.search.sql.queries import best_trials
     from hpo.study_file.reading import trial_as_toml
@@ -91,18 +95,22 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
 
 @click.command()
 @click.argument("study")
-@most_option
-@click.option("--sort", default="score", show_default=True, metavar="FIELD", help="Highest first, or FIELD:asc.")
-@click.option("--where", default="", metavar="CONDITION", help="Such as 'batch_size >= 128 and clean_accuracy > 0.6'.")
+@limit_option
+@click.option(
+    "--sort", default="score", show_default=True, metavar="FIELD", help="Highest first; FIELD:asc: lowest first."
+)
+@click.option(
+    "--where", default="", metavar="CONDITION", help="For example 'batch_size >= 128 and clean_accuracy > 0.6'."
+)
 @storage_option
 @json_option
 @csv_option
-def top(study: str, most: int, sort: str, where: str, storage: str, as_json: bool, as_csv: bool) -> None:
+def top(study: str, limit: int, sort: str, where: str, storage: str, as_json: bool, as_csv: bool) -> None:
     """The best configurations of a study, best first.
 
-    Complete trials; a --where that names the state looks at all. Fields: score, clean_accuracy, perturbed_accuracy,
+    Only complete trials, unless --where mentions the state. Fields: score, clean_accuracy, perturbed_accuracy,
     the accuracy under each perturbation (gaussian_noise, pixel_recolor, …), batch_size, learning_rate, frozen_layers,
-    augmentation_strength, initial_weights and others that the study searches, number, state, worker, started_at,
+    augmentation_strength, initial_weights and whatever else the study searches, number, state, worker, started_at,
     finished_at, baseline, feasible.
     """
     from hpo.cli import tables
@@ -110,15 +118,15 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
     from hpo.search.sql.queries import best_trials
 
     engine, found = open_study(study, storage)
-    results = best_trials(engine, study, most, where, sort)
+    results = best_trials(engine, study, limit, where, sort)
     if not _print_data(results, as_json, as_csv):
         if where and not results:
-            others = "" if names_state(where) else "; name the state to look at others, as in: state = 'pruned'"
+            others = "" if names_state(where) else "; for other trials name the state, as in: state = 'pruned'"
             raise HpoError(f"study '{study}' has no complete trial where {where}{others}")
         if not results:
             raise NothingCompleteError(study)
-        chosen = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
-        tables.print_best(tables.console(), engine, found, results, " ".join(filter(None, chosen)))
+        selection = [f"where {where}" if where else "", f"by {sort}" if sort != "score" else ""]
+        tables.print_best(tables.console(), engine, found, results, " ".join(filter(None, selection)))
 
 
 @click.command()
@@ -127,14 +135,14 @@ def top(study: str, most: int, sort: str, where: str, storage: str, as_json: boo
 @json_option
 @csv_option
 def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
-    """The trials that no other beats both clean and perturbed."""
+    """The Pareto front of clean and perturbed accuracy."""
     from hpo.cli import tables
     from hpo.search.sql.queries import pareto_front
 
     engine, found = open_study(study, storage)
     results = pareto_front(engine, study, found.spec.trade_off)
     if not _print_data(results, as_json, as_csv):
-        title = f"Clean against perturbed: {study}"
+        title = f"The Pareto front of {study}"
         _print_table(found, results, tables.results_table(found, results, None, title))
         for line in tables.explain_feasibility(found, results[0].images):
             tables.console().print(line)
@@ -146,7 +154,7 @@ def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
 @json_option
 @csv_option
 def history(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
-    """When the best score was reached: each trial that was better than all before it."""
+    """Each trial that improved on the best score, and when."""
     from hpo.cli import tables
     from hpo.search.sql.queries import began_at, improvements
 
@@ -163,9 +171,9 @@ def history(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
 @json_option
 @csv_option
 def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
-    """How much of the score each searched parameter explains.
+    """How much each searched parameter matters for the score.
 
-    By Optuna's default evaluator, PED-ANOVA; shares, which sum to 1.
+    Computed by PED-ANOVA, Optuna's default. The importances sum to 1.
     """
     from hpo.cli import tables
     from hpo.search.importances import FEWEST_TRIALS, parameter_importances
@@ -181,17 +189,21 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     elif as_csv:
         csv.writer(sys.stdout).writerows([("parameter", "importance"), *shares.items()])
     else:
-        tables.console().print(tables.importances_table(shares, f"What the score of {study} depends on"))
+        tables.console().print(tables.importances_table(shares, f"Parameter importances for the score of {study}"))
 
 
 @click.command()
 @storage_option
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on. Others need a password.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: a free one.")
-@click.option("--password-file", type=click.Path(), help="A file with the password. Also HPO_DASHBOARD_PASSWORD.")
-@click.option("--read-only", is_flag=True, help="Refuse everything that changes a study.")
-@click.option("--tls-certificate", type=click.Path(), help="A certificate (PEM): serve https.")
-@click.option("--tls-key", type=click.Path(), help="Its key (PEM).")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any but loopback needs a password."
+)
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free port.")
+@click.option(
+    "--password-file", type=click.Path(), help="File that contains the password. Also HPO_DASHBOARD_PASSWORD."
+)
+@click.option("--read-only", is_flag=True, help="Refuse all changes to studies.")
+@click.option("--tls-certificate", type=click.Path(), help="Certificate (PEM), to serve HTTPS.")
+@click.option("--tls-key", type=click.Path(), help="The certificate's private key (PEM).")
 def dashboard(
     storage: str,
     host: str,
@@ -201,19 +213,19 @@ def dashboard(
     tls_certificate: str | None,
     tls_key: str | None,
 ) -> None:
-    """A web page on this storage: optuna-dashboard, with pictures of good trials.
+    """Serve optuna-dashboard, with figures of good trials.
 
-    Pictures come from HPO_ARTIFACTS, as the workers write them.
+    The figures are read from HPO_ARTIFACTS, where the workers store them.
     """
     from hpo.web.server import Address, serve
 
     if (tls_certificate is None) != (tls_key is None):
-        raise InputError("--tls-certificate and --tls-key: give both or none")
+        raise InputError("--tls-certificate and --tls-key: give both or neither")
     serve(storage, Address(host, port, tls_certificate, tls_key), password_file, read_only)
 
 
 def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -> bool:
-    """Prints JSON or CSV if one is asked for."""
+    """Prints JSON or CSV if asked to; whether it did."""
     _refuse_several(json=as_json, csv=as_csv)
     if as_json:
         click.echo(json.dumps([result.as_json() for result in results], indent=2))
@@ -225,7 +237,7 @@ def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -
 def _refuse_several(**options: bool) -> None:
     given = [f"--{name}" for name, is_given in options.items() if is_given]
     if len(given) > 1:
-        raise InputError(f"{' and '.join(given)}: give one of them")
+        raise InputError(f"{' and '.join(given)}: give only one of them")
 
 
 def _print_csv(results: "Sequence[TrialResult]") -> None:

@@ -1,4 +1,4 @@
-"""The commands that make studies and work on them. Only `hpo worker` loads torch, and `hpo run` to check weights."""
+"""The commands that create studies and run their trials."""
 
 import contextlib
 import os
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 @storage_option
 @workers_option
 def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int | None) -> None:
-    """Submit a study, work on it here, print the best.
+    """Submit a study, run it here and print the best.
 
-    Works until the budget is used. Shows progress, then prints the best configurations. Run again to go on where it
-    stopped. Relative paths in the study file are relative to the current folder.
+    Runs until the budget is used up. Shows progress, then prints the best configurations. If it was interrupted, run
+    the same command again to continue. Relative paths in the study file are relative to the current folder.
     """
     from hpo.cli.run_here import run_study
     from hpo.study_file.reading import load_spec
@@ -39,26 +39,27 @@ def run(study_file: Path, overrides: Sequence[str], storage: str, workers: int |
     "--images",
     type=click.Path(path_type=Path),
     default=None,
-    help="A folder (or zip) with a folder a class, or in TinyImageNet's layout. Default: scikit-learn's digits.",
+    help="A folder or zip file with one subfolder per class, or in TinyImageNet's layout. Default: scikit-learn's "
+    "digits.",
 )
 def new(study_file: Path, images: Path | None) -> None:
-    """Write a study file to begin with, for images of yours.
+    """Write a first study file for your images.
 
-    Looks at how many classes and images there are, and how large, and writes a file that `hpo run` takes as it is, with
-    the keys that matter and what they mean. A file that is there is left as it is.
+    Counts the classes and images, measures some of them, and writes a file that `hpo run` accepts as it is, with the
+    most important keys explained. Never overwrites a file.
     """
     from hpo.cli.new_study import write_study_file
 
     found = write_study_file(study_file, images)
-    click.echo(f"{study_file} written for {found}. Next: hpo run {shlex.quote(str(study_file))}", err=True)
+    click.echo(f"wrote {study_file} for {found}. Next: hpo run {shlex.quote(str(study_file))}", err=True)
 
 
 @click.command()
 def schema() -> None:
-    """Print the study file's JSON schema, for editors.
+    """Print the JSON schema of study files, for editors.
 
-    With the perturbations of packages that are installed here. In a study file, for editors with Taplo:
-    `#:schema study.schema.json` in its first line.
+    Includes the perturbations of installed packages. For editors that use Taplo, start the study file with the line
+    `#:schema study.schema.json`.
     """
     import json
 
@@ -71,9 +72,9 @@ def schema() -> None:
 @spec_arguments
 @storage_option
 def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
-    """Put a study into the database, for workers to take.
+    """Add a study to the database, for workers to run.
 
-    Saying it twice changes nothing; a change to what is already searched is refused.
+    Submitting the same study again changes nothing; submitting it with changes is refused.
     """
     from hpo.search.sql.storage import create_database, parse_url
     from hpo.search.sql.studies import submit as submit_study
@@ -81,9 +82,9 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 
     spec = load_spec(study_file, overrides)
     study, new = submit_study(create_database(parse_url(storage)), spec)
-    said = "submitted" if new else "was submitted before; nothing changed"
+    outcome = "submitted" if new else "was submitted before; nothing changed"
     click.echo(
-        f"study {study.name} {said}: budget {study.budget}. Start workers with: {launch_command(study.name)}",
+        f"study {study.name} {outcome}: budget {study.budget}. Start workers with: {launch_command(study.name)}",
         err=True,
     )
 
@@ -91,9 +92,10 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 @click.command()
 @storage_option
 def init(storage: str) -> None:
-    """Make the tables and views, where they are missing.
+    """Create missing tables and views in the database.
 
-    `hpo run` and `hpo submit` do so too. For a database that others fill, or that readers are given rights to.
+    `hpo run` and `hpo submit` do this too. Useful on its own when other users will submit the studies, or before
+    granting readers access.
     """
     from hpo.search.sql.storage import create_database, masked, parse_url
 
@@ -110,9 +112,9 @@ def init(storage: str) -> None:
     type=click.IntRange(min=1),
     envvar="HPO_THREADS",
     default=None,
-    help="CPU threads of this worker. Default: all cores.",
+    help="CPU threads for this worker. Default: all cores.",
 )
-@click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
+@click.option("--forever", is_flag=True, help="Wait for new studies instead of exiting.")
 @click.option(
     "--exit-code-when-stopped",
     metavar="CODE",
@@ -120,9 +122,9 @@ def init(storage: str) -> None:
     default=0,
     show_default=True,
     envvar="HPO_EXIT_CODE_WHEN_STOPPED",
-    help="For schedulers that start again what ended with another code than 0.",
+    help="Exit code after SIGTERM or Ctrl-C, for schedulers that restart only what exits with a code other than 0.",
 )
-@click.option("--supervised", is_flag=True, hidden=True, help="End when stdin does: `hpo launch` says this.")
+@click.option("--supervised", is_flag=True, hidden=True, help="End when stdin is closed; used by `hpo launch`.")
 def worker(
     studies: Sequence[str],
     storage: str,
@@ -131,10 +133,10 @@ def worker(
     exit_code_when_stopped: int,
     supervised: bool,
 ) -> None:
-    """Take trials of studies until their budgets are used.
+    """Run trials of studies until their budgets are used up.
 
-    Of all studies in the database, if none is named. SIGTERM or Ctrl-C: the running trial's slot is given back, to go
-    on from its last epoch elsewhere, and the worker ends within 10 seconds.
+    Of all studies in the database if none is named. On SIGTERM or Ctrl-C the worker releases its running trial, which
+    another worker can continue from its last epoch, and exits within 10 seconds.
     """
     from hpo.artifacts import open_artifacts
     from hpo.search.loading import load_objective
@@ -151,18 +153,18 @@ def worker(
         if supervised:
             stop_with_parent()
         engine = open_engine(parse_url(storage))
-        if not supervised:  # else `hpo launch` has looked
+        if not supervised:  # otherwise `hpo launch` has checked already
             check_network_drive(engine, click.echo)
         load = partial(load_objective, threads=threads, say=click.echo)
         work(engine, studies, load, name, click.echo, forever, open_artifacts())
     except Stopped:
         with contextlib.suppress(OSError):  # a log on a full disk
-            click.echo(f"worker {name} stopped; what it ran, if anything, was given back")
+            click.echo(f"worker {name} stopped; its trial, if any, was released")
         sys.exit(exit_code_when_stopped)
 
 
 def _threads_of_container() -> int | None:
-    """None where PyTorch's own choice is right: it does not know of a container's share of the cores."""
+    """The container's share of the cores, which PyTorch does not know; None if that is all of them."""
     from hpo.cores import cores, cores_of_machine
 
     return cores() if cores() < cores_of_machine() else None
@@ -172,12 +174,12 @@ def _threads_of_container() -> int | None:
 @studies_argument
 @storage_option
 @workers_option
-@click.option("--forever", is_flag=True, help="Wait for new studies instead of ending.")
+@click.option("--forever", is_flag=True, help="Wait for new studies instead of exiting.")
 def launch(studies: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
-    """Keep workers at work on submitted studies.
+    """Start workers here and keep them running.
 
-    Of all studies in the database, if none is named. Each worker has its share of the cores, or a GPU; one that dies
-    is started again. Ends when the budgets are used.
+    They run trials of the named studies, or of all studies in the database. Each worker gets its share of the cores,
+    or a GPU; a worker that dies is restarted. Ends when all budgets are used up.
     """
     from hpo.cli.run_here import launch as launch_workers
 

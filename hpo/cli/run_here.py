@@ -1,4 +1,4 @@
-"""Commands that work here: `hpo run`, from a study file to the best configurations, and `hpo launch`."""
+"""The commands that start workers on this machine: `hpo run` and `hpo launch`."""
 
 import os
 import shlex
@@ -42,11 +42,11 @@ LOOK_SECS = 2.0
 
 
 def run_study(spec: Spec, storage: str, workers: int | None) -> None:
-    """Submits a study, works on it with so many processes until its budget is used, prints the best configurations.
+    """Submits a study, runs it with this many worker processes until its budget is used up and prints the best trials.
 
-    workers: None for as many as this machine takes.
+    workers: None for as many as this machine has room for.
     """
-    check_workers(workers)  # before anything that takes long
+    check_workers(workers)  # before anything slow
     url = parse_url(storage)
     images = _prepare_images(spec) if isinstance(spec, ImageSpec) else None
     workers = _workers_for([(spec, images)], workers)
@@ -55,13 +55,15 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
     check_network_drive(engine, partial(click.echo, err=True))
     study, new = submit(engine, spec)
     if study.stopped:
-        raise StudyError(f"study '{study.name}' is stopped: {study.stopped}; first: hpo resume {study.name}")
+        raise StudyError(
+            f"study '{study.name}' is stopped: {study.stopped}; to continue it, first run: hpo resume {study.name}"
+        )
     heartbeats.reap(engine, study.study_id)
     if count(engine, study.study_id).finished < study.budget:
         logs = _logs() / spec.folder_name
-        does = "submitted" if new else "goes on"
+        outcome = "submitted" if new else "continues"
         counted = f"budget {study.budget}, {_counted(workers)}, logs in {logs}/"
-        click.echo(f"study {study.name} {does}: {counted}", err=True)
+        click.echo(f"study {study.name} {outcome}: {counted}", err=True)
         stop_on_signals()
         with _fleet(storage, ["--", spec.name], workers, logs) as fleet:
             progress.follow(engine, study, partial(tend, fleet))
@@ -76,10 +78,10 @@ def _prepare_images(spec: ImageSpec) -> int:
     with progress.StepProgress() as steps:
         images = load_images(spec.data, spec.model.input_size, spec.split_seed, steps)
     if images.skipped:
-        click.echo(f"{tables.counted(len(images.skipped), 'image')} left out: they cannot be decoded", err=True)
+        click.echo(f"{tables.counted(len(images.skipped), 'image')} skipped: cannot be decoded", err=True)
     if images.left_out:
         others = tables.counted(sum(images.left_out.values()), "file")
-        click.echo(f"{others} left out, of types that are not read: {by_suffix(images.left_out)}", err=True)
+        click.echo(f"{others} of unsupported types skipped: {by_suffix(images.left_out)}", err=True)
     if spec.model.weights != "none":
         from hpo.vision.classifier import build_network, read_weights
 
@@ -89,7 +91,10 @@ def _prepare_images(spec: ImageSpec) -> int:
 
 
 def launch(names: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
-    """Keeps so many workers at work on studies that were submitted, until their budgets are used; or on, forever."""
+    """Keeps this many workers running until the budgets of these studies (all, if none is named) are used up.
+
+    forever: then waits for new studies.
+    """
     check_workers(workers)
     engine = open_engine(parse_url(storage))
     studies = find_studies(engine, names, partial(click.echo, err=True))
@@ -107,38 +112,37 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
                 progress.follow(engine, studies[0], partial(tend, fleet))
             else:
                 _follow_all(engine, names, partial(tend, fleet), logs)
-    except InputError:  # workers refuse to look for a study that is not there
+    except InputError:  # from workers that did not find their study
         if deleted := _deleted(engine, studies if names else ()):
             verb = "was" if len(deleted) == 1 else "were"
             raise StudyError(f"{', '.join(deleted)} {verb} deleted while workers were running") from None
         raise
     for study in find_studies(engine, names):
-        _say_how_far(engine, study)
+        _report_progress(engine, study)
 
 
 def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], bool], logs: Path) -> None:
-    """Says what became of the trials of all studies that workers are at, and where to look if none runs, until
-    `working()` is false.
-    """
+    """Reports the trials of all studies as they end, and points to the logs if none runs, until not `working()`."""
     say = partial(click.echo, err=True)
     followed: dict[StudyKey, progress.EndedTrials] = {}
-    looked, said, ran_at = 0.0, False, time.monotonic()
+    looked_at, reported_idle, ran_at = 0.0, False, time.monotonic()
     while True:
-        still_working = working()  # before the look at the database, so that the last trials are not missed
-        if time.monotonic() - looked > LOOK_SECS or not still_working:
-            looked = time.monotonic()
+        still_working = working()  # asked before reading the database, so that the last trials are not missed
+        if time.monotonic() - looked_at > LOOK_SECS or not still_working:
+            looked_at = time.monotonic()
             found = outlast(partial(open_studies, engine, names), say)
             still_open = [study for study, _ in found]
             if not found or any(counts.running for _, counts in found):
-                ran_at, said = time.monotonic(), False
-            elif time.monotonic() - ran_at > progress.QUIET_SECS and not said:
-                said = True
-                say(f"no trial of {', '.join(study.name for study in still_open)} runs; the logs in {logs}/ say why")
+                ran_at, reported_idle = time.monotonic(), False
+            elif time.monotonic() - ran_at > progress.QUIET_SECS and not reported_idle:
+                reported_idle = True
+                open_names = ", ".join(study.name for study in still_open)
+                say(f"no trial of {open_names} is running; see the logs in {logs}/ for the reason")
             for study in still_open:
                 if study.key not in followed:
                     followed[study.key] = progress.EndedTrials(engine, study, say, f"{study.name}: ")
             for trials in followed.values():
-                trials.say_new()
+                trials.report_new()
             ended = [followed.pop(key).study for key in set(followed).difference(study.key for study in still_open)]
             for name in _deleted(engine, ended):
                 say(f"study {name} was deleted while workers were running")
@@ -148,7 +152,7 @@ def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], b
 
 
 def _deleted(engine: sa.Engine, studies: Sequence[Study]) -> list[str]:
-    """The names of those that are no longer in the database."""
+    """The names of those studies that are no longer in the database."""
     if not studies:
         return []
     present = {study.key for study in outlast(partial(find_studies, engine), partial(click.echo, err=True))}
@@ -161,7 +165,7 @@ def _logs() -> Path:
 
 @contextmanager
 def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path) -> Iterator[Fleet]:
-    """Supervised workers. A signal stops them, and what follows in the block is left out."""
+    """Supervised workers for the duration of the block. A signal stops them and ends the block."""
     command = [sys.executable, "-m", "hpo", "worker", "--supervised", *arguments]
     say = partial(click.echo, err=True)
     fleet = None
@@ -170,7 +174,7 @@ def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path) -> It
         fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, storage), say)
         yield fleet
     except Stopped:
-        click.echo("stopping: each worker gives its slot back", err=True)
+        click.echo("stopping: the workers release their trials", err=True)
     finally:
         if fleet is not None:
             stop_fleet(fleet)
@@ -183,18 +187,21 @@ def _bury(storage: str, worker: str, out_of_memory: bool) -> bool:
             return bury(engine, worker, out_of_memory)
         finally:
             engine.dispose()
-    except (StorageError, sa.exc.SQLAlchemyError):  # the database is away; its trial will be reaped
+    except (
+        StorageError,
+        sa.exc.SQLAlchemyError,
+    ):  # the database is unavailable; heartbeats will tell that the worker is gone
         return True
 
 
-def _workers_for(studies: Sequence[tuple[Spec, int | None]], asked: int | None) -> int:
-    """As many as asked for, else as memory allows; says so where it may not be enough. Raises InputError.
+def _workers_for(studies: Sequence[tuple[Spec, int | None]], requested: int | None) -> int:
+    """The number asked for, else as many as fit in memory; warns if memory may not suffice. Raises InputError.
 
-    studies: with how many images there are to train on, if that is known.
+    studies: each with its number of training images, if known.
     """
     on_images = [(spec, images) for spec, images in studies if isinstance(spec, ImageSpec)]
     needed = max((most_mib(spec, images) for spec, images in on_images), default=LEAST_MIB_A_WORKER)
-    workers = how_many_workers(asked, needed)
+    workers = how_many_workers(requested, needed)
     if not may_have_gpu():
         for spec, images in on_images:
             check_memory(spec, images, workers, partial(click.echo, err=True))
@@ -206,37 +213,37 @@ def _counted(workers: int) -> str:
 
 
 def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
-    """What was found, and whether the budget was used."""
+    """The best configurations, the progress of the study and what to do next."""
     study = outlast(partial(find_studies, engine, [study.name]), partial(click.echo, err=True))[0]
     results = best_trials(engine, study.name, SHOWN)
     if results:
         tables.print_best(tables.console(), engine, study, results)
     else:
         click.echo(f"study {study.name} has no complete trial yet", err=True)
-    _say_how_far(engine, study)
+    _report_progress(engine, study)
     if results:
         _print_next(study, storage)
 
 
-def _say_how_far(engine: sa.Engine, study: Study) -> None:
+def _report_progress(engine: sa.Engine, study: Study) -> None:
     finished = count(engine, study.study_id).finished
     if study.stopped and finished < study.budget:
-        how = f"is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on"
+        outcome = f"is stopped: {study.stopped}; `hpo resume {study.name}` continues it"
     elif finished < study.budget:
-        how = f"has {finished} of {study.budget} trials finished; the same command goes on"
+        outcome = f"has {finished} of {study.budget} trials finished; run the same command again to continue"
     else:
-        how = f"is done: {'its trial is' if study.budget == 1 else f'all {study.budget} trials are'} finished"
-    click.echo(f"study {study.name} {how}", err=True)
+        outcome = f"is done: {'its trial is' if study.budget == 1 else f'all {study.budget} trials are'} finished"
+    click.echo(f"study {study.name} {outcome}", err=True)
 
 
 def _path_of_hpo() -> str:
-    """Below the current folder as a relative path, elsewhere as an absolute one."""
+    """Relative if it is below the current folder, else absolute."""
     path = Path(sys.executable).parent / "hpo"
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _print_next(study: Study, storage: str) -> None:
-    """What to type now; the storage is repeated where it is neither the default nor in the environment."""
+    """Suggests commands, with --storage if the storage is neither the default nor set in the environment."""
     program = "hpo" if shutil.which("hpo") else _path_of_hpo()
     name = shlex.quote(study.name)
     given = storage != DEFAULT_STORAGE and os.environ.get("HPO_STORAGE") != storage
@@ -244,10 +251,10 @@ def _print_next(study: Study, storage: str) -> None:
     where = f" --storage {'…' if secret else shlex.quote(storage)}" if given else ""
     click.echo("\nNext:", err=True)
     suggestions = {
-        f"{program} top {name} -n 10{where}": "more of them; --json for programs",
-        f"{program} best {name} --toml{where}": "the best as a study file that `hpo run` takes",
-        f"{program} dashboard{where}": "a web page, with pictures of what the best makes of perturbed images",
+        f"{program} top {name} -n 10{where}": "more of the best configurations; --json for programs",
+        f"{program} best {name} --toml{where}": "the best one as a study file, for `hpo run`",
+        f"{program} dashboard{where}": "optuna-dashboard, with predictions of good trials on perturbed images",
     }
     width = max(map(len, suggestions))
-    for command, does in suggestions.items():
-        click.echo(f"  {command:<{width}}   {does}", err=True)
+    for command, purpose in suggestions.items():
+        click.echo(f"  {command:<{width}}   {purpose}", err=True)

@@ -1,4 +1,4 @@
-"""Numbers, tables and the lines around them, as the terminal shows them."""
+"""Tables for the terminal, the lines around them, and how numbers are formatted."""
 
 import math
 import sys
@@ -24,7 +24,7 @@ FEW_IMAGES = 5
 
 
 def console(stderr: bool = False) -> Console:
-    """A log or a pipe has no width: tables are not cut there."""
+    """The terminal; or a log or pipe, which has no width of its own, with room for whole tables."""
     stream = sys.stderr if stderr else sys.stdout
     return Console(
         stderr=stderr, highlight=False, markup=False, width=None if stream.isatty() else WIDTH_WITHOUT_TERMINAL
@@ -32,17 +32,17 @@ def console(stderr: bool = False) -> Console:
 
 
 def percent(fraction: float | None) -> str:
-    """`55.4 %`, or a dash where nothing was measured."""
+    """`55.4 %`, or a dash if there is no measurement."""
     return "–" if fraction is None else f"{100 * fraction:.1f} %"  # noqa: RUF001
 
 
 def shown_score(score: float | None) -> str:
-    """Four digits, or a dash where there is none."""
+    """Four decimals, or a dash if there is no score."""
     return "–" if score is None else f"{score:.4f}"  # noqa: RUF001
 
 
 def shown(value: Any) -> str:
-    """A parameter's value, short."""
+    """A parameter's value, abbreviated."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
@@ -82,8 +82,8 @@ def results_table(study: Study, results: Sequence[TrialResult], baseline: TrialR
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
     table = _table(title)
-    mark = [""] if constrained else []
-    for heading in ("trial", *mark, "score", *parts, *params):
+    mark_heading = [""] if constrained else []
+    for heading in ("trial", *mark_heading, "score", *parts, *params):
         short = heading.replace("augmentation", "augment.").replace("_", "\n").replace("-", "\n")
         table.add_column(short, justify="right", overflow="fold")
     for row in results:
@@ -113,30 +113,36 @@ def _cells(
     ]
 
 
-def print_best(out: Console, engine: sa.Engine, study: Study, results: Sequence[TrialResult], chosen: str = "") -> None:
-    """These configurations, how the first compares with the baseline, and on how many images that was measured."""
+def print_best(
+    out: Console, engine: sa.Engine, study: Study, results: Sequence[TrialResult], selection: str = ""
+) -> None:
+    """Prints these configurations, how precise their accuracies are, and how the first compares with the baseline.
+
+    selection: how they were selected, for the title. results: at least one.
+    """
     baseline = queries.baseline_trial(engine, study.name)
     best = results[0]
-    title = f"Best configurations of {study.name}{f', {chosen}' if chosen else ''}"
+    title = f"Best configurations of {study.name}{f', {selection}' if selection else ''}"
     out.print(results_table(study, results, baseline, title))
     if best.images and best.parts:
         width = max(half_width(accuracy, best.images) for accuracy in best.parts.values())
         out.print(
             f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials; "
             f"each trial was trained once (seed {study.spec.seed}). "
-            f"So many images tell an accuracy to ± {100 * width:.1f} points (95 %)."
+            f"With this many images an accuracy is known to ± {100 * width:.1f} points (95 % confidence)."
         )
     for line in explain_feasibility(study, best.images):
         out.print(line)
-    if best.baseline and not chosen:
+    if best.baseline and not selection:
         out.print(f"{nothing_beats_baseline(study)}.")
     if baseline and baseline.number != best.number and best.parts:
         out.print(_comparison(study, best, baseline))
 
 
 def half_width(accuracy: float, images: int) -> float:
-    """Of the 95 % interval of an accuracy that was measured on so many images: Wilson's, which is not 0 where all were
-    right.
+    """Half the width of the 95 % confidence interval of an accuracy measured on this many images.
+
+    Wilson's interval, whose width is not 0 when all images were classified correctly.
     """
     z = 1.96
     return z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
@@ -147,27 +153,27 @@ def _max_clean_drop(study: Study) -> float | None:
 
 
 def explain_feasibility(study: Study, images: int | None) -> list[str]:
-    """What max_clean_drop allows, if the study has one."""
-    most = _max_clean_drop(study)
-    if most is None:
+    """If the study has a max_clean_drop: the legend of the marks, and a warning if it is hardly measurable."""
+    limit = _max_clean_drop(study)
+    if limit is None:
         return []
-    points = "1 point" if most == 0.01 else f"{100 * most:g} points"
+    points = "1 point" if limit == 0.01 else f"{100 * limit:g} points"
     legend = f"✓ feasible: at most {points} of clean accuracy below the baseline (max_clean_drop); ✗ infeasible."
     return [legend, *warn_of_few_images(study, images)]
 
 
 def warn_of_few_images(study: Study, images: int | None) -> list[str]:
-    """A warning if what max_clean_drop allows is but a few of so many tuning images."""
-    most = _max_clean_drop(study)
-    if most is None or not images or most * images >= FEW_IMAGES:
+    """A warning if max_clean_drop amounts to only a few tuning images."""
+    limit = _max_clean_drop(study)
+    if limit is None or not images or limit * images >= FEW_IMAGES:
         return []
-    allowed = f"max_clean_drop = {most:g} is {most * images:.2g} of {counted(images, 'tuning image')}"
-    advice = "allow more, or have more tuning images (data.validation_fraction)"
-    return [f"Warning: {allowed}: one more or less decides what is feasible; {advice}."]
+    allowed = f"max_clean_drop = {limit:g} is {limit * images:.2g} of {counted(images, 'tuning image')}"
+    advice = "raise it, or use more tuning images (data.validation_fraction)"
+    return [f"Warning: {allowed}: a single image can decide whether a trial is feasible; {advice}."]
 
 
 def nothing_beats_baseline(study: Study) -> str:
-    """What to say when the best trial is the baseline."""
+    """The statement, without a full stop, for when the best trial is the baseline."""
     return f"No {'feasible ' if study.spec.is_constrained else ''}trial beats the baseline"
 
 
@@ -175,7 +181,7 @@ def _comparison(study: Study, best: TrialResult, baseline: TrialResult) -> str:
     gains = {name: best.parts[name] - baseline.parts[name] for name in best.parts if name in baseline.parts}
     in_points = study.spec.shows_percent
     listed = [f"{name} {100 * gain:+.1f}" if in_points else f"{name} {gain:+.4g}" for name, gain in gains.items()]
-    return f"Trial {best.number} against the baseline{', in points' if in_points else ''}: {', '.join(listed)}."
+    return f"Trial {best.number} compared with the baseline{', in percentage points' if in_points else ''}: {', '.join(listed)}."
 
 
 def history_table(study: Study, results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:
@@ -191,7 +197,7 @@ def history_table(study: Study, results: Sequence[TrialResult], began: datetime 
 
 
 def importances_table(shares: Mapping[str, float], title: str) -> Table:
-    """Parameters and their shares, with a bar for each."""
+    """A row per parameter, with its share as a number and as a bar."""
     table = _table(title)
     table.add_column("parameter")
     table.add_column("importance", justify="right")
@@ -215,13 +221,13 @@ def duration(secs: float | None) -> str:
 
 
 def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
-    """A row a study; below, what runs, why studies are stopped and what failed."""
+    """A row per study; below it running trials, failures and whatever else needs attention."""
     running = [(record, trial) for record in records for trial in record.running]
     parts: list[RenderableType] = [_studies_table(records)]
     if running:
         parts.append(_running_table(running[:RUNNING_SHOWN]))
     if len(running) > RUNNING_SHOWN:
-        parts.append(Text(f"… and {len(running) - RUNNING_SHOWN} more; --json has all"))
+        parts.append(Text(f"… and {len(running) - RUNNING_SHOWN} more; --json lists them all"))
     for record in records:
         name = record.study.name
         parts += [Text(f"{name}: {line}") for line in troubles_of(record.running)]
@@ -232,18 +238,18 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
             parts.append(Text(f"{name}: {split_line(record.split)}"))
             parts += [Text(f"{name}: {line}") for line in warn_of_few_images(record.study, record.split.tuning)]
         if number := record.interrupted:
-            slots = "was interrupted; its slot was" if number == 1 else "were interrupted; their slots were"
-            parts.append(Text(f"{name}: {counted(number, 'trial')} {slots} given out again"))
+            verb = "was" if number == 1 else "were"
+            parts.append(Text(f"{name}: {counted(number, 'trial')} {verb} interrupted and requeued"))
         if number := record.counts.paused:
-            go_on = "is paused, and goes on if it comes" if number == 1 else "are paused, and go on if they come"
-            parts.append(Text(f"{name}: {counted(number, 'trial')} {go_on} to be the best"))
+            verb = "is" if number == 1 else "are"
+            parts.append(Text(f"{name}: {counted(number, 'trial')} {verb} paused, and resumed if promoted"))
         if record.study.stopped:
-            parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` lets it go on"))
+            parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` continues it"))
     return Group(*parts)
 
 
 def split_line(split: Split) -> str:
-    """How many images there are, for what."""
+    """How many images are used for what."""
     images = f"{split.train:,} training, {split.tuning:,} tuning and {counted(split.test, 'test image')}"
     return f"{images} of {counted(split.classes, 'class')}"
 
@@ -251,8 +257,8 @@ def split_line(split: Split) -> str:
 def _studies_table(records: Sequence[StudyStatus]) -> Table:
     table = _table()
     table.add_column("study", overflow="fold")
-    counted = ("finished", "complete", "pruned", "failed", "running")  # the others wait: 80 columns are not many
-    for heading in (*counted, "best", "an\nhour", "left"):
+    counted = ("finished", "complete", "pruned", "failed", "running")  # waiting ones are left out: 80 columns are few
+    for heading in (*counted, "best", "trials\n/hour", "time\nleft"):
         table.add_column(heading, justify="right")
     for record in records:
         counts = record.counts
@@ -271,7 +277,7 @@ def _studies_table(records: Sequence[StudyStatus]) -> Table:
 
 def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table:
     table = _table()
-    for heading in ("study", "trial", "worker", "step", "for", "heartbeat"):
+    for heading in ("study", "trial", "worker", "step", "running\nfor", "heartbeat"):
         table.add_column(heading, justify="left" if heading in ("study", "worker") else "right", overflow="fold")
     for record, trial in running:
         beat = trial.secs_since_heartbeat

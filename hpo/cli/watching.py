@@ -1,4 +1,4 @@
-"""`hpo status` and `hpo watch`: looks at studies, once or again and again."""
+"""`hpo status` and `hpo watch`: the status of studies, once or live."""
 
 import contextlib
 import time
@@ -17,17 +17,17 @@ from hpo.search.sql.studies import find_studies
 from hpo.stopping import Stopped, stop_on_signals
 
 
-def look(engine: sa.Engine, names: Sequence[str], tidy: bool = True) -> list[StudyStatus]:
-    """The named studies, or all; first gives back what dead workers had."""
+def look(engine: sa.Engine, names: Sequence[str], reap: bool = True) -> list[StudyStatus]:
+    """The status of the named studies, or of all. reap: first requeue the trials of dead workers."""
     found = find_studies(engine, names)
     for study in found:
-        if tidy:
+        if reap:
             reap_if_allowed(engine, study.study_id)
     return [status(engine, study) for study in found]
 
 
 def watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
-    """Shows the same every `interval` seconds until all budgets are used, or Ctrl-C is pressed."""
+    """Shows the status every `interval` seconds until all budgets are used up or Ctrl-C is pressed."""
     stop_on_signals()
     with contextlib.suppress(Stopped):
         _watch(engine, names, interval)
@@ -36,14 +36,14 @@ def watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
 def _watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
     out = tables.console()
     say = partial(click.echo, err=True)
-    tidied = 0.0
+    reaped_at = 0.0
     shown = None
     with Live(console=out, auto_refresh=False, screen=False, vertical_overflow="ellipsis") as live:
         while True:
-            due = time.monotonic() - tidied > HEARTBEAT_INTERVAL_SECS
+            due = time.monotonic() - reaped_at > HEARTBEAT_INTERVAL_SECS
             records = outlast(partial(look, engine, names, due), say)
-            tidied = time.monotonic() if due else tidied
-            records.sort(key=lambda record: record.is_done)  # what goes on first: a terminal is not endless
+            reaped_at = time.monotonic() if due else reaped_at
+            records.sort(key=lambda record: record.is_done)  # a terminal may be too short for all
             if out.is_terminal:
                 live.update(tables.status_view(records, tracebacks=False), refresh=True)
             elif (counts := [record.counts for record in records]) != shown:

@@ -1,1 +1,1 @@
-"""`hpo dashboard`: what the page shows and changes, who may see it, how it is served. May import search and doors."""
+"""`hpo dashboard`: what the page shows and changes, access control, and the server. May import search and doors."""

@@ -1,4 +1,4 @@
-"""`hpo dashboard`: optuna-dashboard on this storage, behind a guard that decides who may see and change what."""
+"""The application behind `hpo dashboard`: optuna-dashboard on a storage and artifact store of our own."""
 
 import io
 import json
@@ -21,7 +21,7 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def build_app(storage: RDBStorage, artifacts: Artifacts) -> WsgiApp:
-    """The WSGI application, without a guard. Its pages are optuna-dashboard's own."""
+    """The WSGI application, without access control (hpo.web.guard). The pages are optuna-dashboard's own."""
     with warnings.catch_warnings(action="ignore"):
         import optuna_dashboard
         from optuna_dashboard._importance import param_importance_cache
@@ -29,33 +29,33 @@ def build_app(storage: RDBStorage, artifacts: Artifacts) -> WsgiApp:
         watched = DashboardStorage(storage, artifacts)
         app = optuna_dashboard.wsgi(watched, artifact_store=_ArtifactStore(artifacts))
 
-    def forget_what_was_computed() -> None:
+    def clear_caches() -> None:
         app._inmemory_cache.clear()
         param_importance_cache.clear()
 
-    def read() -> None:
-        """First the trials, since the plot and the notes are made of what was read last."""
+    def read_trials() -> None:
+        """Runs before each request: the plot and the notes are drawn from the trials that were read last."""
         if request.method == "GET" and (found := ONE_STUDY.fullmatch(request.path)):
             seen = watched.get_all_trials(int(found[1]))
             after = request.query.get("after", "0")
             if after.isdecimal() and seen and not _may_be_known(seen, int(after)):
-                reason = "this study was deleted and another has its number now: load the page again"
+                reason = "this study was deleted and another study now has its number; reload the page"
                 raise HTTPResponse(json.dumps({"reason": reason}), 409, {"Content-Type": "application/json"})
 
-    watched.when_replaced = forget_what_was_computed
+    watched.when_replaced = clear_caches
     add_routes(app, watched, storage.engine, artifacts, watched.forget)
-    app.add_hook("before_request", read)
+    app.add_hook("before_request", read_trials)
     wsgi: WsgiApp = app
     return wsgi
 
 
 def _may_be_known(seen: Sequence[FrozenTrial], first: int) -> bool:
-    """Whether a browser may have read so many trials that do not change any more: it asks for those after them."""
+    """Whether a browser may already have read this many finished trials: it requests only those after them."""
     return first <= len(seen) and all(trial.state.is_finished() for trial in seen[:first])
 
 
 class _ArtifactStore:
-    """hpo's artifact store as optuna-dashboard reads it: bucket prefixes and all."""
+    """hpo's artifact store, including bucket prefixes, with the interface that optuna-dashboard expects."""
 
     def __init__(self, artifacts: Artifacts) -> None:
         self._artifacts = artifacts

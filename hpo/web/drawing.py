@@ -15,7 +15,7 @@ from hpo.search.study_files import is_elsewhere, location_in_full
 from hpo.trial_result import CLEAN
 
 MAX_POINTS = 2000
-"""The best ones: every browser that looks at the study loads them again and again."""
+"""Only the best trials are plotted, since every open browser reloads the plot again and again."""
 
 
 PARTS = "hpo:parts"
@@ -120,13 +120,13 @@ def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
 
 
 def elsewhere_note(kept: str | None, artifacts: Artifacts | None) -> str:
-    """Markdown that says where pictures are, if that is not where this page looks; else nothing."""
+    """Markdown that says where the figures are, if this dashboard reads another artifact store; else empty."""
     if artifacts is None or not is_elsewhere(kept, artifacts):
         return ""
     here = location_in_full(artifacts.location)
     return (
-        f"**The workers of this study keep its pictures in `{kept}`; this page looks in `{here}`.** "
-        f"If they are missing here, start `hpo dashboard` with `HPO_ARTIFACTS={kept}`.\n\n"
+        f"**The workers of this study store its figures in `{kept}`; this dashboard reads `{here}`.** "
+        f"If figures are missing, start `hpo dashboard` with `HPO_ARTIFACTS={kept}`.\n\n"
     )
 
 

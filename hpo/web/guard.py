@@ -1,7 +1,7 @@
-"""Who may see a web page, and who may change something through it: WSGI middleware without state.
+"""Access control for the dashboard, as stateless WSGI middleware.
 
-A password opens everything, compared in constant time. Whatever the browser is told by another site to send changes
-nothing, and a name that another site made point here (DNS rebinding) is not answered.
+A password, compared in constant time, gives full access. Requests that another site makes a browser send cannot
+change anything (CSRF), and host names that another site points here are refused (DNS rebinding).
 """
 
 import base64
@@ -18,7 +18,7 @@ WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 READING = ("GET", "HEAD")
 HEADERS = [
-    ("X-Frame-Options", "DENY"),  # a page around ours could make people click
+    ("X-Frame-Options", "DENY"),  # against clickjacking
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
     ("Cross-Origin-Resource-Policy", "same-origin"),
@@ -27,7 +27,7 @@ HEADERS = [
 
 @dataclass(frozen=True)
 class Guard:
-    """password: None admits everybody, by a loopback name only; read_only: nobody changes anything."""
+    """password: without one (None), only requests to loopback names are answered; read_only: refuse all changes."""
 
     app: WsgiApp
     password: str | None
@@ -40,11 +40,11 @@ class Guard:
         return self.app(environ, lambda status, headers, *rest: start_response(status, _safe(headers), *rest))
 
     def _refusal(self, environ: dict[str, Any]) -> tuple[str, str] | None:
-        """(status, text) if the request is not answered."""
+        """(status, text) if the request is refused."""
         if self.password is None and not is_loopback(_host_name(environ)):
             return "403 Forbidden", (
-                "without a password this page answers to localhost and loopback addresses such as 127.0.0.1 only; "
-                "for other names, such as a proxy's, set HPO_DASHBOARD_PASSWORD"
+                "without a password this page is only served on localhost and loopback addresses such as 127.0.0.1; "
+                "to use another name, such as a proxy's, set HPO_DASHBOARD_PASSWORD"
             )
         if self.password is not None and not _knows(self.password, environ.get("HTTP_AUTHORIZATION", "")):
             return "401 Unauthorized", "a password is needed; any user name will do"
@@ -54,16 +54,16 @@ class Guard:
             return "403 Forbidden", "this dashboard is read-only"
         if _is_from_elsewhere(environ):
             return "403 Forbidden", (
-                "requests from other sites change nothing here; if this is your own proxy, let it pass on the name "
-                "that the browser asked for (nginx: proxy_set_header Host $http_host;)"
+                "requests from other sites cannot change anything here; if this is your own proxy, let it forward the "
+                "host name of the request (nginx: proxy_set_header Host $http_host;)"
             )
         return None
 
 
 def _knows(password: str, authorization: str) -> bool:
-    """`Basic` with any user name, or `Bearer`. Digests are compared, so that time tells nothing, not even a length."""
+    """`Basic` with any user name, or `Bearer`. Compares digests, so that timing does not even reveal the length."""
     scheme, _, credentials = authorization.partition(" ")
-    given = credentials.strip().encode("latin-1", "replace")  # as WSGI passes bytes on
+    given = credentials.strip().encode("latin-1", "replace")  # how WSGI represents bytes
     if scheme.lower() == "basic":
         try:
             given = base64.b64decode(given, validate=True).partition(b":")[2]
@@ -71,7 +71,7 @@ def _knows(password: str, authorization: str) -> bool:
             return False
     elif scheme.lower() != "bearer":
         return False
-    spellings = (password.encode("utf-8"), password.encode("latin-1", "replace"))  # clients send either
+    spellings = (password.encode("utf-8"), password.encode("latin-1", "replace"))  # clients use either encoding
     digest = hashlib.sha256(given).digest()
     equal = [hmac.compare_digest(digest, hashlib.sha256(spelling).digest()) for spelling in spellings]
     return any(equal)
@@ -85,11 +85,11 @@ def _host_name(environ: dict[str, Any]) -> str:
 
 
 def _is_from_elsewhere(environ: dict[str, Any]) -> bool:
-    """Browsers say where a request comes from; programs such as curl do not, and are sent by nobody else.
+    """Whether another site made a browser send this request.
 
-    What a browser says of itself (Sec-Fetch-Site, which no page can set) holds behind a proxy too. Browsers leave it
-    out where there is no TLS: then the origin must be the name that was asked for, as the proxy passes it on.
-    X-Forwarded-Host does not count, since anybody may send it.
+    Browsers state where a request comes from; programs such as curl do not, and no site can make them send one.
+    Sec-Fetch-Site, which pages cannot set, is reliable behind a proxy too. Browsers omit it without TLS: then the
+    origin must match the Host header, as forwarded by the proxy. X-Forwarded-Host is ignored, since anyone can set it.
     """
     site = environ.get("HTTP_SEC_FETCH_SITE")
     if site is not None:
@@ -99,7 +99,7 @@ def _is_from_elsewhere(environ: dict[str, Any]) -> bool:
 
 
 def _is_same_place(origin: str, host: str) -> bool:
-    """Whether an origin is this Host, which leaves out the scheme, and may leave out or spell out its usual port."""
+    """Whether an origin matches a Host header, which has no scheme and may include or omit the default port."""
     try:
         asked = urlsplit(origin)
         usual = {"http": 80, "https": 443}.get(asked.scheme)
@@ -119,12 +119,12 @@ def _refuse(refusal: tuple[str, str], start_response: Callable[..., Any]) -> Ite
 
 
 def _safe(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """optuna-dashboard lets every site read its artifacts; ours does not."""
+    """Removes optuna-dashboard's permission for all sites to read artifacts, and adds our headers."""
     return [header for header in headers if header[0].lower() != "access-control-allow-origin"] + HEADERS
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server that is bound to this address, with brackets or without."""
+    """Whether this address, with or without brackets, can be reached from this machine only."""
     try:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]")).is_loopback
     except ValueError:

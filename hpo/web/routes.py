@@ -1,5 +1,7 @@
-"""What the page asks for and optuna-dashboard 0.21 does not answer as it should: deleting and renaming a study, which
-it does trial by trial, with a copy that lacks what it does not know; and answers without a body.
+"""Replacements for requests that optuna-dashboard 0.21 handles badly.
+
+It deletes and renames studies trial by trial, its renamed copy lacks what only hpo knows about, and its pages take
+responses without a body for failures.
 """
 
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from hpo.search.study_files import copy_folder, is_elsewhere, remove_folder, rem
 from hpo.study_file.spec import Spec
 
 PATIENCE_SECS = 20.0
-"""How long somebody at the page waits while workers have the database locked."""
+"""How long a request waits while workers have the database locked."""
 
 NOT_FOUND = "study_id={} is not found"
 
@@ -30,7 +32,7 @@ View = Callable[..., dict[str, Any]]
 def add_routes(
     app: Bottle, storage: BaseStorage, engine: sa.Engine, artifacts: Artifacts, forget: Callable[[int], None]
 ) -> None:
-    """In place of optuna-dashboard's own. forget: is told of which study nothing that is remembered holds any more."""
+    """Replaces optuna-dashboard's own routes. forget: called with the id of each study that was deleted or renamed."""
 
     def delete_study(study_id: int) -> dict[str, Any]:
         files_too = _sent().get("remove_associated_artifacts", True)
@@ -39,7 +41,7 @@ def add_routes(
         if kept is None:
             return _refused(404, NOT_FOUND.format(study_id))
         if files_too:
-            _tidy(f"study {kept.study} is deleted", remove_left, artifacts, kept)
+            _tidy(f"study {kept.study} was deleted", remove_left, artifacts, kept)
         return {}
 
     def rename_study(study_id: int) -> dict[str, Any]:
@@ -48,13 +50,15 @@ def add_routes(
 
         name = _sent().get("study_name")
         if not isinstance(name, str) or not name:
-            raise StudyError("study_name: a study needs a name")
+            raise StudyError("study_name: must not be empty")
         kept = outlast(partial(rename, engine, study_id, name, partial(_copy, artifacts)), _say, PATIENCE_SECS)
         forget(study_id)
         if kept is None:
             return _refused(404, NOT_FOUND.format(study_id))
-        if kept.folder is not None and kept.folder.casefold() != folder_of(name).casefold():  # some disks know no case
-            _tidy(f"study {kept.study} is now {name}", remove_folder, artifacts, kept)
+        if (
+            kept.folder is not None and kept.folder.casefold() != folder_of(name).casefold()
+        ):  # some file systems ignore case
+            _tidy(f"study {kept.study} was renamed to {name}", remove_folder, artifacts, kept)
         response.status = 201
         return dict(serialize_frozen_study(get_study(storage, study_id)))
 
@@ -64,34 +68,34 @@ def add_routes(
 
 
 def _sent() -> dict[str, Any]:
-    """The request's JSON; nothing if it has none. Bottle refuses what is none with 400."""
+    """The request's JSON object, or an empty one. Bottle answers invalid JSON with 400."""
     return document if isinstance(document := request.json, dict) else {}
 
 
 def _copy(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
-    """Copies what workers will look for under the new name. Raises StudyError if it is needed and not in reach."""
+    """Copies the files that workers need under the new name. Raises StudyError if they cannot be reached from here."""
     if not is_elsewhere(kept.location, artifacts):
         copy_folder(artifacts, kept, renamed)
     elif kept.numbers or renamed.waits_for_baseline:
         raise StudyError(
-            f"study '{kept.study}' has checkpoints in {kept.location}, which are kept by its name, and this dashboard "
-            f"works on {artifacts.location}; start it with HPO_ARTIFACTS={kept.location}"
+            f"study '{kept.study}' has checkpoints under its name in {kept.location}, but this dashboard uses "
+            f"{artifacts.location}; start it with HPO_ARTIFACTS={kept.location}"
         )
 
 
 def _tidy(done: str, remove: Callable[[Artifacts, Kept], None], artifacts: Artifacts, kept: Kept) -> None:
-    """Files that are left over harm nobody, so that they fail no request."""
+    """Removes files. Leftover files do no harm, so a failure is only reported."""
     if is_elsewhere(kept.location, artifacts):
-        _say(f"{done}; its files in {kept.location} are left: HPO_ARTIFACTS is {artifacts.location} here")
+        _say(f"{done}; its files in {kept.location} were kept: this dashboard has HPO_ARTIFACTS={artifacts.location}")
         return
     try:
         remove(artifacts, kept)
     except OSError as error:
-        _say(f"{done}; not all of its files in {artifacts.location} could be removed: {error.strerror or error}")
+        _say(f"{done}; some of its files in {artifacts.location} could not be removed: {error.strerror or error}")
 
 
 def _explained(view: View) -> View:
-    """With the reason in the answer, and here too, since the page says only that it failed."""
+    """Reports errors in the response, and on stderr too, since the page only shows that a request failed."""
 
     @wraps(view)
     def answer(**parts: Any) -> dict[str, Any]:
@@ -116,7 +120,7 @@ def _refused(status: int, reason: str) -> dict[str, Any]:
 
 
 def _answer_with_a_body() -> None:
-    """The page reads JSON from every answer, and takes a 204, which has none, for a failure."""
+    """The page expects JSON in every response and takes a 204, which has no body, for a failure."""
     if response.status_code == 204:
         response.status = 200
 

@@ -1,4 +1,4 @@
-"""Serves the dashboard: cheroot, a production WSGI server in this process; TLS if there is a certificate."""
+"""Serves the dashboard with cheroot, a production WSGI server, in this process; with TLS if given a certificate."""
 
 import os
 import re
@@ -24,12 +24,12 @@ PASSWORD_VARIABLE = "HPO_DASHBOARD_PASSWORD"  # noqa: S105 (the variable's name)
 EXAMPLE_PASSWORD = "change-me"  # noqa: S105 (of .env.example, which is refused)
 FEWEST_CHARACTERS = 8
 THREADS = 10
-MOST_NAMES = 5
+NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen, and with which certificate and key (paths; both or none)."""
+    """Where to listen, and the paths of the certificate and its key (both or neither)."""
 
     host: str
     port: int
@@ -38,16 +38,16 @@ class Address:
 
 
 def serve(storage: str, address: Address, password_file: str | None, read_only: bool) -> None:
-    """Serves until a signal. Raises InputError for anything but loopback without a password."""
+    """Serves until a signal arrives. Raises InputError for an address other than loopback without a password."""
     url = parse_url(storage)
     password = read_password(password_file)
     if password is None and not is_loopback(address.host):
         could = "see everything" if read_only else "see and change everything"
         raise InputError(
             f"--host {address.host}: other machines could {could}; set {PASSWORD_VARIABLE} or give "
-            "--password-file, or leave the host at 127.0.0.1"
+            "--password-file, or keep the default host, 127.0.0.1"
         )
-    open_engine(url).dispose()  # says what is wrong with the storage, and brings the views up to date
+    open_engine(url).dispose()  # reports problems with the storage and updates the views
     rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
     artifacts = open_artifacts()
     listen_on = address.host.removeprefix("[").removesuffix("]")
@@ -56,8 +56,8 @@ def serve(storage: str, address: Address, password_file: str | None, read_only: 
     if address.certificate is not None:
         server.ssl_adapter = _tls(address)
     _listen(server, address)
-    _say(server, address, password, read_only)
-    _say_where_pictures_are(rdb, artifacts)
+    _announce(server, address, password, read_only)
+    _warn_of_figures_elsewhere(rdb, artifacts)
     stop_on_signals()
     try:
         server.serve()
@@ -68,7 +68,7 @@ def serve(storage: str, address: Address, password_file: str | None, read_only: 
 
 
 def read_password(file: str | None) -> str | None:
-    """From the file if there is one, else from the environment; None if neither has one. Raises InputError."""
+    """From the file if one is given, else from the environment; None if neither is set. Raises InputError."""
     source = f"--password-file {file}" if file else PASSWORD_VARIABLE
     if file is not None:
         try:
@@ -80,7 +80,7 @@ def read_password(file: str | None) -> str | None:
     else:
         return None
     if password == EXAMPLE_PASSWORD:
-        raise InputError(f"{source}: '{EXAMPLE_PASSWORD}' is the example's password; choose another")
+        raise InputError(f"{source}: '{EXAMPLE_PASSWORD}' is the example's password; choose your own")
     if len(password.strip()) < FEWEST_CHARACTERS:
         raise InputError(f"{source}: a password needs at least {FEWEST_CHARACTERS} characters")
     return password
@@ -102,29 +102,29 @@ def _listen(server: Server, address: Address) -> None:
         raise InputError(f"--port {address.port}: cannot listen on {address.host}: {reason}; choose another") from None
 
 
-def _say(server: Server, address: Address, password: str | None, read_only: bool) -> None:
+def _announce(server: Server, address: Address, password: str | None, read_only: bool) -> None:
     scheme = "https" if address.certificate else "http"
     host = f"[{address.host}]" if ":" in address.host and "[" not in address.host else address.host
-    may = "read-only" if read_only else "whoever sees it may change studies (--read-only refuses that)"
-    who = "a password is needed, any user name will do" if password else "no password"
+    may = "read-only" if read_only else "with access comes the right to change studies (see --read-only)"
+    who = "password required, with any user name" if password else "no password required"
     click.echo(
-        f"dashboard on {scheme}://{host}:{server.bind_addr[1]}/dashboard: {who}; {may}. Ctrl-C ends it", err=True
+        f"dashboard on {scheme}://{host}:{server.bind_addr[1]}/dashboard: {who}; {may}. Press Ctrl-C to stop", err=True
     )
     if not address.certificate and not is_loopback(address.host):
         click.echo(
             "warning: without TLS the password and all pages can be read on the network; give --tls-certificate and "
-            "--tls-key, or put a proxy with TLS in front",
+            "--tls-key, or use a proxy with TLS",
             err=True,
         )
 
 
-def _say_where_pictures_are(storage: RDBStorage, artifacts: Artifacts) -> None:
-    """Of studies whose workers keep them elsewhere."""
+def _warn_of_figures_elsewhere(storage: RDBStorage, artifacts: Artifacts) -> None:
+    """Warns of studies whose workers use another artifact store."""
     for location, names in locations(storage.engine).items():
         if is_elsewhere(location, artifacts):
-            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
             click.echo(
-                f"warning: pictures of {', '.join(names[:MOST_NAMES])}{more} are in {location}, and this page looks in "
-                f"{location_in_full(artifacts.location)}: start it with HPO_ARTIFACTS={location}",
+                f"warning: figures of {', '.join(names[:NAMES_SHOWN])}{more} are in {location}, but this dashboard "
+                f"reads {location_in_full(artifacts.location)}: start it with HPO_ARTIFACTS={location}",
                 err=True,
             )

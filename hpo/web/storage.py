@@ -1,5 +1,6 @@
-"""The storage that optuna-dashboard reads in `hpo dashboard`: trials in bulk, constraints where it looks for them, and
-what is drawn when it is looked at, so that nothing of it is ever stale.
+"""The storage that optuna-dashboard reads: trials in bulk, constraints where it expects them, a plot and notes.
+
+The plot and the notes are drawn whenever they are requested, so they are never stale.
 """
 
 import json
@@ -29,8 +30,10 @@ STUDY_NOTE = "dashboard:note_str:"
 
 @dataclass
 class _Known:
-    """A study as it was read last. identity: its name and spec, by which it differs from one that has its id later;
-    ended: rows and trials that do not change any more, by id; seen: all trials, by number.
+    """A study as last read.
+
+    identity: its name and spec, which tell it from a later study with the same id; ended: rows and trials that no
+    longer change, by id; seen: all trials, by number.
     """
 
     identity: Any
@@ -43,11 +46,12 @@ class _Known:
 
 
 class DashboardStorage(_CachedStorage):
-    """Reads trials in bulk, once: Optuna's own storage takes eight seconds for ten thousand, and reads every waiting
-    one again each time. A trial that ended before the baseline may still get its constraint.
+    """Reads trials in bulk and keeps those that no longer change: Optuna's own storage takes eight seconds for ten
+    thousand trials, and rereads every waiting one each time. A trial that ended before the baseline may still get its
+    constraint.
 
-    Nothing is taken from memory by an id alone: SQLite gives those of deleted studies and trials out again. Studies
-    that hpo did not make are shown as they are.
+    A cached trial or study is never trusted by its id alone, since SQLite reuses the ids of deleted ones. Studies that
+    hpo did not create are shown unchanged.
     """
 
     def __init__(self, backend: RDBStorage, artifacts: Artifacts | None = None) -> None:
@@ -65,7 +69,7 @@ class DashboardStorage(_CachedStorage):
         return self._backend.get_study_directions(study_id)
 
     def forget(self, study_id: int) -> None:
-        """What was read of a study that was deleted or renamed."""
+        """Drops what was read of a study that was deleted or renamed."""
         self._known.pop(study_id, None)
         self.when_replaced()
 
@@ -102,7 +106,7 @@ class DashboardStorage(_CachedStorage):
         return known
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
-        """Of our studies the best feasible one, if there is one."""
+        """In our studies the best feasible trial, if there is one."""
         with self._reading, self._engine.connect() as connection:
             known = self._read(connection, study_id)
         if not known.is_ours:
@@ -114,7 +118,7 @@ class DashboardStorage(_CachedStorage):
         return max(feasible or complete, key=lambda trial: (score_of(trial), -trial.number))
 
     def get_all_studies(self) -> list[FrozenStudy]:
-        """With what is drawn for those that are being looked at: the plot, and a note on each trial with pictures."""
+        """With the plot, and a note on each trial with figures, for studies whose trials have been read."""
         found = super().get_all_studies()
         for study in found:
             known = self._known.get(study._study_id)
@@ -129,10 +133,10 @@ class DashboardStorage(_CachedStorage):
         missing = elsewhere_note(study.user_attrs.get(ARTIFACTS_KEY), self._artifacts)
         for trial in seen:
             version, text = f"dashboard:{trial._trial_id}:note_ver", f"dashboard:{trial._trial_id}:note_str:"
-            if version in study.system_attrs:  # a note that somebody wrote wins
+            if version in study.system_attrs:  # a user's own note takes precedence
                 continue
             if note := illustrated_note(study._study_id, trial):
-                drawn |= {version: 0} | _in_chunks(text, missing + note)  # 0: as if none were there, for what is saved
+                drawn |= {version: 0} | _in_chunks(text, missing + note)  # 0: saving a note works as if there were none
         kept = drawn | study.system_attrs
         if missing:
             pieces = [kept.get(f"{STUDY_NOTE}{i}", "") for i in range(sum(key.startswith(STUDY_NOTE) for key in kept))]
@@ -140,7 +144,7 @@ class DashboardStorage(_CachedStorage):
         return kept
 
     def set_study_system_attr(self, study_id: int, key: str, value: Any) -> None:
-        """Keeps a note that was written in the page without what was shown above it."""
+        """Saves a user's note without the text that we show above it."""
         if key.endswith("note_str:0"):
             location = self.get_study_user_attrs(study_id).get(ARTIFACTS_KEY)
             value = value.removeprefix(elsewhere_note(location, self._artifacts))
@@ -148,7 +152,7 @@ class DashboardStorage(_CachedStorage):
 
 
 def _identity(study_id: int) -> sa.Select[Any]:
-    """(name, spec): the spec is None if hpo did not make the study."""
+    """(name, spec); the spec is None if hpo did not create the study."""
     spec = study_user_attributes.c
     return (
         sa.select(studies.c.study_name, spec.value_json.label("spec"))
@@ -165,7 +169,7 @@ def _prepare(trial: FrozenTrial) -> None:
     if violations:
         trial._system_attrs["constraints"] = violations
     if trial.state == TrialState.WAITING:
-        trial.datetime_complete = None  # of a paused one: when it was paused
+        trial.datetime_complete = None  # of a paused trial: when it was paused
 
 
 def _shown(attributes: dict[str, Any], parts: dict[str, float]) -> dict[str, Any]:
