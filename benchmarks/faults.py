@@ -104,7 +104,7 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     found = examine(engine, study, plan)
     logs = "\n".join(worker.log.read_text() for worker in fleet.workers)
     if plan.real:
-        found["left in the artifact store"] = [path.name for path in (folder / "artifacts").rglob("*.safetensors")]
+        found["left in the artifact store"] = [path.name for path in (folder / "artifacts").rglob("*.checkpoint")]
     found |= {
         "kills": sum("killed by SIGKILL" in line for line in said),
         "at chosen points": logs.count("killed in "),

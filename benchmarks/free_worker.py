@@ -33,7 +33,6 @@ FUNCTIONS = (
     "finish",
     "reap",
     "give_back",
-    "heal",
     "beat",
     "pause",
     "promote",

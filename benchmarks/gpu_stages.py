@@ -68,7 +68,7 @@ def training_of(objective: Any, **params: Any) -> Any:
     from hpo.vision.training.loop import Training
 
     every = PARAMS | params
-    network = objective._network(every, objective._initial_weights(every))
+    network = objective.network(every, objective.initial_weights(every))
     on_gpu = objective.compute.device.type == "cuda"
     return Training(network, objective._recipe(every), objective.compute, None if on_gpu else Called())
 
@@ -284,7 +284,7 @@ def start(given: Result) -> Result:
         from hpo.vision.training.head import fitted_head
 
         pretrained = objective.pretrained
-        network = objective._network({"frozen_layers": 0}, pretrained).to(objective.compute.device)
+        network = objective.network({"frozen_layers": 0}, pretrained).to(objective.compute.device)
         for name in ("head, the first", "head, once more"):
             with timed(name):
                 fitted_head(network, objective.images.train, objective.compute, 0.1)

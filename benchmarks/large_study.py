@@ -18,6 +18,7 @@ from optuna.distributions import distribution_to_json
 
 from hpo.search.samplers import distributions
 from hpo.search.sql import attributes, tables
+from hpo.search.sql.attributes import NEXT_START_KEY
 from hpo.search.sql.storage import create_database, parse_url, writing
 from hpo.search.sql.studies import Study, submit
 from hpo.study_file.reading import load_spec
@@ -43,10 +44,16 @@ def fill(engine: sa.Engine, name: str, count: int, finished: int | None = None, 
     study, _ = submit(engine, spec)
     generator = random.Random(0)
     with writing(engine) as connection:
+        made = count if finished is None else finished
+        trials = [{"study_id": study.study_id, "number": number, "state": "RUNNING"} for number in range(made)]
+        attributes.insert(connection, tables.trials, trials)
         query = sa.select(tables.trials.c.trial_id, tables.trials.c.number)
         rows = connection.execute(query.where(tables.trials.c.study_id == study.study_id)).all()
-        for first in range(0, len(rows[:finished]), 1000):
-            _finish(connection, spec, rows[:finished][first : first + 1000], generator)
+        baseline = [(row.trial_id, "baseline", True) for row in rows if row.number == 0]
+        attributes.write_all(connection, tables.trial_user_attributes, baseline)
+        attributes.write(connection, tables.study_user_attributes, study.study_id, {NEXT_START_KEY: made})
+        for first in range(0, len(rows), 1000):
+            _finish(connection, spec, rows[first : first + 1000], generator)
     return study
 
 
@@ -81,19 +88,19 @@ def _finish(connection: sa.Connection, spec: Spec, rows: Any, generator: random.
         made_by = {"host": "made-up", "device": "cpu", "torch": "2.14.1", "seed": 0, "images": "0" * 64}
         known = {
             "worker": f"made-up:{number % 8}",
-            "clean_accuracy": clean,
-            "perturbed_accuracy": perturbed,
+            "parts": {"clean": clean, **perturbed},
             "mean_perturbed_accuracy": sum(perturbed.values()) / len(perturbed),
-            "correct": {"clean": round(clean * 2500), **{name: round(2500 * a) for name, a in perturbed.items()}},
             "images": 2500,
-            "epochs": [{"clean": clean * step / epochs, **perturbed} for step in range(1, epochs + 1)],
+            "reports": [
+                {"step": step, "score": score * step / epochs, "clean": clean * step / epochs, **perturbed}
+                for step in range(1, epochs + 1)
+            ],
             "made_by": made_by,
-            **perturbed,
         }
         user += [(trial_id, key, value) for key, value in known.items()]
         if complete:
             user.append((trial_id, "clean_drop", 0.56 - clean))
-            system.append((trial_id, tables.CONSTRAINT_KEY, 0.54 - clean))
+            system.append((trial_id, f"{tables.CONSTRAINT_PREFIX}clean_drop", 0.54 - clean))
     connection.execute(tables.trial_values.insert(), values)
     connection.execute(tables.trial_intermediate_values.insert(), steps)
     connection.execute(tables.trial_params.insert(), params)

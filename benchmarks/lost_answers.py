@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -22,6 +23,7 @@ import sqlalchemy as sa
 from free_objective import FreeObjective
 from postgresql_servers import fresh_database, postgresql
 
+from hpo.artifacts import Artifacts
 from hpo.doors.objective import Measurement, Trial
 from hpo.search.sql import outages
 from hpo.search.sql.storage import create_database, parse_url
@@ -73,7 +75,6 @@ def faults_after(
     outages.FIRST_WAIT_SECS = 0.01
     spec = read_spec(SPEC | {"seed": seed, "budget": budget, "training": {"epochs": 8}})
     measured: collections.Counter[tuple[int, int]] = collections.Counter()
-    checkpoints: dict[int, int] = {}
     failing: list[int] = []
     lock = threading.Lock()
 
@@ -85,23 +86,24 @@ def faults_after(
                 with lock:
                     failing.append(trial.number)
                 raise ValueError("a bug")
-            done = max((checkpoints.get(number, 0) for number in trial.continues), default=0)
+            done = int(trial.checkpoint or b"0")
             for measurement in super().run(trial):
                 if measurement.step > done:
                     with lock:
                         measured[trial.number, measurement.step] += 1
-                        checkpoints[trial.number] = measurement.step
-                    yield measurement
+                    yield replace(measurement, checkpoint=str(measurement.step).encode())
 
     engines = [create_database(parse_url(url)) for _ in range(4)]
     submit(engines[0], spec)
     generator = random.Random(f"{function}/{seed}")
     lost = [lose_answers(engine, function, probability, generator) for engine in engines]
     failures: list[str] = []
+    folder = tempfile.TemporaryDirectory()
 
     def run(number: int) -> None:
         try:
-            work(engines[number], ["study"], Resuming, f"worker-{number}", lambda text: None)
+            store = Artifacts(folder.name)
+            work(engines[number], ["study"], Resuming, f"worker-{number}", lambda text: None, artifacts=store)
         except BaseException as error:
             failures.append(repr(error))
 
@@ -110,6 +112,7 @@ def faults_after(
         thread.start()
     for thread in threads:
         thread.join()
+    folder.cleanup()
     with engines[0].connect() as connection:
         states = collections.Counter(connection.execute(sa.select(trials.c.state)).scalars())
         steps = trial_intermediate_values.c

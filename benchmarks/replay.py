@@ -125,11 +125,11 @@ def variants() -> dict[str, tuple[list[str], Callable[[], None]]]:
 
     usual = samplers.STARTUP_TRIALS
 
-    def change(startup: int | None = None, paused: int = asha.MOST_PAUSED, estimate: bool = True) -> Callable[[], None]:
+    def change(startup: int | None = None, paused: int = asha.MAX_PAUSED, estimate: bool = True) -> Callable[[], None]:
         def apply() -> None:
             samplers.STARTUP_TRIALS = {kind: startup or trials for kind, trials in usual.items()}
             samplers.with_estimates = with_estimates if estimate else lambda study, current: study
-            asha.MOST_PAUSED = paused
+            asha.MAX_PAUSED = paused
 
         return apply
 

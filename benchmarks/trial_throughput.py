@@ -64,7 +64,7 @@ def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
         "augmentation_strength": 1.0,
         "initial_weights": "pretrained",
     }
-    network = objective._network(params, objective.pretrained)
+    network = objective.network(params, objective.pretrained)
     training = Training(network, objective._recipe(params), objective.compute)
     training.network.train()
     recipe = training.recipe

@@ -19,12 +19,13 @@ from optuna.storages import RDBStorage
 from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.pool import NullPool
 
+from hpo.doors.objective import BelowBaseline, Measurement
 from hpo.doors.parameters import Params
 from hpo.search.plan import Plan
-from hpo.search.sql import claims
+from hpo.search.sql import claims, rungs
 from hpo.search.sql.claims import Claim
 from hpo.search.sql.fence import Hold, token_of
-from hpo.search.sql.reports import record_params
+from hpo.search.sql.reports import finish, record_params, record_step
 from hpo.search.sql.storage import create_database, open_engine, parse_url
 from hpo.search.sql.studies import Study, submit
 from hpo.search.sql.tables import trials
@@ -176,6 +177,25 @@ def claim_next(
 ) -> Claim | None:
     """Claims as a worker would."""
     return claims.claim(engine, study.key, Plan(study.spec, study.first).start_of, worker, baseline_alone, token)
+
+
+def report(engine: sa.Engine, hold: Hold, step: int, score: float) -> None:
+    """Reports a step as a worker would."""
+    reports = [{"step": n, "score": score, "clean": score} for n in range(1, step + 1)]
+    record_step(engine, hold, Measurement(step, score, {"clean": score}), reports)
+
+
+def pause(engine: sa.Engine, study_id: int, hold: Hold, step: int, score: float) -> list[int]:
+    """Pauses a trial after a step as a worker would."""
+    return rungs.pause(engine, study_id, hold, Measurement(step, score, {"clean": score}))
+
+
+def end(
+    engine: sa.Engine, hold: Hold, state: str, score: float, parts: dict[str, float] | None = None, drop: float = 0.02
+) -> None:
+    """Ends a trial as a worker would, with a constraint if it has parts."""
+    constraints = {"clean_drop": BelowBaseline("clean", drop)} if parts else {}
+    finish(engine, hold, state, score, Measurement(1, score, parts or {}, constraints=constraints))
 
 
 def states(study: optuna.Study) -> list[str]:

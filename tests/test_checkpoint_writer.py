@@ -58,11 +58,11 @@ def train(writer: CheckpointWriter, store: Store, epochs: int) -> None:
 def test_long_epochs_leave_a_checkpoint_each_written_in_another_thread(
     writer: CheckpointWriter, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_writer, "LEAST_SECS", 0)
-    writer._pause_secs = 0
+    monkeypatch.setattr(checkpoint_writer, "MIN_SECS", 0)
+    writer.pause_secs = 0
     for _ in range(3):
         train(writer, store, 1)
-        writer._writing.result()  # type: ignore[union-attr]
+        writer.writing.result()  # type: ignore[union-attr]
         time.sleep(0.01)
     assert store.written == [1, 2, 3]
     assert threading.current_thread().name not in store.threads
@@ -89,7 +89,7 @@ def test_training_does_not_wait_for_slow_storage_and_what_is_left_then_is_still_
     writer: CheckpointWriter, store: Store
 ) -> None:
     store.gate.clear()
-    writer._pause_secs = 0
+    writer.pause_secs = 0
     train(writer, store, 4)
     assert store.written == []
     threading.Timer(0.3, store.gate.set).start()
@@ -98,10 +98,10 @@ def test_training_does_not_wait_for_slow_storage_and_what_is_left_then_is_still_
 
 
 def test_slow_storage_has_fewer_checkpoints(writer: CheckpointWriter) -> None:
-    writer._pause_secs = 0
+    writer.pause_secs = 0
     writer.offer(lambda: lambda: time.sleep(0.2))
     writer.flush()
-    assert 0.2 / checkpoint_writer.MOST_OF_THE_TIME <= writer._pause_secs < 10 / checkpoint_writer.MOST_OF_THE_TIME
+    assert 0.2 / checkpoint_writer.MAX_SHARE <= writer.pause_secs < 10 / checkpoint_writer.MAX_SHARE
 
 
 def test_a_full_disk_is_an_error_where_the_checkpoint_is_needed_and_none_at_the_end(
@@ -111,7 +111,7 @@ def test_a_full_disk_is_an_error_where_the_checkpoint_is_needed_and_none_at_the_
     train(writer, store, 1)
     with pytest.raises(OSError, match="No space left"):
         writer.flush()
-    writer._pause_secs = 0
+    writer.pause_secs = 0
     train(writer, store, 1)
     writer.close()
 
@@ -119,12 +119,12 @@ def test_a_full_disk_is_an_error_where_the_checkpoint_is_needed_and_none_at_the_
 def test_a_trial_that_is_not_left_goes_on_without_a_checkpoint_until_one_can_be_written(
     writer: CheckpointWriter, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_writer, "LEAST_SECS", 0)
-    writer._pause_secs = 0
+    monkeypatch.setattr(checkpoint_writer, "MIN_SECS", 0)
+    writer.pause_secs = 0
     store.fails = True
     for _ in range(3):
         train(writer, store, 1)
-        assert isinstance(writer._writing.exception(), OSError)  # type: ignore[union-attr]
+        assert isinstance(writer.writing.exception(), OSError)  # type: ignore[union-attr]
         time.sleep(0.01)
     store.fails = False
     train(writer, store, 1)

@@ -5,13 +5,11 @@ import threading
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, give_parameter, make_spec, optuna_storage
+from conftest import claim_next, end, give_parameter, make_spec, optuna_storage, pause, report
 from lost_answers import faults_after
 
-from hpo.search import asha
 from hpo.search.sql import claims, heartbeats
 from hpo.search.sql.fence import TrialLost
-from hpo.search.sql.reports import finish, record_step
 from hpo.search.sql.studies import submit
 from hpo.search.sql.tables import trials
 
@@ -28,8 +26,8 @@ def paused(engine: sa.Engine) -> tuple[int, claims.Claim]:
     claim = claim_next(engine, study, "first")
     assert claim is not None
     give_parameter(engine, claim.hold)
-    record_step(engine, claim.hold, 1, 0.5, [], {})
-    asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
+    report(engine, claim.hold, 1, 0.5)
+    pause(engine, study.study_id, claim.hold, 1, 0.5)
     return study.study_id, claim
 
 
@@ -45,10 +43,10 @@ def resumed(engine: sa.Engine, study_id: int, claim: claims.Claim) -> claims.Cla
 
 def test_a_pause_that_is_said_again_does_not_pause_who_has_resumed_the_trial_since(engine: sa.Engine) -> None:
     study_id, first = paused(engine)
-    assert asha.pause(engine, study_id, first.hold, 1, 0.5, {}) == []  # the answer was lost, and nothing happened since
+    assert pause(engine, study_id, first.hold, 1, 0.5) == []  # the answer was lost, and nothing happened since
     second = resumed(engine, study_id, first)
     with pytest.raises(TrialLost, match="another worker has taken it over"):
-        asha.pause(engine, study_id, first.hold, 1, 0.5, {})
+        pause(engine, study_id, first.hold, 1, 0.5)
     assert state_of(engine, second.hold.trial_id) == "RUNNING"
     assert heartbeats.beat(engine, study_id, second.hold) == "running"
 
@@ -57,18 +55,18 @@ def test_late_words_of_one_who_lost_a_resumed_trial_change_nothing(engine: sa.En
     study_id, first = paused(engine)
     second = resumed(engine, study_id, first)
     for late in (
-        lambda: record_step(engine, first.hold, 2, 0.9, [], {}),
-        lambda: finish(engine, first.hold, "COMPLETE", 0.9, {}, None),
+        lambda: report(engine, first.hold, 2, 0.9),
+        lambda: end(engine, first.hold, "COMPLETE", 0.9),
     ):
         with pytest.raises(TrialLost):
             late()
-    assert not claims.give_back(engine, first.hold, "stopped", claims.LOST)
+    assert not claims.give_back(engine, first.hold, "worker lost", "too late")
     assert heartbeats.beat(engine, study_id, first.hold) == "lost"
     assert state_of(engine, second.hold.trial_id) == "RUNNING"
-    finish(engine, second.hold, "COMPLETE", 0.7, {}, None)
-    finish(engine, second.hold, "COMPLETE", 0.7, {}, None)  # said twice
+    end(engine, second.hold, "COMPLETE", 0.7)
+    end(engine, second.hold, "COMPLETE", 0.7)  # said twice
     with pytest.raises(TrialLost):
-        finish(engine, first.hold, "PRUNED", 0.1, {}, None)
+        end(engine, first.hold, "PRUNED", 0.1)
     assert state_of(engine, second.hold.trial_id) == "COMPLETE"
 
 
@@ -80,18 +78,18 @@ def test_a_claim_that_is_said_again_is_the_same_claim(engine: sa.Engine) -> None
     study_id, first = study.study_id, claim
     assert first is not None
     give_parameter(engine, first.hold)
-    record_step(engine, first.hold, 1, 0.5, [], {})
-    asha.pause(engine, study_id, first.hold, 1, 0.5, {})
+    report(engine, first.hold, 1, 0.5)
+    pause(engine, study_id, first.hold, 1, 0.5)
     assert claims.claimed_before(engine, study.study_id, "a token") is None
     with engine.begin() as connection:
-        second = claims.take(connection, sa.literal(first.hold.trial_id), "second", "its own")
+        second = claims.take(connection, first.hold.trial_id, "second", "its own")
     assert claims.claimed_before(engine, study.study_id, "its own") == second
 
 
-@pytest.mark.parametrize("end", ["COMPLETE", "PRUNED", "paused"])
-def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, end: str) -> None:
+@pytest.mark.parametrize("state", ["COMPLETE", "PRUNED", "paused"])
+def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, state: str) -> None:
     """Between its end and the removal of its checkpoints."""
-    if end == "paused":
+    if state == "paused":
         study_id, claim = paused(engine)
     else:
         study, _ = submit(engine, make_spec(budget=4))
@@ -99,7 +97,7 @@ def test_a_heartbeat_after_the_end_of_a_trial_is_no_loss(engine: sa.Engine, end:
         taken = claim_next(engine, study, "worker")
         assert taken is not None
         claim = taken
-        finish(engine, claim.hold, end, 0.5, {}, None)
+        end(engine, claim.hold, state, 0.5)
     assert heartbeats.beat(engine, study_id, claim.hold) == "ended"
 
 
@@ -109,7 +107,7 @@ def test_the_heartbeats_of_an_ended_trial_interrupt_nobody(engine: sa.Engine, mo
     claim = claim_next(engine, study, "worker")
     assert claim is not None
     with heartbeats.beating(engine, study.study_id, claim):
-        finish(engine, claim.hold, "COMPLETE", 0.5, {}, None)
+        end(engine, claim.hold, "COMPLETE", 0.5)
         threading.Event().wait(0.5)  # while checkpoints are removed
 
 
@@ -120,7 +118,7 @@ def test_a_trial_that_was_deleted_is_said_to_be(engine: sa.Engine) -> None:
     optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
     assert heartbeats.beat(engine, study.study_id, claim.hold) == "deleted"
     with pytest.raises(TrialLost, match="it was deleted"):
-        record_step(engine, claim.hold, 1, 0.5, [], {})
+        report(engine, claim.hold, 1, 0.5)
 
 
 @pytest.mark.parametrize("function", ["pause", "promote", "finish"])

@@ -21,7 +21,19 @@ import optuna
 import optuna_dashboard
 import pytest
 import sqlalchemy as sa
-from conftest import Hpo, Start, claim_next, give_parameter, make_spec, open_fresh, optuna_storage, run, write_study
+from conftest import (
+    Hpo,
+    Start,
+    claim_next,
+    give_parameter,
+    make_spec,
+    open_fresh,
+    optuna_storage,
+    pause,
+    report,
+    run,
+    write_study,
+)
 from free_objective import FreeObjective
 from large_study import fill
 from optuna.storages import RDBStorage
@@ -31,13 +43,11 @@ from optuna_dashboard._importance import param_importance_cache
 
 from hpo.artifacts import Artifacts
 from hpo.errors import StudyError
-from hpo.search import asha
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.attributes import ARTIFACTS_KEY
 from hpo.search.sql.counts import count
 from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.queries import best_trials
-from hpo.search.sql.reports import record_step
 from hpo.search.sql.storage import writing
 from hpo.search.sql.studies import extend, find_studies, submit
 from hpo.search.sql.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
@@ -348,8 +358,8 @@ def test_a_paused_trial_has_not_ended(engine: sa.Engine, artifacts: Artifacts) -
     claim = claim_next(engine, study, "worker")
     assert claim is not None
     give_parameter(engine, claim.hold)
-    record_step(engine, claim.hold, 1, 0.5, [], {})
-    asha.pause(engine, study.study_id, claim.hold, 1, 0.5, {})
+    report(engine, claim.hold, 1, 0.5)
+    pause(engine, study.study_id, claim.hold, 1, 0.5)
     (trial,) = [t for t in detail(build_app(optuna_storage(engine.url), artifacts))["trials"] if t["params"]]
     assert (trial["state"], trial["values"]) == ("Waiting", [0.5])
     assert "datetime_start" in trial
@@ -372,7 +382,7 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     claim = claim_next(engine, study, "worker")
     assert claim is not None
     give_parameter(engine, claim.hold)
-    record_step(engine, claim.hold, 1, 0.5, [], {})
+    report(engine, claim.hold, 1, 0.5)
     for name in ("study/trial-1.checkpoint.safetensors", "study/baseline.safetensors", "other/trial-1", "5", "abc"):
         artifacts.write(name, b"kept")
     assert ask(app, "DELETE", f"/api/studies/{study.study_id}", b"{no JSON")[0] == 400
@@ -380,7 +390,7 @@ def test_deleting_a_study_leaves_nothing_of_it_and_all_of_others(engine: sa.Engi
     assert json.loads(ask(app, "DELETE", f"/api/studies/{study.study_id}", {})[1]) == {}
     assert rows_of(engine) == before
     with pytest.raises(TrialLost):
-        record_step(engine, claim.hold, 2, 0.6, [], {})
+        report(engine, claim.hold, 2, 0.6)
     assert not claims.give_back(engine, claim.hold, "stopped", "late")
     assert rows_of(engine) == before
     root = Path(artifacts.location)

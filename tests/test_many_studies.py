@@ -20,7 +20,6 @@ from hpo.doors.objective import Trial
 from hpo.errors import DataError, MachineError, StudyError
 from hpo.search import worker
 from hpo.search.sql import attributes, claims
-from hpo.search.sql.claims import DEVICE_FAILED
 from hpo.search.sql.counts import count
 from hpo.search.sql.queries import all_trials
 from hpo.search.sql.status import status
@@ -36,7 +35,7 @@ def spec_of(**changes: object) -> Spec:
 
 
 def without_images_for(*names: str) -> Any:
-    def load(spec: Spec) -> FreeObjective:
+    def load(spec: Spec, store: Any) -> FreeObjective:
         if spec.name in names:
             raise DataError(f"data.archive: {spec.name}.zip does not exist")
         return FreeObjective(spec)
@@ -71,7 +70,7 @@ def test_a_study_that_was_skipped_is_tried_again(engine: sa.Engine, monkeypatch:
             time.sleep(0.05)
             return super().run(trial)
 
-    def load(spec: Spec) -> FreeObjective:
+    def load(spec: Spec, store: Any) -> FreeObjective:
         if spec.name in missing:
             raise DataError("no images")
         return Mending(spec)
@@ -94,7 +93,7 @@ def test_a_new_study_that_got_the_id_of_a_deleted_one_is_worked_on_as_it_says(en
     seeds: list[int] = []
 
     class Seeded(FreeObjective):
-        def __init__(self, spec: Spec) -> None:
+        def __init__(self, spec: Spec, store: Any) -> None:
             super().__init__(spec)
             self.seed = spec.seed
 
@@ -119,10 +118,10 @@ def test_a_worker_keeps_few_studies_in_memory(engine: sa.Engine) -> None:
     class Large(FreeObjective):
         def run(self, trial: Trial) -> Any:
             gc.collect()
-            assert sum(objective() is not None for objective in alive) <= worker.MOST_READY
+            assert sum(objective() is not None for objective in alive) <= worker.MAX_READY
             return super().run(trial)
 
-    def load(spec: Spec) -> FreeObjective:
+    def load(spec: Spec, store: Any) -> FreeObjective:
         objective = Large(spec)
         alive.append(weakref.ref(objective))
         return objective
@@ -143,7 +142,7 @@ def test_workers_share_themselves_between_studies(engine: sa.Engine) -> None:
     taken: list[str] = []
 
     class Telling(FreeObjective):
-        def __init__(self, spec: Spec) -> None:
+        def __init__(self, spec: Spec, store: Any) -> None:
             super().__init__(spec)
             self.name = spec.name
 
@@ -174,7 +173,7 @@ def test_a_study_of_another_version_is_read_and_not_worked_on(engine: sa.Engine)
     assert (found.spec, found.budget) == (newer.spec, 3)
     assert "does not know" in (found.refused or "")
     assert "training.new_key" in (found.refused or "")
-    assert status(engine, found).counts.waiting == 3
+    assert status(engine, found).as_json()["waiting"] == 3
     assert count(engine, fine.study_id).finished == 3
     assert sum("newer" in line for line in said) == 1
     for operation in (lambda: extend(engine, found, 5), lambda: submit(engine, newer.spec)):
@@ -201,7 +200,7 @@ def test_a_device_that_fails_is_the_machines_affair(engine: sa.Engine) -> None:
     """The trial goes on elsewhere, the worker ends to be started again, and nothing is held against the study."""
     failed: list[int] = []
 
-    def load(spec: Spec) -> FreeObjective:
+    def load(spec: Spec, store: Any) -> FreeObjective:
         def fail(params: Any) -> None:
             if not failed:
                 failed.append(1)
@@ -217,11 +216,11 @@ def test_a_device_that_fails_is_the_machines_affair(engine: sa.Engine) -> None:
     assert sorted(states(found)) == ["COMPLETE"] * 3 + ["FAIL"]
     assert status(engine, study).failures == []
     given_back = next(trial for trial in found.trials if trial.state.name == "FAIL")
-    assert given_back.user_attrs["interruption"].startswith(DEVICE_FAILED)
+    assert given_back.user_attrs["interruption"].startswith("its worker's device failed")
 
 
 def test_a_configuration_that_breaks_device_after_device_counts_as_failed(engine: sa.Engine) -> None:
-    def load(spec: Spec) -> FreeObjective:
+    def load(spec: Spec, store: Any) -> FreeObjective:
         def fail(params: Any) -> None:
             if params["batch_size"] == 64 and params["augmentation_strength"]:
                 raise MachineError("CUDA error: an illegal memory access")
@@ -229,12 +228,12 @@ def test_a_configuration_that_breaks_device_after_device_counts_as_failed(engine
         return FreeObjective(spec, fault=fail)
 
     submit(engine, spec_of(budget=5, max_failed_share=1.0, search=dict(spec_of().search) | {"batch_size": 64}))
-    for _ in range(claims.DEATHS_BORNE):
+    for _ in range(claims.MAX_DEATHS):
         with pytest.raises(MachineError):
             work(engine, [], load, "worker", lambda text: None)
     failures = [trial for trial in all_trials(engine, "study") if trial.failure]
     assert len(failures) == 1
-    assert "workers in a row died in the same epoch of this configuration" in (failures[0].failure or "")
+    assert "workers in a row died in the same step of this configuration" in (failures[0].failure or "")
     assert "illegal memory access" in (failures[0].failure or "")
 
 

@@ -77,8 +77,8 @@ def test_the_trial_of_a_worker_that_the_kernel_killed_tells_the_sampler_where_me
     engine: sa.Engine, out_of_memory: bool
 ) -> None:
     study, _ = submit(engine, make_spec(budget=3))
-    claims = [claim_next(engine, study, "worker") for _ in range(3)]
-    for claim in claims[:2]:  # the third had not come to draw its parameters
+    taken = [claim_next(engine, study, "worker") for _ in range(3)]
+    for claim in taken[:2]:  # the third had not come to draw its parameters
         assert claim is not None
         give_parameter(engine, claim.hold)
     assert bury(engine, "worker", out_of_memory)

@@ -1,7 +1,9 @@
 """The real objective: what it keeps for trials that go on elsewhere, and for workers to come."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,16 @@ from conftest import make_spec
 
 import hpo.objectives.robust_accuracy
 from hpo.artifacts import Artifacts
-from hpo.doors.objective import Measurement, Trial
+from hpo.doors.objective import Context, Measurement, Trial
 from hpo.errors import MachineError
-from hpo.objectives import provenance
 from hpo.objectives.robust_accuracy import RobustAccuracy
+from hpo.search import checkpoints, provenance
+from hpo.search.checkpoints import StudyFolder
+from hpo.study_file.images import ImageSpec
+from hpo.study_file.reading import read_kept_spec
+from hpo.study_file.spec import Spec
 from hpo.vision import scoring
-from hpo.vision.classifier import build_network
+from hpo.vision.classifier import build_network, read_weights
 from hpo.vision.memory import is_device_failure, is_out_of_memory
 from hpo.vision.training import loop
 from hpo.vision.training.checkpoints import checkpoint_as_bytes, weights_as_bytes
@@ -33,22 +39,76 @@ PARAMS = {
 }
 
 
-def test_a_trial_that_is_paused_goes_on_as_if_it_had_not_been(
+def made(spec: Spec, folder: Path) -> RobustAccuracy:
+    store = StudyFolder(Artifacts(str(folder)), spec.folder_name)
+    return RobustAccuracy(spec.objective, Context(spec.seed, 1, spec, store, print))
+
+
+def trial(number: int = 1, checkpoint: bytes | None = None, seed: int = 0, **params: object) -> Trial:
+    return Trial(number, PARAMS | params, seed=seed, steps=3, checkpoint=checkpoint)  # type: ignore[arg-type]
+
+
+def content_of(measured: Measurement) -> bytes:
+    assert callable(measured.checkpoint)
+    return measured.checkpoint()()
+
+
+def test_a_trial_goes_on_from_a_checkpoint_as_if_it_had_not_been_left(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
-    objective = RobustAccuracy(make_spec(data=DATA), threads=1, artifacts=Artifacts(str(tmp_path)))
-    unbroken = [measured.parts for measured in objective.run(Trial(1, PARAMS, baseline=False))]
-    assert list(tmp_path.rglob("*.safetensors")), "the last checkpoint, until the trial is discarded"
-    objective.discard([1])
-    assert not list(tmp_path.rglob("*.safetensors"))
+    objective = made(make_spec(data=DATA), tmp_path)
+    unbroken = [measured.parts for measured in objective.run(trial())]
+    (first,) = islice(objective.run(trial(2)), 1)
+    assert first.parts == unbroken[0]
+    after = list(objective.run(trial(2, content_of(first))))
+    assert [(measured.step, measured.parts) for measured in after] == list(enumerate(unbroken[1:], 2))
 
-    before = objective.run(Trial(2, PARAMS, baseline=False))
-    assert [measured.parts for measured in islice(before, 1)] == unbroken[:1]
-    before.close()
-    after = list(objective.run(Trial(2, PARAMS, baseline=False, continues=(2,))))
-    assert [measured.parts for measured in after] == unbroken
-    assert [measured.resumed for measured in after] == [True, False, False]
+
+def test_a_damaged_checkpoint_is_a_new_beginning(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    objective = made(make_spec(data=DATA), tmp_path)
+    assert next(iter(objective.run(trial(checkpoint=b"damaged")))).step == 1
+
+
+def test_a_trial_has_a_seed_and_a_split_of_its_own(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The images' split stays as it is, whatever the seed."""
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    objective = made(make_spec(data=DATA), tmp_path)
+    first, again, other = (list(objective.run(trial(seed=seed)))[-1] for seed in (0, 0, 1))
+    assert first.parts == again.parts
+    assert first.parts != other.parts
+    test = list(objective.run(replace(trial(), split="test")))[-1]
+    assert test.attributes["images"] == len(objective.images.test)
+    assert first.attributes["images"] == len(objective.images.tuning)
+
+
+@pytest.mark.parametrize("split_seed", [None, 7])
+def test_the_seed_of_the_study_does_not_move_the_images(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch, split_seed: int | None
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    data = DATA if split_seed is None else DATA | {"split_seed": split_seed}
+    rows = [made(make_spec(data=data, seed=seed), tmp_path).images.tuning.rows.tolist() for seed in (0, 5)]
+    assert rows[0] == rows[1]
+    old = read_kept_spec(json.dumps(make_spec(seed=5).model_dump(mode="json") | {"data": DATA}))
+    assert isinstance(old, ImageSpec)
+    assert old.split_seed == 5, "a study of an older hpo keeps the split that it began with"
+
+
+def test_the_best_trial_keeps_pictures_and_weights(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    files = list(made(make_spec(data=DATA), tmp_path).run(trial()))[-1].keep()
+    assert files.keys() == {"training-curve.png", "predictions.png", "weights.safetensors"}
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(files["weights.safetensors"])
+    assert "fc.weight" in read_weights("resnet18", str(weights))
 
 
 @pytest.fixture
@@ -60,11 +120,7 @@ def pretrained(tmp_path: Path) -> str:
 
 
 def first_epoch(objective: RobustAccuracy) -> Measurement:
-    running = objective.run(Trial(1, PARAMS | {"frozen_layers": 8}, baseline=False))
-    measured = next(running)
-    running.close()
-    objective.discard([1])
-    return measured
+    return next(iter(objective.run(trial(frozen_layers=8))))
 
 
 def test_workers_to_come_take_the_fitted_head_of_the_first_and_fit_their_own_where_it_is_not_the_same(
@@ -74,8 +130,8 @@ def test_workers_to_come_take_the_fitted_head_of_the_first_and_fit_their_own_whe
     store = tmp_path / "artifacts"
 
     def objective(**changes: object) -> RobustAccuracy:
-        spec = make_spec(data=DATA, model={"weights": pretrained, "input_size": 32}, **changes)
-        return RobustAccuracy(spec, threads=1, artifacts=Artifacts(str(store)))
+        spec = make_spec(**{"data": DATA, "model": {"weights": pretrained, "input_size": 32}} | changes)
+        return made(spec, store)
 
     expected = first_epoch(objective()).parts
     (kept,) = store.rglob("fitted-head.safetensors")
@@ -91,7 +147,8 @@ def test_workers_to_come_take_the_fitted_head_of_the_first_and_fit_their_own_whe
     kept.mkdir()
     assert first_epoch(objective()).parts == expected, "where it cannot be kept, each fits its own"
     kept.rmdir()
-    next(objective(seed=1).run(Trial(2, PARAMS, baseline=False)))
+    other = objective(data=DATA | {"split_seed": 1})
+    next(iter(other.run(trial(2))))
     assert kept.read_bytes() != content, "another split of the images has another head"
 
 
@@ -100,7 +157,7 @@ def test_the_head_is_fitted_by_one_of_the_workers_that_start_at_once(
 ) -> None:
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
     spec = make_spec(data=DATA, model={"weights": pretrained, "input_size": 32})
-    objectives = [RobustAccuracy(spec, threads=1, artifacts=Artifacts(str(tmp_path / "store"))) for _ in range(3)]
+    objectives = [made(spec, tmp_path / "store") for _ in range(3)]
     fitted: list[int] = []
 
     def slowly(network: Any, *given: Any) -> Any:
@@ -110,7 +167,7 @@ def test_the_head_is_fitted_by_one_of_the_workers_that_start_at_once(
 
     monkeypatch.setattr("hpo.objectives.robust_accuracy.fitted_head", slowly)
     with ThreadPoolExecutor(3) as workers:
-        heads = list(workers.map(lambda objective: objective._fitted_head(), objectives))
+        heads = list(workers.map(lambda objective: objective.fitted_head(), objectives))
     assert fitted == [0]
     assert all(torch.equal(head["fc.weight"], heads[0]["fc.weight"]) for head in heads)
 
@@ -119,15 +176,21 @@ def test_a_checkpoint_of_a_study_of_the_same_name_on_other_images_is_not_taken(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    folder = StudyFolder(Artifacts(str(tmp_path)), "study")
 
-    def start(images_per_class: int) -> Measurement:
+    def identity(images_per_class: int) -> str:
         spec = make_spec(data=DATA | {"images_per_class": images_per_class})
-        objective = RobustAccuracy(spec, threads=1, artifacts=Artifacts(str(tmp_path)))
-        return next(objective.run(Trial(1, PARAMS, baseline=False, continues=(1,))))
+        return checkpoints.identity(spec, made(spec, tmp_path), PARAMS)
 
-    assert not start(15).resumed
-    assert start(15).resumed
-    assert not start(10).resumed
+    measured = Measurement(1, 0.5, {"clean": 0.5}, checkpoint=b"content")
+    checkpoints.taking(folder, trial(), (), identity(15), measured, [{"step": 1, "score": 0.5}])()()
+    found = checkpoints.load(folder, (1,), identity(15))
+    assert found is not None
+    assert (found.content, found.reports) == (b"content", [{"step": 1, "score": 0.5}])
+    assert checkpoints.load(folder, (1,), identity(10)) is None
+    (file,) = tmp_path.rglob("trial-1.checkpoint")
+    file.write_bytes(file.read_bytes()[:30])
+    assert checkpoints.load(folder, (1,), identity(15)) is None, "damaged"
 
 
 CUDA_ERRORS = {
@@ -173,7 +236,7 @@ def test_a_device_that_fails_is_no_fault_of_the_configuration(
     """Nor is what any configuration would need too much memory for."""
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
     model = {"weights": pretrained, "input_size": 32}
-    objective = RobustAccuracy(make_spec(data=DATA, model=model), threads=1, artifacts=Artifacts(str(tmp_path)))
+    objective = made(make_spec(data=DATA, model=model), tmp_path)
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(words)
@@ -215,7 +278,7 @@ def test_a_checkout_without_a_git_that_works_has_no_commit(
         program.chmod(0o755)
     monkeypatch.setattr(provenance, "GIT_SECS", 0.3)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin" if git == "silent" else str(tmp_path))
-    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "hpo" / "provenance.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "hpo" / "search" / "provenance.py"))
     (tmp_path / "hpo").mkdir()
     (tmp_path / ".git").mkdir()
-    assert provenance.made_by(0, "cpu", {})["commit"] is None
+    assert provenance.commit() is None

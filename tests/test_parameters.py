@@ -15,6 +15,7 @@ from some_perturbations import perturbations
 from test_step import FP32, a_batch, results, start
 from torch.nn import functional as F
 
+from hpo.doors.objective import Trial
 from hpo.errors import SpecError
 from hpo.search.samplers import distributions, given_params
 from hpo.study_file.overrides import apply_override
@@ -101,7 +102,7 @@ def objective_of(spec: Spec) -> "RobustAccuracy":
     class Only(RobustAccuracy):
         def __init__(self, spec: Spec) -> None:
             self.spec = spec
-            self.perturbations = spec.objective.perturbations
+            self.settings = spec.objective
             self.pretrained = {}
             self.images = SimpleNamespace(classes=("cat", "dog"))  # type: ignore[assignment]
 
@@ -110,7 +111,7 @@ def objective_of(spec: Spec) -> "RobustAccuracy":
 
 def recipe_of(**params: object) -> Recipe:
     spec = make_spec(search={"batch_size": {"choices": [16, 32]}, "augmentation_strength": 1.0} | params)
-    return objective_of(spec)._recipe(spec.search.defaults())
+    return objective_of(spec).recipe(Trial(1, spec.search.defaults(), seed=0, steps=spec.steps))
 
 
 def test_a_trial_is_trained_with_what_it_tries() -> None:
@@ -177,7 +178,7 @@ def test_a_training_with_adamw_that_goes_on_gives_what_the_unbroken_one_gives() 
 @pytest.mark.parametrize(("side", "frozen"), [({}, {0, 1}), ({"frozen_side": "output"}, {7, 8})])
 def test_a_trial_freezes_the_side_that_it_tries(side: dict[str, str], frozen: set[int]) -> None:
     spec = make_spec(budget=2, search={"augmentation_strength": 1.0, "frozen_layers": 2} | side)
-    network = objective_of(spec)._network(spec.search.defaults(), {})
+    network = objective_of(spec).network(spec.search.defaults(), {})
     units = network.family.units(network.module)
     learns = [all(parameter.requires_grad for parameter in unit.parameters()) for unit in units]
     assert {number for number, each in enumerate(learns) if not each} == frozen

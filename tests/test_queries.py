@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, make_spec, optuna_storage, run
+from conftest import claim_next, make_spec, optuna_storage, report, run
 from large_study import fill
 from optuna.distributions import IntDistribution
 
@@ -14,7 +14,7 @@ from hpo.search.importances import parameter_importances
 from hpo.search.sql import attributes, claims, queries
 from hpo.search.sql.attributes import SPLIT_KEY
 from hpo.search.sql.counts import Counts
-from hpo.search.sql.reports import record_params, record_step
+from hpo.search.sql.reports import record_params
 from hpo.search.sql.status import status
 from hpo.search.sql.studies import find_studies, submit
 from hpo.search.sql.tables import study_user_attributes, trial_heartbeats, trials
@@ -33,7 +33,7 @@ def test_fronts_and_histories_are_what_python_finds(engine: sa.Engine, large: op
     assert 0 < len(feasible) < len(complete)
 
     def both(trial: optuna.trial.FrozenTrial) -> tuple[float, float]:
-        return trial.user_attrs["clean_accuracy"], trial.user_attrs["mean_perturbed_accuracy"]
+        return trial.user_attrs["parts"]["clean"], trial.user_attrs["mean_perturbed_accuracy"]
 
     def is_beaten(trial: optuna.trial.FrozenTrial) -> bool:
         return any(
@@ -41,7 +41,9 @@ def test_fronts_and_histories_are_what_python_finds(engine: sa.Engine, large: op
         )
 
     front = {trial.number for trial in complete if not is_beaten(trial)}
-    assert {trial.number for trial in queries.pareto_front(engine, "large")} == front
+    assert {
+        trial.number for trial in queries.pareto_front(engine, "large", ("clean_accuracy", "perturbed_accuracy"))
+    } == front
 
     better, highest = [], float("-inf")
     for trial in sorted(feasible, key=lambda trial: (trial.datetime_complete, trial.number)):
@@ -78,7 +80,8 @@ def test_a_study_without_trials_or_deleted_meanwhile_gives_nothing(engine: sa.En
     assert queries.best_trials(engine, "study", 5) == []
     assert status(engine, study).best is None
     optuna.delete_study(study_name="study", storage=optuna_storage(engine.url))
-    for query in (queries.pareto_front, queries.improvements, queries.all_trials):
+    assert queries.pareto_front(engine, "study", None) == []
+    for query in (queries.improvements, queries.all_trials):
         assert query(engine, "study") == []
     assert status(engine, study).counts == Counts()
 
@@ -93,9 +96,9 @@ def test_status_tells_what_runs_where_since_when_and_how_long_it_will_take(engin
             finish_after(engine, claim.hold.trial_id, secs=60)
         else:
             record_params(engine, claim.hold, {}, {})
-            record_step(engine, claim.hold, 1, 0.5, [], {})
+            report(engine, claim.hold, 1, 0.5)
     found = status(engine, study)
-    assert [(trial.number, trial.worker, trial.epoch) for trial in found.running] == [
+    assert [(trial.number, trial.worker, trial.step) for trial in found.running] == [
         (4, "host:4", 1),
         (5, "host:5", 1),
     ]
@@ -124,18 +127,18 @@ def test_a_trial_that_goes_on_shows_the_epochs_that_it_goes_on_from(engine: sa.E
         record_params(engine, claim.hold, {"batch_size": 16}, {"batch_size": IntDistribution(16, 64)})
         if not claim.start.continues:
             for epoch in range(1, 6):
-                record_step(engine, claim.hold, epoch, 0.5, [], {})
+                report(engine, claim.hold, epoch, 0.5)
         assert claims.give_back(engine, claim.hold, "stopped", "its worker was asked to stop")
     claim = claim_next(engine, study, "host:1")
     other = claim_next(engine, study, "host:2")
     assert claim is not None
     assert other is not None
     assert len(claim.start.continues) == 2
-    epochs = {trial.number: trial.epoch for trial in status(engine, study).running}
+    epochs = {trial.number: trial.step for trial in status(engine, study).running}
     assert epochs == {claim.number: 5, other.number: 0}
     record_params(engine, claim.hold, {}, {})
-    record_step(engine, claim.hold, 1, 0.5, [], {})  # its checkpoint was lost
-    assert {trial.number: trial.epoch for trial in status(engine, study).running}[claim.number] == 1
+    report(engine, claim.hold, 1, 0.5)  # its checkpoint was lost
+    assert {trial.number: trial.step for trial in status(engine, study).running}[claim.number] == 1
 
 
 def test_status_knows_the_images_when_a_worker_has_loaded_them(engine: sa.Engine) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import torch
-from conftest import Hpo, Start, claim_next, make_spec, write_study
+from conftest import Hpo, Start, claim_next, make_spec, pause, write_study
 from free_objective import FreeObjective
 from large_study import fill
 from rich.console import Console, RenderableType
@@ -25,7 +25,6 @@ from hpo.cli import progress, tables
 from hpo.cli.main import main
 from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
-from hpo.search import asha
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.attributes import SPLIT_KEY
 from hpo.search.sql.reports import finish
@@ -160,7 +159,7 @@ def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) 
     interrupted = claim_next(engine, study, "host:2")
     assert paused is not None
     assert interrupted is not None
-    asha.pause(engine, study.study_id, paused.hold, 1, 0.5, {})
+    pause(engine, study.study_id, paused.hold, 1, 0.5)
     claims.give_back(engine, interrupted.hold, "stopped", "its worker was asked to stop")
     with engine.begin() as connection:
         split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}

@@ -181,7 +181,8 @@ def _comparison(study: Study, best: TrialResult, baseline: TrialResult) -> str:
     gains = {name: best.parts[name] - baseline.parts[name] for name in best.parts if name in baseline.parts}
     in_points = study.spec.shows_percent
     listed = [f"{name} {100 * gain:+.1f}" if in_points else f"{name} {gain:+.4g}" for name, gain in gains.items()]
-    return f"Trial {best.number} compared with the baseline{', in percentage points' if in_points else ''}: {', '.join(listed)}."
+    unit = ", in percentage points" if in_points else ""
+    return f"Trial {best.number} compared with the baseline{unit}: {', '.join(listed)}."
 
 
 def history_table(study: Study, results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:

@@ -77,7 +77,7 @@ class RobustAccuracy(Objective):
 
     def check(self) -> None:
         """Raises WeightsError if the weights are not this network's."""
-        self._network({"frozen_layers": 0}, self.pretrained)
+        self.network({"frozen_layers": 0}, self.pretrained)
 
     def checkpoint_identity(self) -> Mapping[str, Any]:
         """Machines that compute in another precision go another way."""
@@ -86,8 +86,8 @@ class RobustAccuracy(Objective):
     def run(self, trial: Trial) -> Iterator[Measurement]:
         """One measurement an epoch. The baseline's weights are kept if trials of this study may start from them."""
         with _device_errors(MachineError):  # what is built here is as large whatever the parameters
-            network = self._network(trial.params, self._initial_weights(trial.params), trial.seed)
-            training = Training(network, self._recipe(trial), self.compute)
+            network = self.network(trial.params, self.initial_weights(trial.params), trial.seed)
+            training = Training(network, self.recipe(trial), self.compute)
             measured = self._resume(training, trial)
         with _device_errors(MemoryError):
             for result in fine_tune(training, self._training_images, self._evaluation(trial.split)):
@@ -110,7 +110,7 @@ class RobustAccuracy(Objective):
         copies = copied_aside(training.tensors())
         return lambda: checkpoint_as_bytes(copies(), header)
 
-    def _initial_weights(self, params: Params) -> Weights:
+    def initial_weights(self, params: Params) -> Weights:
         if params["initial_weights"] == "pretrained":
             return self._pretrained_with_head
         content = self.store.read(BASELINE_WEIGHTS)
@@ -140,19 +140,21 @@ class RobustAccuracy(Objective):
             kept = checkpoint_from_bytes(content) if content else None
             if kept is not None and kept.header.get("identity") == identity:
                 return kept.tensors
-            network = self._network({"frozen_layers": 0}, self.pretrained, self.spec.seed).to(self.compute.device)
+            network = self.network({"frozen_layers": 0}, self.pretrained, self.spec.seed).to(self.compute.device)
             head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
             with contextlib.suppress(OSError):
                 self.store.write(FITTED_HEAD, checkpoint_as_bytes(head, {"identity": identity}))
             return head
 
-    def _network(self, params: Params, weights: Weights, seed: int = 0) -> Classifier:
+    def network(self, params: Params, weights: Weights, seed: int = 0) -> Classifier:
+        """With the units frozen that these parameters say."""
         model = self.spec.model
         frozen, classes = int(params["frozen_layers"]), len(self.images.classes)
         side = str(params.get("frozen_side", PARAMETERS["frozen_side"].good))
         return build_network(model.name, classes, weights, model.input_size, frozen, seed, side)
 
-    def _recipe(self, trial: Trial) -> Recipe:
+    def recipe(self, trial: Trial) -> Recipe:
+        """What a trial is trained with."""
         training, params = self.spec.training, trial.params
         return Recipe(
             epochs=trial.steps,

@@ -24,15 +24,15 @@ class CheckpointWriter:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
-        self._writing: Future[float] | None = None
+        self.writing: Future[float] | None = None
         self._offered: Take | None = None
         self._started = time.monotonic()
-        self._pause_secs = MIN_SECS
+        self.pause_secs = MIN_SECS
 
     def offer(self, take: Take) -> None:
         """After a step: writes a checkpoint if it is time for one, else remembers that there could be one."""
         self._offered = take
-        if time.monotonic() - self._started >= self._pause_secs and (self._writing is None or self._writing.done()):
+        if time.monotonic() - self._started >= self.pause_secs and (self.writing is None or self.writing.done()):
             self._start()
 
     def move_on(self) -> None:
@@ -54,13 +54,13 @@ class CheckpointWriter:
         take, self._offered = self._offered, None
         if take is not None:
             self._started = time.monotonic()
-            self._writing = self._thread.submit(_timed, take())
+            self.writing = self._thread.submit(_timed, take())
 
     def _finish(self, needed: bool = False) -> None:
-        writing, self._writing = self._writing, None
+        writing, self.writing = self.writing, None
         try:
             if writing is not None:
-                self._pause_secs = max(MIN_SECS, writing.result() / MAX_SHARE)
+                self.pause_secs = max(MIN_SECS, writing.result() / MAX_SHARE)
         except OSError:
             if needed:
                 raise

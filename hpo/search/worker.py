@@ -153,9 +153,9 @@ def _say_what_is_left(worker: Worker, left: Sequence[Study], names: Sequence[str
 def _say_why_stopped(studies: Sequence[Study], say: Say) -> None:
     for study in studies:
         if study.failing:
-            raise WorkerError(f"study '{study.name}' stopped: {study.stopped}; `hpo resume {study.name}` lets it go on")
+            raise WorkerError(f"study '{study.name}' stopped: {study.stopped}; `hpo resume {study.name}` continues it")
         if study.stopped:
-            say(f"study {study.name} is stopped: {study.stopped}; `hpo resume {study.name}` lets it go on")
+            say(f"study {study.name} is stopped: {study.stopped}; `hpo resume {study.name}` continues it")
 
 
 def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: float) -> bool:

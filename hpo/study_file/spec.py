@@ -8,12 +8,11 @@ from pydantic import (
     AfterValidator,
     Field,
     SerializerFunctionWrapHandler,
-    ValidationInfo,
     model_serializer,
     model_validator,
 )
 
-from hpo.doors.parameters import Section, is_kept
+from hpo.doors.parameters import Section
 
 if TYPE_CHECKING:
     from hpo.doors.parameters import SearchSection
@@ -129,7 +128,7 @@ class Spec(Section):
         return self.pruner.min_epochs or self.pruner.min_steps or math.ceil(self.steps / 3)
 
     @model_validator(mode="after")
-    def _check_search(self, info: ValidationInfo) -> "Spec":
+    def _check_search(self) -> "Spec":
         named = [name for name, _ in self.search.parameters()]
         if not self.search.searched and self.budget > 2:
             names = ", ".join(self.search.rows) or "your own parameters"
@@ -137,9 +136,6 @@ class Spec(Section):
                 f"search: nothing to search; give a range or choices to one of {names}, or budget = 2 for one fixed "
                 "configuration and the baseline"
             )
-        if self.first_rung > self.steps and self.pruner.name != "none" and not is_kept(info):
-            key = "min_epochs" if self.pruner.min_epochs else "min_steps"
-            raise ValueError(f"pruner.{key}: {self.first_rung} is more than the {self.steps} that a trial has")
         if self.warm_start == self.name:
             raise ValueError("warm_start: a study cannot start from itself; name an earlier one, or leave it out")
         if self.sampler.name == "grid" and self.warm_start is not None:
