@@ -85,9 +85,9 @@ _objectives: dict[str, Any] = {}
 
 
 def curve(given: argparse.Namespace, folder: str, training: str, kind: str, params: Params) -> dict[str, Any]:
-    from hpo.artifacts import Artifacts
+    from real_objective import robust_accuracy
+
     from hpo.doors.objective import Trial
-    from hpo.objectives.robust_accuracy import RobustAccuracy
     from hpo.study_file.reading import load_spec
 
     if training not in _objectives:
@@ -95,15 +95,14 @@ def curve(given: argparse.Namespace, folder: str, training: str, kind: str, para
         share = changes.pop("images_per_class", 1)
         settings = overrides(given, given.seed, given.epochs) + [f"{key}={value}" for key, value in changes.items()]
         spec = load_spec(STUDY, settings)
-        _objectives[training] = RobustAccuracy(spec, 1, Artifacts(folder))
+        _objectives[training] = robust_accuracy(spec, 1, Path(folder))
         if share < 1:  # the tuning images stay the same
             images = _objectives[training].images
             arrays = {name: getattr(images.train, name)[:: round(1 / share)] for name in ("rows", "labels", "keys")}
             _objectives[training].images = replace(images, train=replace(images.train, **arrays))
     started, busy = time.perf_counter(), time.process_time()
-    number = int.from_bytes(os.urandom(4), "big")
-    measured = list(_objectives[training].run(Trial(number, params, baseline=False)))
-    _objectives[training].discard([number])
+    objective = _objectives[training]
+    measured = list(objective.run(Trial(0, params, seed=given.seed, steps=objective.spec.steps)))
     return {
         "training": training,
         "drawn": kind,

@@ -56,21 +56,23 @@ def overrides(given: Result, *more: str) -> list[str]:
 
 
 def objective_of(given: Result, folder: Path, *more: str) -> Any:
-    from hpo.artifacts import Artifacts
-    from hpo.objectives.robust_accuracy import RobustAccuracy
+    from real_objective import robust_accuracy
+
     from hpo.study_file.reading import load_spec
 
     spec = load_spec(STUDY, overrides(given, *more))
-    return RobustAccuracy(spec, None, Artifacts(str(folder / "artifacts")))
+    return robust_accuracy(spec, None, folder / "artifacts")
 
 
 def training_of(objective: Any, **params: Any) -> Any:
+    from hpo.doors.objective import Trial
     from hpo.vision.training.loop import Training
 
     every = PARAMS | params
+    trial = Trial(0, every, seed=objective.spec.seed, steps=objective.spec.steps)
     network = objective.network(every, objective.initial_weights(every))
     on_gpu = objective.compute.device.type == "cuda"
-    return Training(network, objective._recipe(every), objective.compute, None if on_gpu else Called())
+    return Training(network, objective.recipe(trial), objective.compute, None if on_gpu else Called())
 
 
 def synchronize() -> None:
@@ -230,7 +232,7 @@ def steps(given: Result) -> Result:
                 torch.cuda.reset_peak_memory_stats()
             training = training_of(objective, batch_size=batch, frozen_layers=frozen)
             recipe = training.recipe
-            batches = Batches(objective._training_images, recipe.augmentation, training.frozen_part, recipe.seed)
+            batches = Batches(objective.training_images, recipe.augmentation, training.frozen_part, recipe.seed)
             features, labels = next(batches.of_epoch(1, batch, training.portions))
             every = max(1, 256 // batch)
             numbers = itertools.count(1)
@@ -254,7 +256,7 @@ def steps(given: Result) -> Result:
             found["first_epoch_secs"][name] = round(took[0], 3)
             if torch.cuda.is_available():
                 found["peak_mib"][name] = torch.cuda.max_memory_reserved() // 2**20
-        tuning = embedded(objective._tuning, training.frozen_part) or objective._tuning
+        tuning = embedded(objective.tuning, training.frozen_part) or objective.tuning
         scored = Inference(training.averaged.trainable_part, objective.compute)
         count = len(tuning.labels) * len(tuning.conditions)
         found["scoring"] = rate(lambda: evaluate(scored, tuning), count, given["secs"])
@@ -289,14 +291,14 @@ def start(given: Result) -> Result:
             with timed(name):
                 fitted_head(network, objective.images.train, objective.compute, 0.1)
         with timed("tuning images"):
-            tuning = objective._tuning
+            tuning = objective.tuning
         for name in ("first", "second"):
             with timed(f"{name} trial: network"):
                 training = training_of(objective)
             from hpo.vision.training.loop import fine_tune
 
             with timed(f"{name} trial: first epoch"):
-                next(fine_tune(training, objective._training_images, tuning))
+                next(fine_tune(training, objective.training_images, tuning))
             training.runner.forget()
     return found
 
@@ -363,7 +365,7 @@ def equality(given: Result) -> Result:
     found: Result = {}
     with tempfile.TemporaryDirectory() as folder:
         objective = objective_of(given, Path(folder), "training.epochs=3")
-        images, tuning = objective._training_images, objective._tuning
+        images, tuning = objective.training_images, objective.tuning
         keys, device = torch.arange(99), objective.compute.device
         found["uniform numbers as on the CPU, to the bit"] = torch.equal(
             uniform(keys, 999), uniform(keys.to(device), 999).cpu()
@@ -450,7 +452,7 @@ def memory(given: Result) -> Result:
         allowed = torch.cuda.memory_reserved() + given["memory_mib"] * 2**20
         torch.cuda.set_per_process_memory_fraction(allowed / whole)
         training = training_of(objective, batch_size=512)
-        result = next(fine_tune(training, objective._training_images, objective._tuning))
+        result = next(fine_tune(training, objective.training_images, objective.tuning))
         return {
             "allowed_mib": allowed // 2**20,
             "micro_batch": training.portions.micro_batch,
@@ -471,7 +473,7 @@ def compiled(given: Result) -> Result:
             objective = objective_of(given, Path(folder), f"training.compile={setting}")
             training = training_of(objective, batch_size=given["plain_batch"])
             recipe = training.recipe
-            batches = Batches(objective._training_images, recipe.augmentation, training.frozen_part, recipe.seed)
+            batches = Batches(objective.training_images, recipe.augmentation, training.frozen_part, recipe.seed)
             features, labels = next(batches.of_epoch(1, recipe.batch_size, training.portions))
             training.network.train()
             synchronize()

@@ -15,7 +15,7 @@ import hashlib
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,10 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 from time_to_target import STUDY
 
-from hpo.doors.objective import Measurement, Trial
-from hpo.search import asha, samplers
+from hpo.artifacts import Artifacts
+from hpo.doors.objective import Measurement, Objective, Trial
+from hpo.search import samplers
+from hpo.search.sql import rungs
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
 from hpo.search.sql.trials_in_memory import with_estimates
@@ -80,33 +82,25 @@ class Model:
         return float(self.cost.predict([features(params)])[0])
 
 
-class Played:
-    """The objective: the model's curve, and a clock."""
-
-    fingerprints = {"images": "played", "weights": "played"}
+class Played(Objective):
+    """The model's curve, and a clock. A checkpoint is the number of its last epoch."""
 
     def __init__(self, model: Model, seed: int, seconds: float) -> None:
         self.model, self.seed, self.seconds = model, seed, seconds
         self.clock = 0.0
         self.seen: list[tuple[float, int, float]] = []
-        self.done: dict[int, int] = {}
 
-    def check(self) -> None:
-        pass
+    def fingerprints(self) -> dict[str, str]:
+        return {"images": "played", "weights": "played"}
 
-    def discard(self, numbers: Sequence[int]) -> None:
-        pass
-
-    def run(self, trial: Trial) -> Generator[Measurement]:
-        done = max((self.done.get(number, 0) for number in trial.continues), default=0)
-        for step, score in enumerate(self.model.curve(dict(trial.params), self.seed), 1):
-            if step > done:
-                self.clock += self.model.secs_per_epoch(dict(trial.params))
-                if self.clock > self.seconds:
-                    raise KeyboardInterrupt
-                self.seen.append((self.clock, trial.number, score))
-                self.done[trial.number] = step
-            yield Measurement(step, score, {"clean": score}, {"clean_accuracy": score}, resumed=step <= done)
+    def run(self, trial: Trial) -> Iterator[Measurement]:
+        done = int(trial.checkpoint or b"0")
+        for step, score in list(enumerate(self.model.curve(dict(trial.params), self.seed), 1))[done:]:
+            self.clock += self.model.secs_per_epoch(dict(trial.params))
+            if self.clock > self.seconds:
+                raise KeyboardInterrupt
+            self.seen.append((self.clock, trial.number, score))
+            yield Measurement(step, score, {"clean": score}, checkpoint=str(step).encode())
 
 
 def play(model: Model, spec: Spec, seconds: float) -> Played:
@@ -115,7 +109,8 @@ def play(model: Model, spec: Spec, seconds: float) -> Played:
         engine = create_database(parse_url(f"sqlite:///{folder}/hpo.db"))
         submit(engine, spec)
         with contextlib.suppress(KeyboardInterrupt):
-            work(engine, [spec.name], lambda spec: played, "replay", lambda text: None)
+            store = Artifacts(folder)
+            work(engine, [spec.name], lambda spec, store: played, "replay", lambda text: None, artifacts=store)
         engine.dispose()
     return played
 
@@ -125,11 +120,11 @@ def variants() -> dict[str, tuple[list[str], Callable[[], None]]]:
 
     usual = samplers.STARTUP_TRIALS
 
-    def change(startup: int | None = None, paused: int = asha.MAX_PAUSED, estimate: bool = True) -> Callable[[], None]:
+    def change(startup: int | None = None, paused: int = rungs.MAX_PAUSED, estimate: bool = True) -> Callable[[], None]:
         def apply() -> None:
             samplers.STARTUP_TRIALS = {kind: startup or trials for kind, trials in usual.items()}
             samplers.with_estimates = with_estimates if estimate else lambda study, current: study
-            asha.MAX_PAUSED = paused
+            rungs.MAX_PAUSED = paused
 
         return apply
 

@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +50,13 @@ def median_runs() -> Iterator[dict[str, Any]]:
 
 
 def train_as_hpo(spec: Spec, params: dict[str, Any], seed: int, folder: Path) -> dict[str, float]:
-    from hpo.artifacts import Artifacts
-    from hpo.doors.objective import Trial
-    from hpo.objectives.robust_accuracy import RobustAccuracy
+    from real_objective import robust_accuracy
 
-    objective = RobustAccuracy(spec, len(os.sched_getaffinity(0)), Artifacts(str(folder)))
-    objective.images = replace(objective.images, tuning=objective.images.test)
-    objective.spec = spec.model_copy(update={"seed": seed})  # the images stay those of the run
-    *_, last = objective.run(Trial(0, {"initial_weights": "pretrained", **params}, baseline=False))
+    from hpo.doors.objective import Trial
+
+    objective = robust_accuracy(spec, len(os.sched_getaffinity(0)), folder)
+    trial = Trial(0, {"initial_weights": "pretrained", **params}, seed=seed, steps=spec.steps, split="test")
+    *_, last = objective.run(trial)
     return {"score": last.score, **last.parts}
 
 

@@ -24,10 +24,9 @@ from pathlib import Path
 import optuna
 from large_study import fill
 from postgresql_servers import fresh_database, postgresql
+from real_objective import robust_accuracy
 from time_to_target import HERE, STUDY, conditions, overrides
 
-from hpo.artifacts import Artifacts
-from hpo.objectives.robust_accuracy import RobustAccuracy
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import check_fingerprints
 from hpo.study_file.reading import load_spec
@@ -115,8 +114,8 @@ def main() -> None:
                 for name, finished in (("new", 0), ("large", given.trials)):
                     study = fill(engine, name, finished + 100, finished, settings)
                     if finished:  # those who finished them left the study's fingerprints
-                        objective = RobustAccuracy(study.spec, None, Artifacts(folder))
-                        check_fingerprints(engine, study, objective.fingerprints)
+                        objective = robust_accuracy(study.spec, None, Path(folder))
+                        check_fingerprints(engine, study, objective.fingerprints(), objective.about())
                     first, *rows = [seconds_of_worker(url, name, Path(folder)) for _ in range(given.repetitions + 1)]
                     for which, seconds in (("first worker", medians([first])), ("others", medians(rows))):
                         results[f"{database}, {name} study, {which}"] = seconds

@@ -25,12 +25,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from real_objective import robust_accuracy
 from time_to_target import STUDY, conditions, export_images, overrides
 from torch.nn import functional as F
 from torchvision.models import resnet18
 
-from hpo.artifacts import Artifacts
-from hpo.objectives.robust_accuracy import RobustAccuracy
+from hpo.doors.objective import Trial
 from hpo.study_file.reading import load_spec
 from hpo.study_file.spec import Spec
 from hpo.vision.networks.resnet import ResNets
@@ -56,7 +56,7 @@ def rate(step: Callable[[], int], batches: int) -> float:
 
 
 def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
-    objective = RobustAccuracy(spec, int(os.environ["HPO_THREADS"]), Artifacts(str(folder / "artifacts")))
+    objective = robust_accuracy(spec, int(os.environ["HPO_THREADS"]), folder / "artifacts")
     params = {
         "batch_size": BATCH_SIZE,
         "learning_rate": 0.01,
@@ -65,10 +65,10 @@ def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
         "initial_weights": "pretrained",
     }
     network = objective.network(params, objective.pretrained)
-    training = Training(network, objective._recipe(params), objective.compute)
+    recipe = objective.recipe(Trial(0, params, seed=spec.seed, steps=spec.steps))
+    training = Training(network, recipe, objective.compute)
     training.network.train()
-    recipe = training.recipe
-    prepared = Batches(objective._training_images, recipe.augmentation, training.frozen_part, recipe.seed)
+    prepared = Batches(objective.training_images, recipe.augmentation, training.frozen_part, recipe.seed)
     epochs = (prepared.of_epoch(epoch, BATCH_SIZE, training.portions) for epoch in range(1, 100))
     stream = itertools.chain.from_iterable(epochs)
     training.runner.step.rate.fill_(0.01)
@@ -87,7 +87,7 @@ def measure_hpo(spec: Spec, folder: Path, frozen: int, batches: int) -> float:
 
 
 def measure_step(spec: Spec, folder: Path, frozen: int, batches: int, own: bool = False) -> float:
-    compute = RobustAccuracy(spec, int(os.environ["HPO_THREADS"]), Artifacts(str(folder / "artifacts"))).compute
+    compute = robust_accuracy(spec, int(os.environ["HPO_THREADS"]), folder / "artifacts").compute
     model = resnet18(num_classes=50)
     if own:
         replace_convolutions(model)

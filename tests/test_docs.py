@@ -9,9 +9,10 @@ import torch
 
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
-from hpo.doors.parameters import PARAMETERS, Section
+from hpo.doors.parameters import Section
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
-from hpo.study_file.spec import Spec
+from hpo.study_file.images import ImageSpec
+from hpo.study_file.parameters import PARAMETERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -40,7 +41,7 @@ def test_every_command_is_documented(name: str) -> None:
 def _keys() -> list[tuple[str, str]]:
     """(heading, key) of every key that a study file may have."""
     found = []
-    for key, field in Spec.model_fields.items():
+    for key, field in ImageSpec.model_fields.items():
         section: type[Section] | None = GENERATE["section_of"](field.annotation)
         found += [(f"[{key}]", each) for each in section.model_fields] if section else [("The top of the file", key)]
     settings = {key for kind in PERTURBATIONS.loadable().values() for key in kind.model_fields}

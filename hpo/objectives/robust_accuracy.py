@@ -90,7 +90,7 @@ class RobustAccuracy(Objective):
             training = Training(network, self.recipe(trial), self.compute)
             measured = self._resume(training, trial)
         with _device_errors(MemoryError):
-            for result in fine_tune(training, self._training_images, self._evaluation(trial.split)):
+            for result in fine_tune(training, self.training_images, self._evaluation(trial.split)):
                 measured.append({name: accuracy.fraction for name, accuracy in result.accuracies.items()})
                 yield self._measurement(result, training, trial, measured)
         if trial.baseline and self.spec.waits_for_baseline:
@@ -175,18 +175,18 @@ class RobustAccuracy(Objective):
         )
 
     @cached_property
-    def _training_images(self) -> TrainingImages:
+    def training_images(self) -> TrainingImages:
         return TrainingImages(self.images.train, self.compute.device)
 
     def _evaluation(self, split: Split) -> EvaluationSet:
-        return self._tuning if split == "tuning" else self._test
+        return self.tuning if split == "tuning" else self.test
 
     @cached_property
-    def _tuning(self) -> EvaluationSet:
+    def tuning(self) -> EvaluationSet:
         return self._build_evaluation("tuning")
 
     @cached_property
-    def _test(self) -> EvaluationSet:
+    def test(self) -> EvaluationSet:
         return self._build_evaluation("test")
 
     def _build_evaluation(self, split: Split) -> EvaluationSet:
