@@ -64,7 +64,11 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     assert {"torch", "commit", "seed", "host", "device", "threads", "images", "weights"} <= set(best["made_by"])
 
     pictures = get_all_artifact_meta(optuna_study.trials[0], storage=optuna_study._storage)
-    assert sorted(picture.filename for picture in pictures) == ["predictions.png", "training-curve.png"]
+    assert sorted(picture.filename for picture in pictures) == [
+        "predictions.png",
+        "training-curve.png",
+        "weights.safetensors",
+    ]
     assert all((tmp_path / "hpo-artifacts" / picture.artifact_id).stat().st_size > 5000 for picture in pictures)
     assert "Score: 0.5 × clean accuracy" in get_note(optuna_study)  # noqa: RUF001
 
@@ -153,7 +157,9 @@ def test_without_pytorch_a_worker_takes_no_trial(hpo: Hpo, tmp_path: Path) -> No
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "torch.py").write_text("raise ImportError('libtorch_cpu.so is missing')")
     result = hpo("worker", "study", PYTHONPATH=str(tmp_path / "broken"))
-    assert one_line(result) == "hpo: PyTorch does not work on this machine: libtorch_cpu.so is missing"
+    assert (
+        one_line(result) == "hpo: objective 'robust-accuracy' does not work on this machine: libtorch_cpu.so is missing"
+    )
     status = json.loads(hpo("status", "study", "--json").stdout)
     assert (status["failed"], status["interrupted"], status["running"]) == (0, 0, 0)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import torch
-from conftest import Hpo, Start, claim_next, make_spec, pause, write_study
+from conftest import Hpo, Start, claim_next, end, make_spec, pause, write_study
 from free_objective import FreeObjective
 from large_study import fill
 from rich.console import Console, RenderableType
@@ -27,7 +27,6 @@ from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.attributes import SPLIT_KEY
-from hpo.search.sql.reports import finish
 from hpo.search.sql.storage import create_database, parse_url
 from hpo.search.sql.studies import submit
 from hpo.search.sql.tables import study_user_attributes
@@ -282,13 +281,13 @@ def test_where_there_is_a_constraint_every_table_shows_what_is_feasible(hpo: Hpo
 def test_no_trial_is_shown_as_feasible_before_it_and_the_baseline_are_complete(hpo: Hpo, tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study, _ = submit(engine, make_spec(budget=2, objective=tight_objective(0.02)))
-    claimed = [claims.claim(engine, study.key, "host:1") for _ in range(2)]
-    attempts = {claim.slot.baseline: claim.hold for claim in claimed if claim is not None}
-    accuracies = {"clean_accuracy": 0.9, "perturbed_accuracy": {"gaussian-noise": 0.5}}
+    claimed = [claim_next(engine, study, "host:1") for _ in range(2)]
+    attempts = {claim.start.baseline: claim.hold for claim in claimed if claim is not None}
+    accuracies = {"clean": 0.9, "gaussian-noise": 0.5}
     assert marks(hpo("top", "study", "--where", "state = 'running'").stdout) == ["–", "–"]  # noqa: RUF001
-    finish(engine, attempts[False], "COMPLETE", 0.7, accuracies, 0.02)
+    end(engine, attempts[False], "COMPLETE", 0.7, accuracies)
     assert marks(hpo("top", "study").stdout) == ["–"]  # noqa: RUF001
-    finish(engine, attempts[True], "COMPLETE", 0.6, accuracies, 0.02)
+    end(engine, attempts[True], "COMPLETE", 0.6, accuracies)
     assert marks(hpo("top", "study").stdout) == ["✓", "✓", "✓"], "the baseline once more below"
     engine.dispose()
 
@@ -350,7 +349,7 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
     storage = f"sqlite:///{tmp_path}/hpo.db"
     assert package.submit(write_study(tmp_path), storage, overrides=["budget=3"]) == "study"
     assert package.submit(make_spec(budget=3, name="other"), storage) == "other"
-    assert len(package.load_results("study", storage=storage)) == 3
+    assert package.load_results("study", storage=storage) == [], "no trial before a worker starts one"
     images = torch.rand(4, 3, 16, 16)
     for name in ("gaussian-noise", "pixel-recolor"):
         perturbed = package.perturb(name, images, 0.2)

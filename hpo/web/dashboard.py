@@ -38,7 +38,7 @@ def build_app(storage: RDBStorage, artifacts: Artifacts) -> WsgiApp:
         if request.method == "GET" and (found := ONE_STUDY.fullmatch(request.path)):
             seen = watched.get_all_trials(int(found[1]))
             after = request.query.get("after", "0")
-            if after.isdecimal() and seen and not _may_be_known(seen, int(after)):
+            if after.isdecimal() and watched.is_there(int(found[1])) and not _may_be_known(seen, int(after)):
                 reason = "this study was deleted and another study now has its number; reload the page"
                 raise HTTPResponse(json.dumps({"reason": reason}), 409, {"Content-Type": "application/json"})
 

@@ -9,6 +9,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.artifacts import Artifacts
+from hpo.search.sql.old_attributes import parts_of
 from hpo.search.sql.queries import front
 from hpo.search.sql.tables import CONSTRAINT_PREFIX
 from hpo.search.study_files import is_elsewhere, location_in_full
@@ -33,15 +34,19 @@ class Axes:
 
     def point(self, trial: FrozenTrial) -> tuple[float, float] | None:
         """None if the trial has not measured both."""
-        known = trial._system_attrs.get(PARTS, {}) | trial.user_attrs
+        known = _parts(trial) | trial.user_attrs
         x, y = known.get(self.x), known.get(self.y)
         return None if x is None or y is None else (round(self.scale * x, 4), round(self.scale * y, 4))
+
+
+def _parts(trial: FrozenTrial) -> dict[str, float]:
+    return trial._system_attrs.get(PARTS) or parts_of(trial.user_attrs)
 
 
 def axes_of(seen: Sequence[FrozenTrial]) -> Axes | None:
     """Clean accuracy and the mean of the perturbed ones, in percent; of other objectives the first two parts."""
     for trial in seen:
-        parts = trial._system_attrs.get(PARTS, {})
+        parts = _parts(trial)
         if CLEAN in parts and MEAN in trial.user_attrs:
             return Axes(CLEAN, MEAN, 100)
         if len(parts) >= 2:
@@ -106,7 +111,7 @@ def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
     kept = [json.loads(text) for key, text in trial._system_attrs.items() if key.startswith("artifacts:") and text]
     if not kept:
         return None
-    parts, images = trial._system_attrs.get(PARTS, {}), trial.user_attrs.get("images")
+    parts, images = _parts(trial), trial.user_attrs.get("images")
     if images:
         lines = ["| condition | correct | accuracy |", "|---|---|---|"]
         lines += [f"| {name} | {round(a * images)} of {images} | {100 * a:.1f} % |" for name, a in parts.items()]

@@ -80,6 +80,11 @@ class DashboardStorage(_CachedStorage):
             seen = self._read(connection, study_id).seen
         return [trial for trial in seen if states is None or trial.state in states]
 
+    def is_there(self, study_id: int) -> bool:
+        """Whether there was such a study when its trials were read last."""
+        known = self._known.get(study_id)
+        return known is not None and known.identity is not None
+
     def _read(self, connection: sa.Connection, study_id: int) -> _Known:
         identity = connection.execute(_identity(study_id)).one_or_none()
         rows = connection.execute(sa.select(trials).where(trials.c.study_id == study_id)).all()
