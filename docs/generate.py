@@ -53,8 +53,8 @@ MEANINGS = {
     "ImageSpec.seed": "All trials train with this seed; it also seeds the sampler.",
     "TrainingSpec.epochs": "Epochs of a trial that is not stopped early.",
     "TrainingSpec.label_smoothing": "Label smoothing of the cross-entropy loss.",
-    "PrunerSpec.name": "`asha` pauses trials and resumes the best; `hyperband` does so in brackets that begin later and "
-    "later; `median` prunes what is below the median of the complete trials; `none` stops none.",
+    "PrunerSpec.name": "`asha` pauses trials and resumes the best; `hyperband` does so in brackets that begin later "
+    "and later; `median` prunes what is below the median of the complete trials; `none` stops none.",
     "ObjectiveSpec.perturbations": "One table for each perturbation that is scored; see below.",
     "Perturbation.name": "Which perturbation; see the next table.",
     "Range.low": "Lower end.",

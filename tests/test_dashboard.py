@@ -296,7 +296,6 @@ def test_what_hpo_did_not_make_is_shown_as_optuna_dashboard_alone_shows_it(
     study_id = optuna_study(storage, "plain", directions, trials=14)
     ours, theirs = build_app(storage, artifacts), optuna_dashboard.wsgi(optuna_storage(engine.url), artifacts._store)
     study = f"/api/studies/{study_id}"
-    added = ("constraints", "hpo:parts")
     for _ in range(2):  # read anew, and from memory
         for path in ("/api/studies", study, f"{study}?after=7", f"{study}/param_importances", f"/csv/{study_id}"):
             param_importance_cache.clear()  # both would take them from there
@@ -520,7 +519,7 @@ def test_where_the_workers_keep_their_pictures_is_said_if_it_is_elsewhere(engine
     written = {"version": note["version"] + 1, "body": note["body"] + " and more"}
     assert ask(apps[0], "PUT", f"{at}/{trial_id}/note", written)[0] == 200
     note = detail(apps[0], study.study_id)["trials"][0]["note"]
-    assert note["body"].startswith("| condition |")
+    assert note["body"].startswith("| part |")
     assert note["body"].endswith(" and more")
 
     here.write("study/baseline.safetensors", b"of another database's study")

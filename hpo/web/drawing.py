@@ -50,7 +50,8 @@ def axes_of(seen: Sequence[FrozenTrial]) -> Axes | None:
         if CLEAN in parts and MEAN in trial.user_attrs:
             return Axes(CLEAN, MEAN, 100)
         if len(parts) >= 2:
-            return Axes(*list(parts)[:2])
+            x, y = list(parts)[:2]
+            return Axes(x, y)
     return None
 
 

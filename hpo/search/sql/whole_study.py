@@ -60,6 +60,7 @@ def delete(engine: sa.Engine, study_id: int) -> Kept | None:
         kept = _locked(connection, study_id)
         if kept is None:
             return None
+        connection.execute(of_study.with_for_update()).all()  # those that were added before the study was locked
         for table in TABLES_OF_TRIALS:
             connection.execute(table.delete().where(table.c.trial_id.in_(of_study)))
         for table in (*TABLES_OF_STUDIES, studies):
