@@ -99,21 +99,26 @@ def _as_os_error() -> Iterator[None]:
         raise (PermissionError if code in DENIED else ConnectionError)(str(error)) from error
 
 
+def write_file(target: Path, content: bytes) -> None:
+    """Writes a file whole or not at all. Raises OSError."""
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with partial.open("xb") as stream:  # readable as the umask allows: workers may run as several users
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)  # it was renamed, unless something went wrong
+
+
 class _FolderStore(FileSystemArtifactStore):
     """Optuna's store writes files in place; this one survives a kill or power failure during a write."""
 
     def write(self, artifact_id: str, content_body: BinaryIO) -> None:
         target = Path(self._get_filepath(artifact_id))
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-        try:
-            with partial.open("xb") as stream:  # mode as the umask says: workers may run as several users
-                stream.write(content_body.read())
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)  # only exists if something went wrong
+        write_file(target, content_body.read())
 
     def remove(self, artifact_id: str) -> None:
         target = Path(self._get_filepath(artifact_id))

@@ -23,7 +23,7 @@ from hpo.errors import InputError
 from hpo.search.sql.dead_workers import bury
 from hpo.search.sql.queries import trials_in
 from hpo.search.sql.storage import open_engine, parse_url
-from hpo.vision.classifier import build_network
+from hpo.vision.classifier import build_network, read_weights
 from hpo.vision.training.checkpoints import weights_as_bytes
 from hpo.workers.local import worker_name
 
@@ -71,6 +71,13 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     ]
     assert all((tmp_path / "hpo-artifacts" / picture.artifact_id).stat().st_size > 5000 for picture in pictures)
     assert "Score: 0.5 × clean accuracy" in get_note(optuna_study)  # noqa: RUF001
+
+    assert "the weights of trial" in hpo("best", "study", "--weights", "best.safetensors", **storage).stderr
+    assert "fc.weight" in read_weights("resnet18", str(tmp_path / "best.safetensors"))
+    elsewhere = hpo("best", "study", "--weights", "b.safetensors", HPO_ARTIFACTS=str(tmp_path / "no"), **storage)
+    assert "so set HPO_ARTIFACTS to that" in elsewhere.stderr
+    assert elsewhere.returncode == 1
+    assert not (tmp_path / "b.safetensors").exists()
 
     top = json.loads(hpo("top", "study", "-n", "9", "--json", **storage).stdout)
     assert top[0] == best

@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +13,7 @@ from hpo.cli.options import csv_option, json_option, limit_option, open_study, s
 from hpo.errors import HpoError, InputError, NothingCompleteError
 
 if TYPE_CHECKING:
+    import sqlalchemy as sa
     from rich.table import Table
 
     from hpo.search.sql.studies import Study
@@ -70,7 +72,13 @@ def watch(studies: Sequence[str], storage: str, interval: float) -> None:
 @json_option
 @csv_option
 @click.option("--toml", "as_toml", is_flag=True, help="Print a study file with this configuration, for `hpo run`.")
-def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -> None:
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the weights of its network into a file (safetensors).",
+)
+def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool, weights: "Path | None") -> None:
     """The best configuration of a study and its baseline."""
     from hpo.cli import tables
     from hpo.search.sql.queries import best_trials
@@ -81,6 +89,8 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
     results = best_trials(engine, study, 1)
     if not results:
         raise NothingCompleteError(study)
+    if weights is not None:
+        _write_weights(engine, found, results[0].number, weights)
     if as_toml:
         if results[0].baseline:
             click.echo(f"# {tables.nothing_beats_baseline(found)}: this is the baseline itself.")
@@ -91,6 +101,17 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool) -
         _print_csv(results)
     else:
         tables.print_best(tables.console(), engine, found, results)
+
+
+def _write_weights(engine: "sa.Engine", study: "Study", number: int, target: Path) -> None:
+    from hpo.artifacts import open_artifacts
+    from hpo.search.kept_files import write_weights
+
+    try:
+        write_weights(engine, study, number, open_artifacts(), target)
+    except OSError as error:
+        raise InputError(f"--weights: {target} cannot be written: {error.strerror or error}") from None
+    click.echo(f"the weights of trial {number} are in {target}", err=True)
 
 
 @click.command()

@@ -12,6 +12,7 @@ import torch
 from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Split, Trial
 from hpo.doors.parameters import Params
 from hpo.errors import DataError, MachineError, WeightsError
+from hpo.search.kept_files import WEIGHTS_FILE
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
 from hpo.study_file.images import ImageSpec, ObjectiveSpec
 from hpo.study_file.parameters import PARAMETERS
@@ -38,8 +39,6 @@ from hpo.workers.memory import check_memory
 
 BASELINE_WEIGHTS = "baseline.safetensors"
 FITTED_HEAD = "fitted-head.safetensors"
-WEIGHTS_FILE = "weights.safetensors"
-"""What a trial that is worth keeping keeps, beside its pictures."""
 
 
 class RobustAccuracy(Objective):
