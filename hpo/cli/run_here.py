@@ -253,7 +253,7 @@ def _print_next(study: Study, storage: str) -> None:
     suggestions = {
         f"{program} top {name} -n 10{where}": "more of the best configurations; --json for programs",
         f"{program} best {name} --toml{where}": "the best one as a study file, for `hpo run`",
-        f"{program} dashboard{where}": "optuna-dashboard, with predictions of good trials on perturbed images",
+        f"{program} dashboard{where}": "a web page with its trials, and pictures of the best",
     }
     width = max(map(len, suggestions))
     for command, purpose in suggestions.items():

@@ -1,7 +1,7 @@
 """Turns pydantic's validation errors into one line that a person can act on."""
 
 import types
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
@@ -94,6 +94,8 @@ def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:
     for part in location:
         tagged = [c for c in candidates if _has_tag(c, part)]
         fields = [c.model_fields[part].annotation for c in candidates if part in c.model_fields]
+        if not tagged and not fields:  # a key that the model does not name, but allows
+            fields = [get_type_hints(c, include_extras=True).get("__pydantic_extra__") for c in candidates]
         if tagged or fields:
             candidates = tagged or [m for field in fields for m in _models_in(field)]
     return list(dict.fromkeys(key for c in candidates for key in c.model_fields))

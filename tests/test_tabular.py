@@ -1,0 +1,165 @@
+"""An objective of an installed package is searched as images are: examples/tabular, in an environment of its own."""
+
+import json
+import os
+import shutil
+import site
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "tabular"
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a virtual environment with the package installed, and beside it what this one has."""
+    folder = tmp_path_factory.mktemp("tabular")
+    package = shutil.copytree(EXAMPLE, folder / "package")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    made = folder / "venv" / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", made, "install", "--quiet", "--no-deps", "--no-build-isolation"]
+    (packages,) = (folder / "venv").glob("lib/python*/site-packages")
+    here = [*site.getsitepackages(), str(Path(__file__).parent.parent)]
+    (packages / "beside.pth").write_text("\n".join(here))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(here)}
+    subprocess.run([*map(str, pip), str(package)], check=True, env=environment)
+    return made
+
+
+def environment(folder: Path, storage: str = "") -> dict[str, str]:
+    url = storage or f"sqlite:///{folder}/hpo.db"
+    return os.environ | {"HPO_STORAGE": url, "PYTHONPATH": str(EXAMPLE.parents[1])}
+
+
+@pytest.fixture
+def hpo(python: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Run:
+    """The command in that environment, on the database that the test asks for."""
+    storage = request.getfixturevalue("storage_url") if "storage_url" in request.fixturenames else ""
+
+    def run(*arguments: str, interpreter: Path = python) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [interpreter, "-m", "hpo", *arguments],
+            cwd=tmp_path,
+            env=environment(tmp_path, storage),
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    return run
+
+
+def study_file(folder: Path, **objective: Any) -> str:
+    """The example's, with a sampler that costs nothing."""
+    import tomllib
+
+    import tomli_w
+
+    document = tomllib.loads((EXAMPLE / "study.toml").read_text())
+    document["objective"] |= objective
+    document |= {"budget": 12, "sampler": {"name": "random"}}
+    (folder / "study.toml").write_text(tomli_w.dumps(document))
+    return "study.toml"
+
+
+def found(hpo: Run, *arguments: str) -> Any:
+    ran = hpo(*arguments, "--json")
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_an_objective_of_a_package_is_searched_by_real_workers(storage_url: str, hpo: Run, tmp_path: Path) -> None:
+    ran = hpo("run", study_file(tmp_path, max_clean_drop=0.02), "--workers", "2")
+    assert ran.returncode == 0, ran.stderr
+    assert "clean" in ran.stdout
+    assert "%" not in ran.stdout.replace("(95 %)", ""), "only of accuracies of images it is known that they are shares"
+    status = found(hpo, "status", "tabular")
+    assert (status["finished"], status["waiting"], status["running"]) == (12, 0, 0)
+    top = found(hpo, "top", "tabular", "-n", "50")
+    assert all(set(trial["parts"]) == {"clean", "noise"} for trial in top)
+    assert all(trial["score"] == sum(trial["parts"].values()) / 2 for trial in top)
+    assert {trial["made_by"]["objective"] for trial in top} == {"hpo-tabular 0.1.0"}
+    assert {type(trial["params"]["average_after"]) for trial in top} == {int}
+    baseline = next(trial for trial in top if trial["baseline"])
+    assert baseline["params"]["loss"] == "log_loss"
+    for trial in top:
+        assert trial["feasible"] == (baseline["parts"]["clean"] - trial["parts"]["clean"] <= 0.02)
+    chosen = found(hpo, "top", "tabular", "--where", "noise > 0.5 and loss = 'log_loss'", "--sort", "alpha:asc")
+    assert chosen
+    assert {trial["params"]["loss"] for trial in chosen} == {"log_loss"}
+    front = found(hpo, "pareto", "tabular")
+    assert {trial["number"] for trial in front} <= {trial["number"] for trial in top}
+    header = hpo("top", "tabular", "--csv").stdout.splitlines()[0].split(",")
+    assert {"noise", "alpha", "learning_rate", "average_after", "loss"} <= set(header)
+    assert "noise" in hpo("watch", "tabular").stdout + hpo("top", "tabular").stdout
+
+    (tmp_path / "best.toml").write_text(hpo("best", "tabular", "--toml").stdout)
+    again = hpo("run", "best.toml")
+    assert again.returncode == 0, again.stderr
+    (same,) = found(hpo, "top", found(hpo, "status")[-1]["study"])
+    assert same["score"] == found(hpo, "best", "tabular")["score"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("objective.noize=1", "objective.noize: unknown key; allowed here: name, steps, noise, max_clean_drop."),
+        ("objective.noise=-1", "objective.noise: must be greater than or equal to 0, not -1"),
+        ("objective.name=noisy-tabula", "there are: robust-accuracy, noisy-tabular. Did you mean 'noisy-tabular'?"),
+        (
+            "search.alpha={ low = 1, hihg = 2 }",
+            "search.alpha.hihg: unknown key; allowed here: low, high, log, default.",
+        ),
+        ("search.score=3", "search: 'score' is taken; choose another name"),
+        ("search.loss={ choices = [1, 'hinge'] }", "mixes numbers and words"),
+        ("data.name=digits", "data: unknown key; allowed here: name, budget, seed,"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(python: Path, tmp_path: Path, override: str, words: str) -> None:
+    command = [python, "-m", "hpo", "submit", study_file(tmp_path), "--set", override]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    assert ran.returncode == 2
+    assert len(ran.stderr.splitlines()) == 1
+    assert words in ran.stderr
+    assert not (tmp_path / "hpo.db").exists()
+
+
+def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo: Run, tmp_path: Path) -> None:
+    assert hpo("submit", study_file(tmp_path)).returncode == 0
+    assert hpo("run", "study.toml", "--set", "name=done", "--set", "budget=2").returncode == 0
+    without = Path(sys.executable)
+    for command in (["status"], ["top", "done"], ["best", "done", "--json"], ["pareto", "done"], ["status", "tabular"]):
+        assert hpo(*command, interpreter=without).returncode == 0
+    refused = hpo("worker", "tabular", interpreter=without)
+    assert refused.returncode == 2
+    assert "no objective 'noisy-tabular'; there are: robust-accuracy" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert found(hpo, "status", "tabular")["failed"] == 0
+
+
+def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
+    hpo: Run, python: Path, tmp_path: Path
+) -> None:
+    study = study_file(tmp_path, steps=400)
+    changes = ("--set", "budget=2", "--set", "pruner.name=none")
+    assert hpo("run", study, *changes, "--set", "name=unbroken").returncode == 0
+    hpo("submit", study, *changes)
+    command = [python, "-m", "hpo", "launch", "tabular"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE) as launched:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.rglob("tabular/trial-*.checkpoint")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for worker in psutil.Process(launched.pid).children():
+            worker.kill()
+    broken, unbroken = (found(hpo, "top", name) for name in ("tabular", "unbroken"))
+    assert any(trial["resumed_after_epoch"] for trial in broken)
+    curves = [sorted(json.dumps(trial["epochs"]) for trial in trials) for trials in (broken, unbroken)]
+    assert curves[0] == curves[1]
