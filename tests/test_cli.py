@@ -25,7 +25,7 @@ from hpo.search.sql.queries import trials_in
 from hpo.search.sql.storage import open_engine, parse_url
 from hpo.vision.classifier import build_network
 from hpo.vision.training.checkpoints import weights_as_bytes
-from hpo.workers.local import worker_name
+from hpo.workers.launcher import worker_name
 
 SECRET = "s3cret-word"  # noqa: S105
 

@@ -7,14 +7,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hpo.cli.options import launch_command, spec_arguments, storage_option, studies_argument, workers_option
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -142,10 +138,10 @@ def worker(
     from hpo.search.sql.storage import open_engine, parse_url
     from hpo.search.worker import work
     from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
-    from hpo.workers.local import FLEET, worker_name
+    from hpo.workers.launcher import LAUNCH_ID, worker_name
 
     stop_on_signals(exit_for_certain=True, exit_code=exit_code_when_stopped)
-    name = worker_name(os.getpid(), os.environ.get(FLEET, ""))
+    name = worker_name(os.getpid(), os.environ.get(LAUNCH_ID, ""))
     threads = threads or _threads_of_container()
     try:
         if supervised:

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from hpo.search.sql import rungs
 from hpo.study_file.spec import Spec
 
-FEWEST_FOR_A_MEDIAN = 4
+MIN_FOR_MEDIAN = 4
 
 Verdict = Literal["goes on", "paused", "pruned"]
 
@@ -69,6 +69,6 @@ def judge(engine: sa.Engine, study_id: int, spec: Spec, trial: rungs.Seen, step:
         case "median" if step >= spec.first_rung:
             others_at_step = rungs.complete_scores(engine, study_id, step)
             best = rungs.best_so_far(engine, trial.trial_id, score)
-            enough = len(others_at_step) >= FEWEST_FOR_A_MEDIAN
+            enough = len(others_at_step) >= MIN_FOR_MEDIAN
             return "pruned" if enough and not best >= median(others_at_step) else "goes on"
     return "goes on"
