@@ -26,7 +26,8 @@ from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import bury
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import Study, submit
+from hpo.search.sql.studies import Study
+from hpo.search.sql.submitting import submit
 from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec
 from hpo.workers.launcher import Launch

@@ -12,7 +12,7 @@ from hpo.search import asha
 from hpo.search.sql import claims, heartbeats
 from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.reports import finish, record_step
-from hpo.search.sql.studies import submit
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import trials
 
 

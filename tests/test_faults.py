@@ -24,7 +24,7 @@ from hpo.search.sql import claims, storage
 from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import trials
 
 QUICK = {"EPOCH_SECS": "0.2", "HEARTBEAT_SECS": "0.3", "GRACE_SECS": "1.5"}

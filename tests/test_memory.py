@@ -15,7 +15,7 @@ from hpo.errors import InputError
 from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import KILLED, bury
 from hpo.search.sql.queries import all_trials
-from hpo.search.sql.studies import submit
+from hpo.search.sql.submitting import submit
 from hpo.workers import machine, memory
 from hpo.workers.machine import how_many_workers
 from hpo.workers.memory import check_memory, max_mib, worker_mib

@@ -27,7 +27,9 @@ from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.reports import finish, record_step
 from hpo.search.sql.status import status
-from hpo.search.sql.studies import extend, find_studies, resume, submit
+from hpo.search.sql.stopping import resume
+from hpo.search.sql.studies import find_studies
+from hpo.search.sql.submitting import extend, submit
 from hpo.search.sql.tables import study_user_attributes, trial_system_attributes, trial_user_attributes, trials
 from hpo.search.sql.trials_in_memory import History
 from hpo.search.worker import work

@@ -72,7 +72,7 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
     Saying it twice changes nothing; a change to what is already searched is refused.
     """
     from hpo.search.sql.storage import create_database, parse_url
-    from hpo.search.sql.studies import submit as submit_study
+    from hpo.search.sql.submitting import submit as submit_study
     from hpo.study_file.reading import load_spec
 
     spec = load_spec(study_file, overrides)

@@ -25,7 +25,8 @@ from hpo.search.sql.outages import outlast
 from hpo.search.sql.queries import best_trials
 from hpo.search.sql.status import read_split
 from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
-from hpo.search.sql.studies import Study, find_studies, open_studies, submit
+from hpo.search.sql.studies import Study, find_studies, open_studies
+from hpo.search.sql.submitting import submit
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.study_file.images import ImageSpec
 from hpo.study_file.spec import Spec

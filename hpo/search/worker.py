@@ -28,16 +28,10 @@ from hpo.search.sql.claims import Claim, Why
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.counts import Counts
 from hpo.search.sql.fence import TrialDeleted, TrialLost, new_token
+from hpo.search.sql.joining import adopt, check_fingerprints, has_fingerprints
 from hpo.search.sql.outages import PATIENCE_SECS, outlast
-from hpo.search.sql.studies import (
-    Study,
-    adopt,
-    check_fingerprints,
-    find_studies,
-    has_fingerprints,
-    open_studies,
-    stop_if_failing,
-)
+from hpo.search.sql.stopping import stop_if_failing
+from hpo.search.sql.studies import Study, find_studies, open_studies
 from hpo.search.study_files import location_in_full
 from hpo.stopping import deferred
 from hpo.study_file.spec import Spec
