@@ -26,8 +26,9 @@ from postgresql_servers import free_port, switchable_pgbouncer
 
 from hpo.search.sql.counts import count
 from hpo.search.sql.outages import outlast
-from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.storage import create_database
 from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import parse_url
 from hpo.workers.launcher import Launch
 from hpo.workers.local import LocalLauncher
 

@@ -25,9 +25,10 @@ from postgresql_servers import fresh_database, pgbouncer, postgresql
 from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import bury
 from hpo.search.sql.outages import is_outage
-from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.storage import create_database
 from hpo.search.sql.studies import Study
 from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import parse_url
 from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec
 from hpo.workers.launcher import Launch

@@ -21,7 +21,8 @@ from free_objective import FreeObjective
 from hpo.doors.objective import Measurement, Trial
 from hpo.errors import HpoError
 from hpo.search.sql import heartbeats
-from hpo.search.sql.storage import open_engine, parse_url
+from hpo.search.sql.storage import open_engine
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
 from hpo.workers.launcher import worker_name

@@ -28,9 +28,10 @@ from time_to_target import STUDY
 
 from hpo.doors.objective import Measurement, Trial
 from hpo.search import asha, samplers
-from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.storage import create_database
 from hpo.search.sql.submitting import submit
 from hpo.search.sql.trials_in_memory import with_estimates
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 from hpo.study_file.reading import load_spec
 from hpo.study_file.spec import Spec

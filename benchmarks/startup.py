@@ -29,7 +29,8 @@ from time_to_target import HERE, STUDY, conditions, overrides
 from hpo.artifacts import Artifacts
 from hpo.objectives.robust_accuracy import RobustAccuracy
 from hpo.search.sql.joining import check_fingerprints
-from hpo.search.sql.storage import create_database, parse_url
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.url import parse_url
 from hpo.study_file.reading import load_spec
 from hpo.vision.data.cache import prepare_images
 

@@ -71,8 +71,9 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 
     Saying it twice changes nothing; a change to what is already searched is refused.
     """
-    from hpo.search.sql.storage import create_database, parse_url
+    from hpo.search.sql.storage import create_database
     from hpo.search.sql.submitting import submit as submit_study
+    from hpo.search.sql.url import parse_url
     from hpo.study_file.reading import load_spec
 
     spec = load_spec(study_file, overrides)
@@ -91,7 +92,8 @@ def init(storage: str) -> None:
 
     `hpo run` and `hpo submit` do so too. For a database that others fill, or that readers are given rights to.
     """
-    from hpo.search.sql.storage import create_database, masked, parse_url
+    from hpo.search.sql.storage import create_database
+    from hpo.search.sql.url import masked, parse_url
 
     url = parse_url(storage)
     create_database(url).dispose()
@@ -135,7 +137,8 @@ def worker(
     from hpo.artifacts import open_artifacts
     from hpo.search.loading import load_objective
     from hpo.search.sql.network_drive import check_network_drive
-    from hpo.search.sql.storage import open_engine, parse_url
+    from hpo.search.sql.storage import open_engine
+    from hpo.search.sql.url import parse_url
     from hpo.search.worker import work
     from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
     from hpo.workers.launcher import LAUNCH_ID, worker_name

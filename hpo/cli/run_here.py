@@ -24,9 +24,10 @@ from hpo.search.sql.network_drive import check_network_drive
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.queries import best_trials
 from hpo.search.sql.status import read_split
-from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
+from hpo.search.sql.storage import create_database, open_engine
 from hpo.search.sql.studies import Study, find_studies, open_studies
 from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import DEFAULT_STORAGE, masked, parse_url
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.study_file.images import ImageSpec
 from hpo.study_file.spec import Spec
