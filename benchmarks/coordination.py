@@ -22,9 +22,10 @@ from free_objective import FreeObjective
 from postgresql_servers import fresh_database, postgresql
 
 from hpo.doors.objective import Trial
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import studies, trials
+from hpo.search.sql.url import parse_url
 from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec
 

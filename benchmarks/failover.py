@@ -26,9 +26,11 @@ from postgresql_servers import free_port, switchable_pgbouncer
 
 from hpo.search.sql.counts import count
 from hpo.search.sql.outages import outlast
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
-from hpo.workers.local import start_fleet, stop_fleet, tend
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import parse_url
+from hpo.workers.launcher import Launch
+from hpo.workers.local import LocalLauncher
 
 REPLICATED = """
 wal_level = replica
@@ -99,19 +101,20 @@ def work_through(read_only_secs: float, plan: Plan, folder: Path) -> dict[str, A
     with primary_and_standby() as (primary, standby), switchable_pgbouncer(primary.url) as (url, switch):
         engine = create_database(parse_url(url))
         study, _ = submit(engine, make_spec(plan))
-        environment = {"HPO_STORAGE": url, "EPOCH_SECS": str(plan.epoch_secs)}
-        command = [sys.executable, str(HERE / "free_worker.py"), study.name]
+        command = ["env", f"EPOCH_SECS={plan.epoch_secs}", sys.executable, str(HERE / "free_worker.py")]
         said: list[str] = []
-        fleet = start_fleet(command, plan.workers, folder, environment, lambda name, out_of_memory: True, said.append)
+        launcher = LocalLauncher(command)
+        launch = Launch([study.name], plan.workers, url, folder, lambda name, out_of_memory: True, said.append)
 
         def finished() -> int:
             return outlast(lambda: count(engine, study.study_id), lambda text: None).finished
 
         def until(condition: Callable[[], bool]) -> None:
-            while tend(fleet) and not condition():
+            while launcher.tend() and not condition():
                 time.sleep(0.05)
 
         try:
+            launcher.start(launch)
             until(lambda: finished() >= plan.budget // 3)
             before = finished()
             primary.say("ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
@@ -131,9 +134,9 @@ def work_through(read_only_secs: float, plan: Plan, folder: Path) -> dict[str, A
             switch(standby.url)
             until(lambda: False)
         finally:
-            stop_fleet(fleet)
+            launcher.stop()
         found = examine(engine, study, plan)
-        logs = "\n".join(worker.log.read_text() for worker in fleet.workers)
+        logs = "\n".join(worker.log.read_text() for worker in launcher.workers)
         engine.dispose()
         return found | {
             "finished while it only read": meanwhile,

@@ -25,11 +25,14 @@ from postgresql_servers import fresh_database, pgbouncer, postgresql
 from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import bury
 from hpo.search.sql.outages import is_outage
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import Study, submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.studies import Study
+from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import parse_url
 from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec
-from hpo.workers.local import Fleet, start_fleet, stop_fleet, tend
+from hpo.workers.launcher import Launch
+from hpo.workers.local import LocalLauncher
 
 HERE = Path(__file__).parent
 
@@ -81,7 +84,6 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     tickets = folder / "tickets"
     tickets.mkdir(parents=True)
     environment = {
-        "HPO_STORAGE": url,
         "EPOCH_SECS": str(plan.epoch_secs),
         "HEARTBEAT_SECS": str(plan.heartbeat_secs),
         "GRACE_SECS": str(plan.grace_secs),
@@ -89,20 +91,21 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
         "HPO_ARTIFACTS": str(folder / "artifacts"),
     }
     program = ["-m", "hpo", "worker", "--supervised"] if plan.real else [str(HERE / "free_worker.py")]
-    command = [sys.executable, *program, study.name]
+    command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, *program]
     said: list[str] = []
     started = time.monotonic()
     # for the free objective nobody buries the dead: their trials must be found by their silence
     on_death = partial(bury, engine) if plan.real else lambda name, out_of_memory: True
-    fleet = start_fleet(command, plan.workers, folder / "logs", environment, on_death, said.append)
+    launcher = LocalLauncher(command)
     try:
-        _inject(fleet, engine, study, plan, tickets, server)
+        launcher.start(Launch([study.name], plan.workers, url, folder / "logs", on_death, said.append))
+        _inject(launcher, engine, study, plan, tickets, server)
         seconds = time.monotonic() - started
     finally:
-        stop_fleet(fleet)
+        launcher.stop()
     time.sleep(3 * plan.heartbeat_secs)
     found = examine(engine, study, plan)
-    logs = "\n".join(worker.log.read_text() for worker in fleet.workers)
+    logs = "\n".join(worker.log.read_text() for worker in launcher.workers)
     if plan.real:
         found["left in the artifact store"] = [path.name for path in (folder / "artifacts").rglob("*.checkpoint")]
     found |= {
@@ -118,12 +121,12 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     return found
 
 
-def _inject(fleet: Fleet, engine: sa.Engine, study: Study, plan: Plan, tickets: Path, server: Any) -> None:
+def _inject(launcher: LocalLauncher, engine: sa.Engine, study: Study, plan: Plan, tickets: Path, server: Any) -> None:
     """Random kills and outages, spread over the run by how many trials are finished."""
     outages = [plan.budget * (number + 1) // (plan.outages + 1) for number in range(plan.outages)]
     patience_secs = 60 + plan.outage_secs + 2 * plan.grace_secs
     most, progressed_at = 0, time.monotonic()
-    while tend(fleet):
+    while launcher.tend():
         finished = _finished(engine, study)
         if finished > most:
             most, progressed_at = finished, time.monotonic()
@@ -135,7 +138,7 @@ def _inject(fleet: Fleet, engine: sa.Engine, study: Study, plan: Plan, tickets: 
             time.sleep(plan.outage_secs)
             server.start()
         killed = len(list(tickets.iterdir()))
-        alive = [worker.process for worker in fleet.workers if worker.process and worker.process.poll() is None]
+        alive = [worker.process for worker in launcher.workers if worker.process and worker.process.poll() is None]
         due = plan.kills * finished / (0.9 * plan.budget)
         if alive and killed < due and take_ticket(str(tickets), str(plan.kills)):
             random.choice(alive).kill()

@@ -21,10 +21,11 @@ from free_objective import FreeObjective
 from hpo.doors.objective import Measurement, Trial
 from hpo.errors import HpoError
 from hpo.search.sql import heartbeats
-from hpo.search.sql.storage import open_engine, parse_url
+from hpo.search.sql.storage import open_engine
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
-from hpo.workers.local import worker_name
+from hpo.workers.launcher import worker_name
 
 FUNCTIONS = (
     "claim",
@@ -94,7 +95,8 @@ def main() -> None:
     try:
         forever = bool(os.environ.get("FOREVER"))
         say = partial(print, flush=True)
-        work(engine, sys.argv[1:], TimedObjective, worker_name(os.getpid()), say, forever)
+        studies = [name for name in sys.argv[1:] if name != "--"]
+        work(engine, studies, TimedObjective, worker_name(os.getpid()), say, forever)
     except Stopped:
         print("stopped")
 

@@ -403,8 +403,9 @@ def equality(given: Result) -> Result:
 def killed(given: Result) -> Result:
     """A worker that is killed in the middle of an epoch: what goes on elsewhere gives what the unbroken trial gave."""
     from hpo.search.sql.dead_workers import bury
-    from hpo.search.sql.storage import open_engine, parse_url
-    from hpo.workers.local import worker_name
+    from hpo.search.sql.storage import open_engine
+    from hpo.search.sql.url import parse_url
+    from hpo.workers.launcher import worker_name
 
     settings = overrides(given, "budget=1", f"training.epochs={given['killed_epochs']}")
     settings += ["search.batch_size=32", "search.learning_rate={low=0.01,high=0.02}", "pruner.name=none"]

@@ -19,8 +19,10 @@ from optuna.distributions import distribution_to_json
 from hpo.search.samplers import distributions
 from hpo.search.sql import attributes, tables
 from hpo.search.sql.attributes import NEXT_START_KEY
-from hpo.search.sql.storage import create_database, parse_url, writing
-from hpo.search.sql.studies import Study, submit
+from hpo.search.sql.storage import create_database, writing
+from hpo.search.sql.studies import Study
+from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import parse_url
 from hpo.study_file.reading import load_spec
 from hpo.study_file.spec import Spec
 

@@ -26,9 +26,10 @@ from postgresql_servers import fresh_database, postgresql
 from hpo.artifacts import Artifacts
 from hpo.doors.objective import Measurement, Trial
 from hpo.search.sql import outages
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import trial_intermediate_values, trials
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 from hpo.study_file.reading import read_spec
 

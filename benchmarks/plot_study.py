@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from matplotlib.axes import Axes
 
 from hpo.search.sql.queries import TrialResult, best_trials, trials_in
-from hpo.search.sql.storage import DEFAULT_STORAGE, open_engine, parse_url
+from hpo.search.sql.storage import open_engine
+from hpo.search.sql.url import DEFAULT_STORAGE, parse_url
 
 
 def plot(engine: sa.Engine, study: str, file: str) -> None:

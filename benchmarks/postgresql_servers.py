@@ -16,7 +16,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hpo.search.sql.storage import parse_url
+from hpo.search.sql.url import parse_url
 
 _numbers = itertools.count()
 

@@ -22,7 +22,8 @@ from postgresql_servers import fresh_database, postgresql
 
 from hpo.search.sql.queries import best_trials
 from hpo.search.sql.status import status
-from hpo.search.sql.storage import create_database, open_engine, parse_url
+from hpo.search.sql.storage import create_database, open_engine
+from hpo.search.sql.url import parse_url
 
 REPETITIONS = 5
 

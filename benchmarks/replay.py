@@ -30,9 +30,10 @@ from hpo.artifacts import Artifacts
 from hpo.doors.objective import Measurement, Objective, Trial
 from hpo.search import samplers
 from hpo.search.sql import rungs
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.trials_in_memory import with_estimates
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 from hpo.study_file.reading import load_spec
 from hpo.study_file.spec import Spec

@@ -26,9 +26,10 @@ from faults import Plan, make_spec
 from postgresql_servers import fresh_database, postgresql
 from time_to_target import STUDY, conditions, overrides
 
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import trial_user_attributes, trials
+from hpo.search.sql.url import parse_url
 from hpo.study_file.reading import load_spec, read_spec
 
 RESULTS = HERE / "results"

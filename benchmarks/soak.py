@@ -25,9 +25,11 @@ from postgresql_servers import fresh_database, postgresql
 
 from hpo.errors import StudyError
 from hpo.search.sql.claims import count
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import Study, extend, find_studies, submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.studies import Study, find_studies
+from hpo.search.sql.submitting import extend, submit
 from hpo.search.sql.tables import trials
+from hpo.search.sql.url import parse_url
 from hpo.search.sql.whole_study import delete, rename
 from hpo.study_file.reading import read_spec
 

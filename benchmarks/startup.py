@@ -27,8 +27,9 @@ from postgresql_servers import fresh_database, postgresql
 from real_objective import robust_accuracy
 from time_to_target import HERE, STUDY, conditions, overrides
 
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import check_fingerprints
+from hpo.search.sql.joining import check_fingerprints
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.url import parse_url
 from hpo.study_file.reading import load_spec
 from hpo.vision.data.cache import prepare_images
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from hpo.doors.perturbation import PERTURBATIONS
 from hpo.errors import InputError, NothingCompleteError
 from hpo.search.sql.queries import all_trials, best_trials, improvements, pareto_front
-from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, open_engine, parse_url
+from hpo.search.sql.storage import create_database, open_engine
 from hpo.search.sql.studies import find_studies
-from hpo.search.sql.studies import submit as submit_spec
+from hpo.search.sql.submitting import submit as submit_spec
+from hpo.search.sql.url import DEFAULT_STORAGE, parse_url
 from hpo.study_file.reading import load_spec
 from hpo.study_file.spec import Spec
 from hpo.trial_result import TrialResult

@@ -26,9 +26,11 @@ from hpo.search.sql import claims, rungs
 from hpo.search.sql.claims import Claim
 from hpo.search.sql.fence import Hold, token_of
 from hpo.search.sql.reports import finish, record_params, record_step
-from hpo.search.sql.storage import create_database, open_engine, parse_url
-from hpo.search.sql.studies import Study, submit
+from hpo.search.sql.storage import create_database, open_engine
+from hpo.search.sql.studies import Study
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import trials
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 from hpo.study_file.reading import read_spec
 from hpo.study_file.spec import Spec

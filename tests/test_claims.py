@@ -10,7 +10,7 @@ from lost_answers import faults_after
 
 from hpo.search.sql import claims, heartbeats
 from hpo.search.sql.fence import TrialLost
-from hpo.search.sql.studies import submit
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import trials
 
 

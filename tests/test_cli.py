@@ -22,10 +22,11 @@ from hpo.cli.main import cli
 from hpo.errors import InputError
 from hpo.search.sql.dead_workers import bury
 from hpo.search.sql.queries import trials_in
-from hpo.search.sql.storage import open_engine, parse_url
+from hpo.search.sql.storage import open_engine
+from hpo.search.sql.url import parse_url
 from hpo.vision.classifier import build_network, read_weights
 from hpo.vision.training.checkpoints import weights_as_bytes
-from hpo.workers.local import worker_name
+from hpo.workers.launcher import worker_name
 
 SECRET = "s3cret-word"  # noqa: S105
 

@@ -49,7 +49,8 @@ from hpo.search.sql.counts import count
 from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.queries import best_trials
 from hpo.search.sql.storage import writing
-from hpo.search.sql.studies import extend, find_studies, submit
+from hpo.search.sql.studies import find_studies
+from hpo.search.sql.submitting import extend, submit
 from hpo.search.sql.tables import metadata, study_system_attributes, study_user_attributes, trial_system_attributes
 from hpo.search.study_files import is_elsewhere, location_in_full
 from hpo.search.worker import work

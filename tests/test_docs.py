@@ -21,7 +21,7 @@ README_LINES = 180
 GENERATE = runpy.run_path(str(DOCS / "generate.py"))
 GENERATED: dict[str, str] = GENERATE["pages"]()
 LINK = re.compile(r"\]\(([^)\s]+)\)")
-INTERNAL_VARIABLES = {"HPO_FLEET", "HPO_GPU"}
+INTERNAL_VARIABLES = {"HPO_LAUNCH_ID", "HPO_GPU"}
 """With which a launcher speaks to its workers."""
 CODE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 

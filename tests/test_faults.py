@@ -23,9 +23,10 @@ from sqlalchemy.exc import DBAPIError
 from hpo.search.sql import claims, storage
 from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.outages import is_outage
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import trials
+from hpo.search.sql.url import parse_url
 
 QUICK = {"EPOCH_SECS": "0.2", "HEARTBEAT_SECS": "0.3", "GRACE_SECS": "1.5"}
 StartWorker = Callable[..., subprocess.Popen[bytes]]

@@ -17,8 +17,9 @@ from hpo.errors import InputError
 from hpo.search.sql import queries
 from hpo.search.sql.filters import FIELDS, parse_sort, parse_where
 from hpo.search.sql.queries import TrialResult
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 
 OPERATORS = {

@@ -23,7 +23,8 @@ from hpo.search.sql import attributes, claims
 from hpo.search.sql.counts import count
 from hpo.search.sql.queries import all_trials
 from hpo.search.sql.status import status
-from hpo.search.sql.studies import extend, find_studies, submit
+from hpo.search.sql.studies import find_studies
+from hpo.search.sql.submitting import extend, submit
 from hpo.search.sql.tables import study_user_attributes
 from hpo.search.worker import work
 from hpo.study_file.spec import Spec

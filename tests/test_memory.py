@@ -15,10 +15,10 @@ from hpo.errors import InputError
 from hpo.search.sql.counts import count
 from hpo.search.sql.dead_workers import KILLED, bury
 from hpo.search.sql.queries import all_trials
-from hpo.search.sql.studies import submit
+from hpo.search.sql.submitting import submit
 from hpo.workers import machine, memory
 from hpo.workers.machine import how_many_workers
-from hpo.workers.memory import check_memory, most_mib, worker_mib
+from hpo.workers.memory import check_memory, max_mib, worker_mib
 
 CGROUPS = Path("/sys/fs/cgroup/memory")
 MIB = 2**20
@@ -30,7 +30,7 @@ def test_what_a_worker_takes_grows_with_batches_images_and_network() -> None:
     deep = make_spec(model={"name": "resnet50", "weights": "none", "input_size": 1000})
     assert 1000 < worker_mib(spec, 16) < worker_mib(spec, 64) < 2000
     assert worker_mib(spec, 64) < worker_mib(large, 64) < worker_mib(deep, 64)
-    assert most_mib(spec) < most_mib(large) == worker_mib(large, 64) > 20_000
+    assert max_mib(spec) < max_mib(large) == worker_mib(large, 64) > 20_000
     assert worker_mib(large, 512, images=48) == worker_mib(large, 48), "a batch holds no more than there are"
 
 
@@ -38,14 +38,14 @@ def test_what_cannot_fit_is_refused_and_what_may_not_fit_is_said(monkeypatch: py
     said: list[str] = []
     spec = make_spec(model={"weights": "none", "input_size": 1000})  # batches of 16 to 64
     smallest, largest = worker_mib(spec, 16), worker_mib(spec, 64)
-    monkeypatch.setattr(memory, "whole_mib", lambda: smallest - 1)
+    monkeypatch.setattr(memory, "total_mib", lambda: smallest - 1)
     with pytest.raises(InputError, match=r"study 'study': a worker with batches of 16 at 1000 px takes about .* GiB"):
         check_memory(spec, None, 1, said.append)
     assert said == []
-    monkeypatch.setattr(memory, "whole_mib", lambda: largest - 1)
+    monkeypatch.setattr(memory, "total_mib", lambda: largest - 1)
     check_memory(spec, None, 1, said.append)
     assert "a worker with batches of 64 at 1000 px may take about" in said.pop()
-    monkeypatch.setattr(memory, "whole_mib", lambda: 2 * largest - 1)
+    monkeypatch.setattr(memory, "total_mib", lambda: 2 * largest - 1)
     check_memory(spec, None, 1, said.append)
     assert said == []
     check_memory(spec, None, 2, said.append)
@@ -58,7 +58,7 @@ def test_auto_takes_no_more_workers_than_there_is_memory_for(monkeypatch: pytest
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr("hpo.workers.machine.cores", lambda: 8)
     monkeypatch.setattr("hpo.workers.machine.available_mib", lambda: 3 * worker_mib(spec, 64) + 1)
-    assert how_many_workers(None, most_mib(spec)) == 3
+    assert how_many_workers(None, max_mib(spec)) == 3
     assert how_many_workers(None) == 8
 
 

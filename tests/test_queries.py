@@ -16,7 +16,8 @@ from hpo.search.sql.attributes import SPLIT_KEY
 from hpo.search.sql.counts import Counts
 from hpo.search.sql.reports import record_params
 from hpo.search.sql.status import status
-from hpo.search.sql.studies import find_studies, submit
+from hpo.search.sql.studies import find_studies
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import study_user_attributes, trial_heartbeats, trials
 
 

@@ -27,9 +27,10 @@ from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.attributes import SPLIT_KEY
-from hpo.search.sql.storage import create_database, parse_url
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import study_user_attributes
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 
 

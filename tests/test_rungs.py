@@ -21,7 +21,8 @@ from hpo.search import asha
 from hpo.search.sql import rungs
 from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.reports import record_step
-from hpo.search.sql.studies import stop, submit
+from hpo.search.sql.stopping import stop
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.trials_in_memory import History
 from hpo.search.worker import work
 from hpo.study_file.spec import Spec

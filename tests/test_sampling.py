@@ -24,7 +24,7 @@ from hpo.errors import DataError
 from hpo.search import samplers
 from hpo.search.ordered_choices import to_choice
 from hpo.search.sql import claims
-from hpo.search.sql.studies import submit
+from hpo.search.sql.submitting import submit
 from hpo.search.sql.trials_in_memory import History, with_estimates
 from hpo.search.worker import work
 

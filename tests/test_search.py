@@ -17,10 +17,12 @@ from hpo.errors import StudyError, WorkerError
 from hpo.search.sql import claims, heartbeats, queries
 from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.fence import Hold
+from hpo.search.sql.joining import check_fingerprints
 from hpo.search.sql.reports import record_params
 from hpo.search.sql.status import status
-from hpo.search.sql.storage import masked, parse_url
-from hpo.search.sql.studies import Study, check_fingerprints, extend, find_studies, submit
+from hpo.search.sql.studies import Study, find_studies
+from hpo.search.sql.submitting import extend, submit
+from hpo.search.sql.url import masked, parse_url
 from hpo.search.worker import work
 
 

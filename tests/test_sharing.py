@@ -21,7 +21,8 @@ from hpo import cores
 from hpo.cli.main import cli
 from hpo.errors import InputError
 from hpo.workers import gpu_sharing, machine, memory
-from hpo.workers.local import FLEET, Fleet, start_fleet, stop_fleet, tend, worker_name
+from hpo.workers.launcher import LAUNCH_ID, Launch, worker_name
+from hpo.workers.local import LocalLauncher
 from hpo.workers.machine import how_many_workers, workers_that_fit
 
 GIB = 1024
@@ -72,7 +73,7 @@ def test_a_container_s_memory_counts_where_it_is_less(tmp_path: Path, monkeypatc
         for text, expected in ((f"{90 * 2**20}\n", 90), ("max\n", None), (f"{2**60}\n", None)):
             limit.write_text(text)
             assert memory.available_mib() == (expected or pytest.approx(whole, rel=0.3))
-            assert memory.whole_mib() >= memory.available_mib()
+            assert memory.total_mib() >= memory.available_mib()
 
 
 def test_auto_is_understood_and_other_words_are_refused() -> None:
@@ -106,31 +107,31 @@ def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[int], Fleet]]:
-    """Starts workers that say what they were given; `fleet.say` is a list."""
-    fleets: list[Fleet] = []
+def start(tmp_path: Path) -> Iterator[Callable[[int], LocalLauncher]]:
+    """Starts workers that say what they were given."""
+    launchers: list[LocalLauncher] = []
 
-    def run(count: int) -> Fleet:
+    def run(count: int) -> LocalLauncher:
+        launchers.append(LocalLauncher([sys.executable, "-c", WORKER]))
         said: list[str] = []
-        fleet = start_fleet(
-            [sys.executable, "-c", WORKER], count, tmp_path / "logs", {}, lambda name, out_of_memory: True, said.append
-        )
-        fleets.append(fleet)
-        return fleet
+        storage = "sqlite:///hpo.db"
+        launch = Launch([], count, storage, tmp_path / "logs", lambda name, out_of_memory: True, said.append)
+        launchers[-1].start(launch)
+        return launchers[-1]
 
     yield run
-    for fleet in fleets:
-        stop_fleet(fleet)
+    for launcher in launchers:
+        launcher.stop()
 
 
-def given_to(fleet: Fleet, times: int = 1) -> list[dict[str, str | None]]:
+def given_to(launcher: LocalLauncher, times: int = 1) -> list[dict[str, str | None]]:
     """What each worker said when it started for the n-th time."""
     deadline = time.monotonic() + 30
-    while any(len(worker.log.read_text().splitlines()) < times for worker in fleet.workers):
+    while any(len(worker.log.read_text().splitlines()) < times for worker in launcher.workers):
         assert time.monotonic() < deadline
-        tend(fleet)
+        launcher.tend()
         time.sleep(0.05)
-    return [json.loads(worker.log.read_text().splitlines()[times - 1]) for worker in fleet.workers]
+    return [json.loads(worker.log.read_text().splitlines()[times - 1]) for worker in launcher.workers]
 
 
 def daemons(folder: Path) -> list[int]:
@@ -145,38 +146,38 @@ def daemons(folder: Path) -> list[int]:
 
 
 def test_workers_that_share_gpus_get_a_daemon_and_start_again_with_it_when_one_was_killed(
-    nvidia: Path, start: Callable[[int], Fleet], tmp_path: Path
+    nvidia: Path, start: Callable[[int], LocalLauncher], tmp_path: Path
 ) -> None:
-    fleet = start(3)
-    first = given_to(fleet)
+    launcher = start(3)
+    first = given_to(launcher)
     assert [given["CUDA_VISIBLE_DEVICES"] for given in first] == ["0", "1", "0"]
     (folder,) = {given["CUDA_MPS_PIPE_DIRECTORY"] for given in first}
     assert {given["HPO_GPU"] for given in first} == {"required"}
 
-    killed, *others = fleet.workers
+    killed, *others = launcher.workers
     assert killed.process is not None
     pids = [worker.process.pid for worker in others if worker.process]
     killed.process.kill()
-    second = given_to(fleet, times=2)
+    second = given_to(launcher, times=2)
     (anew,) = {given["CUDA_MPS_PIPE_DIRECTORY"] for given in second}
     assert anew != folder
     assert [given["CUDA_VISIBLE_DEVICES"] for given in second] == ["0", "1", "0"]
     assert not any(psutil.pid_exists(pid) for pid in pids)
-    stop_fleet(fleet)
+    launcher.stop()
     assert not list(tmp_path.glob("hpo-mps-*"))
     assert not daemons(tmp_path)
 
 
 def test_workers_take_turns_where_the_daemon_does_not_come_back(
-    nvidia: Path, start: Callable[[int], Fleet], monkeypatch: pytest.MonkeyPatch
+    nvidia: Path, start: Callable[[int], LocalLauncher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    fleet = start(3)
-    assert [given["CUDA_VISIBLE_DEVICES"] for given in given_to(fleet)] == ["0", "1", "0"]
+    launcher = start(3)
+    assert [given["CUDA_VISIBLE_DEVICES"] for given in given_to(launcher)] == ["0", "1", "0"]
     monkeypatch.setattr(gpu_sharing, "PROBE", "raise SystemExit(1)")
-    assert fleet.workers[0].process is not None
-    fleet.workers[0].process.kill()
-    second = given_to(fleet, times=2)
+    assert launcher.workers[0].process is not None
+    launcher.workers[0].process.kill()
+    second = given_to(launcher, times=2)
     assert [given["CUDA_VISIBLE_DEVICES"] for given in second] == ["5", "7", "5"]
     assert {given["CUDA_MPS_PIPE_DIRECTORY"] for given in second} == {None} == {given["HPO_GPU"] for given in second}
 
@@ -197,7 +198,7 @@ def test_a_driver_that_hangs_is_said_and_a_hidden_gpu_is_none(nvidia: Path, monk
     "why", ["no program", "it does not start", "workers cannot reach it", "not wanted", "not needed"]
 )
 def test_without_a_daemon_workers_take_turns(
-    why: str, nvidia: Path, start: Callable[[int], Fleet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    why: str, nvidia: Path, start: Callable[[int], LocalLauncher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     control = nvidia / "nvidia-cuda-mps-control"
     if why == "no program":
@@ -209,8 +210,8 @@ def test_without_a_daemon_workers_take_turns(
         monkeypatch.setattr(gpu_sharing, "PROBE", "raise SystemExit(1)")
     elif why == "not wanted":
         monkeypatch.setenv("HPO_MPS", "0")
-    fleet = start(2 if why == "not needed" else 4)
-    given = given_to(fleet)
+    launcher = start(2 if why == "not needed" else 4)
+    given = given_to(launcher)
     assert [some["CUDA_VISIBLE_DEVICES"] for some in given] == ["0", "1", "0", "1"][: len(given)]
     assert {some["CUDA_MPS_PIPE_DIRECTORY"] for some in given} == {None}
     assert not list(tmp_path.glob("hpo-mps-*"))
@@ -241,22 +242,22 @@ def test_the_daemon_does_not_outlive_a_launcher_that_is_killed(hangs: bool, nvid
         time.sleep(0.05)
 
 
-def test_two_launches_from_one_folder_write_into_logs_of_their_own(start: Callable[[int], Fleet]) -> None:
+def test_two_launches_from_one_folder_write_into_logs_of_their_own(start: Callable[[int], LocalLauncher]) -> None:
     first, second = start(2), start(2)
     given_to(first)
     given_to(second)
-    logs = [worker.log.name for fleet in (first, second) for worker in fleet.workers]
+    logs = [worker.log.name for launcher in (first, second) for worker in launcher.workers]
     assert logs == [f"{socket.gethostname()}-{number}.log" for number in (1, 2, 3, 4)]
-    stop_fleet(first)
+    first.stop()
     assert [worker.log.name for worker in start(2).workers] == logs[:2]
 
 
 def test_workers_of_two_containers_that_share_host_name_and_pids_have_names_of_their_own(
-    start: Callable[[int], Fleet],
+    start: Callable[[int], LocalLauncher],
 ) -> None:
     first, second = start(1).workers[0], start(1).workers[0]
-    assert first.environment[FLEET] in first.name
-    assert worker_name(7, first.environment[FLEET]) != worker_name(7, second.environment[FLEET])
+    assert first.environment[LAUNCH_ID] in first.name
+    assert worker_name(7, first.environment[LAUNCH_ID]) != worker_name(7, second.environment[LAUNCH_ID])
 
 
 @pytest.mark.parametrize(

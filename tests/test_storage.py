@@ -23,8 +23,9 @@ from hpo.search.sql import network_drive, storage
 from hpo.search.sql.counts import count
 from hpo.search.sql.network_drive import check_network_drive
 from hpo.search.sql.outages import is_outage
-from hpo.search.sql.storage import create_database, parse_url, unreachable
-from hpo.search.sql.studies import submit
+from hpo.search.sql.storage import create_database, unreachable
+from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
 
 QUICKSTART = str(Path(__file__).parent.parent / "studies" / "quickstart.toml")

@@ -26,7 +26,9 @@ from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.status import status
-from hpo.search.sql.studies import extend, find_studies, resume, submit
+from hpo.search.sql.stopping import resume
+from hpo.search.sql.studies import find_studies
+from hpo.search.sql.submitting import extend, submit
 from hpo.search.sql.tables import study_user_attributes, trials
 from hpo.search.sql.trials_in_memory import History
 from hpo.search.sql.whole_study import TABLES_OF_TRIALS

@@ -9,11 +9,12 @@ import io
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import hpo
 import numpy as np
 from pydantic import Field
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import SGDClassifier
+
+import hpo
 
 
 class NoisyTabular(hpo.Objective):
@@ -74,7 +75,19 @@ class NoisyTabular(hpo.Objective):
         noise = np.random.default_rng(1).normal(scale=self.settings.noise, size=features.shape)
         return {"clean": model.score(features, labels), "noise": model.score(features + noise, labels)}
 
-    STATE = ("coef_", "intercept_", "t_", "_standard_coef", "_standard_intercept", "_average_coef", "_average_intercept")
+    STATE = (
+        *("coef_", "intercept_", "t_"),
+        *("_standard_coef", "_standard_intercept", "_average_coef", "_average_intercept"),
+    )
+    """Attributes of scikit-learn's model that a checkpoint holds."""
+        "coef_",
+        "intercept_",
+        "t_",
+        "_standard_coef",
+        "_standard_intercept",
+        "_average_coef",
+        "_average_intercept",
+    )
 
     def _checkpoint(self, model: SGDClassifier, step: int) -> bytes:
         """Arrays alone: nothing that could run when it is read, as a pickle could."""

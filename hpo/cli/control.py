@@ -17,7 +17,7 @@ def stop(study: str, storage: str) -> None:
     """
     from hpo.search.sql import heartbeats
     from hpo.search.sql.counts import count
-    from hpo.search.sql.studies import stop as stop_study
+    from hpo.search.sql.stopping import stop as stop_study
 
     engine, found = open_study(study, storage)
     counts = count(engine, found.study_id)
@@ -41,7 +41,7 @@ def resume(study: str, storage: str) -> None:
 
     Including one that stopped because too many trials failed.
     """
-    from hpo.search.sql.studies import resume as resume_study
+    from hpo.search.sql.stopping import resume as resume_study
 
     engine, found = open_study(study, storage)
     outcome = "is resumed" if resume_study(engine, found) else "was not stopped; nothing changed"
@@ -54,7 +54,7 @@ def resume(study: str, storage: str) -> None:
 @storage_option
 def extend(study: str, budget: int, storage: str) -> None:
     """Raise the budget of a study, even of a finished one."""
-    from hpo.search.sql.studies import extend as extend_study
+    from hpo.search.sql.submitting import extend as extend_study
 
     engine, found = open_study(study, storage)
     added = extend_study(engine, found, budget)

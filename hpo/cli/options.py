@@ -79,8 +79,9 @@ def workers_option(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
     """The database and the study of this name in it. Raises StudyError if there is none."""
-    from hpo.search.sql.storage import open_engine, parse_url
+    from hpo.search.sql.storage import open_engine
     from hpo.search.sql.studies import find_studies
+    from hpo.search.sql.url import parse_url
 
     engine = open_engine(parse_url(storage))
     return engine, find_studies(engine, [name])[0]

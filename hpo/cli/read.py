@@ -36,7 +36,8 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
     """
     from hpo.cli import tables
     from hpo.cli.watching import look
-    from hpo.search.sql.storage import open_engine, parse_url
+    from hpo.search.sql.storage import open_engine
+    from hpo.search.sql.url import parse_url
 
     records = look(open_engine(parse_url(storage)), studies)
     if as_json:
@@ -61,7 +62,8 @@ def watch(studies: Sequence[str], storage: str, interval: float) -> None:
     the status whenever it has changed.
     """
     from hpo.cli.watching import watch as watch_studies
-    from hpo.search.sql.storage import open_engine, parse_url
+    from hpo.search.sql.storage import open_engine
+    from hpo.search.sql.url import parse_url
 
     watch_studies(open_engine(parse_url(storage)), studies, interval)
 

@@ -7,14 +7,10 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from hpo.cli.options import launch_command, spec_arguments, storage_option, studies_argument, workers_option
-
-if TYPE_CHECKING:
-    pass
 
 
 @click.command()
@@ -76,8 +72,9 @@ def submit(study_file: Path, overrides: Sequence[str], storage: str) -> None:
 
     Submitting the same study again changes nothing; submitting it with changes is refused.
     """
-    from hpo.search.sql.storage import create_database, parse_url
-    from hpo.search.sql.studies import submit as submit_study
+    from hpo.search.sql.storage import create_database
+    from hpo.search.sql.submitting import submit as submit_study
+    from hpo.search.sql.url import parse_url
     from hpo.study_file.reading import load_spec
 
     spec = load_spec(study_file, overrides)
@@ -97,7 +94,8 @@ def init(storage: str) -> None:
     `hpo run` and `hpo submit` do this too. Useful on its own when other users will submit the studies, or before
     granting readers access.
     """
-    from hpo.search.sql.storage import create_database, masked, parse_url
+    from hpo.search.sql.storage import create_database
+    from hpo.search.sql.url import masked, parse_url
 
     url = parse_url(storage)
     create_database(url).dispose()
@@ -141,13 +139,14 @@ def worker(
     from hpo.artifacts import open_artifacts
     from hpo.search.loading import load_objective
     from hpo.search.sql.network_drive import check_network_drive
-    from hpo.search.sql.storage import open_engine, parse_url
+    from hpo.search.sql.storage import open_engine
+    from hpo.search.sql.url import parse_url
     from hpo.search.worker import work
     from hpo.stopping import Stopped, stop_on_signals, stop_with_parent
-    from hpo.workers.local import FLEET, worker_name
+    from hpo.workers.launcher import LAUNCH_ID, worker_name
 
     stop_on_signals(exit_for_certain=True, exit_code=exit_code_when_stopped)
-    name = worker_name(os.getpid(), os.environ.get(FLEET, ""))
+    name = worker_name(os.getpid(), os.environ.get(LAUNCH_ID, ""))
     threads = threads or _threads_of_container()
     try:
         if supervised:

@@ -24,17 +24,19 @@ from hpo.search.sql.network_drive import check_network_drive
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.queries import best_trials
 from hpo.search.sql.status import read_split
-from hpo.search.sql.storage import DEFAULT_STORAGE, create_database, masked, open_engine, parse_url
-from hpo.search.sql.studies import Study, find_studies, open_studies, submit
+from hpo.search.sql.storage import create_database, open_engine
+from hpo.search.sql.studies import Study, find_studies, open_studies
+from hpo.search.sql.submitting import submit
+from hpo.search.sql.url import DEFAULT_STORAGE, masked, parse_url
 from hpo.stopping import Stopped, stop_on_signals
 from hpo.study_file.images import ImageSpec
 from hpo.study_file.spec import Spec
 from hpo.vision.data.images import load_images
 from hpo.vision.data.listing import by_suffix
 from hpo.vision.weights_file import weights_file
-from hpo.workers.local import Fleet, start_fleet, stop_fleet, tend
+from hpo.workers.launcher import Launch, Launcher, launcher_named
 from hpo.workers.machine import check_workers, how_many_workers, may_have_gpu
-from hpo.workers.memory import LEAST_MIB_A_WORKER, check_memory, most_mib
+from hpo.workers.memory import MIN_MIB_PER_WORKER, check_memory, max_mib
 
 SHOWN = 5
 TEND_SECS = 0.5
@@ -65,8 +67,8 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
         counted = f"budget {study.budget}, {_counted(workers)}, logs in {logs}/"
         click.echo(f"study {study.name} {outcome}: {counted}", err=True)
         stop_on_signals()
-        with _fleet(storage, ["--", spec.name], workers, logs) as fleet:
-            progress.follow(engine, study, partial(tend, fleet))
+        with _started(_launch([spec.name], storage, workers, logs)) as launcher:
+            progress.follow(engine, study, launcher.tend)
     _print_end(engine, study, storage)
 
 
@@ -107,11 +109,11 @@ def launch(names: Sequence[str], storage: str, workers: int | None, forever: boo
     click.echo(f"{_counted(workers)} for {', '.join(names) or 'all studies'}, logs in {logs}/", err=True)
     stop_on_signals()
     try:
-        with _fleet(storage, [*(["--forever"] if forever else []), "--", *names], workers, logs) as fleet:
+        with _started(_launch(names, storage, workers, logs, forever)) as launcher:
             if len(names) == 1 and not forever:
-                progress.follow(engine, studies[0], partial(tend, fleet))
+                progress.follow(engine, studies[0], launcher.tend)
             else:
-                _follow_all(engine, names, partial(tend, fleet), logs)
+                _follow_all(engine, names, launcher.tend, logs)
     except InputError:  # from workers that did not find their study
         if deleted := _deleted(engine, studies if names else ()):
             verb = "was" if len(deleted) == 1 else "were"
@@ -163,21 +165,22 @@ def _logs() -> Path:
     return Path(os.environ.get("HPO_LOGS") or "hpo-logs")
 
 
-@contextmanager
-def _fleet(storage: str, arguments: Sequence[str], count: int, logs: Path) -> Iterator[Fleet]:
-    """Supervised workers for the duration of the block. A signal stops them and ends the block."""
-    command = [sys.executable, "-m", "hpo", "worker", "--supervised", *arguments]
+def _launch(names: Sequence[str], storage: str, workers: int, logs: Path, forever: bool = False) -> Launch:
     say = partial(click.echo, err=True)
-    fleet = None
+    return Launch(names, workers, storage, logs, partial(_bury, storage), say, forever)
+
+
+@contextmanager
+def _started(launch: Launch) -> Iterator[Launcher]:
+    """Workers at work. A signal stops them and ends the block."""
+    launcher = launcher_named("local")
     try:
-        # the URL goes through the environment, where `ps` does not show it
-        fleet = start_fleet(command, count, logs, {"HPO_STORAGE": storage}, partial(_bury, storage), say)
-        yield fleet
+        launcher.start(launch)
+        yield launcher
     except Stopped:
         click.echo("stopping: the workers release their trials", err=True)
     finally:
-        if fleet is not None:
-            stop_fleet(fleet)
+        launcher.stop()
 
 
 def _bury(storage: str, worker: str, out_of_memory: bool) -> bool:
@@ -200,7 +203,7 @@ def _workers_for(studies: Sequence[tuple[Spec, int | None]], requested: int | No
     studies: each with its number of training images, if known.
     """
     on_images = [(spec, images) for spec, images in studies if isinstance(spec, ImageSpec)]
-    needed = max((most_mib(spec, images) for spec, images in on_images), default=LEAST_MIB_A_WORKER)
+    needed = max((max_mib(spec, images) for spec, images in on_images), default=MIN_MIB_PER_WORKER)
     workers = how_many_workers(requested, needed)
     if not may_have_gpu():
         for spec, images in on_images:

@@ -1,1 +1,1 @@
-"""The search: workers, samplers, ASHA. Knows Optuna and SQL; never imports PyTorch, and knows no word of vision."""
+"""The search: workers, samplers, ASHA. Uses Optuna and SQL; never imports PyTorch, and knows nothing of vision."""

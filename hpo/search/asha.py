@@ -1,10 +1,10 @@
-"""Which trials end early: ASHA (Li et al., MLSys 2020, arXiv:1810.05934), Hyperband as brackets of it, and the median.
+"""Decides which trials end early: ASHA (Li et al., MLSys 2020, arXiv:1810.05934), Hyperband, or the median rule.
 
-ASHA: after a rung's steps a trial goes on if it is among the best of all that got there, else it is paused; a paused
-trial that has come to be among them later is promoted and resumed. As in the paper, with three differences. A trial
-that is the best so far goes on even before there are enough to compare, so that something is soon complete. There are
-no rungs in the second half of the steps, where stopping saves less than is lost. And only few trials are kept paused,
-since each has a checkpoint: the worst of more is pruned.
+ASHA: a trial that reaches a rung goes on if it ranks among the best of all trials that reached it, otherwise it is
+paused; a paused trial that later ranks among the best is promoted and resumed. This follows the paper, with three
+differences. A trial that is the best so far goes on even if there are too few to compare with, so that some trial is
+complete soon. There are no rungs in the second half of the steps, where stopping loses more than it saves. And at most
+rungs.MAX_PAUSED trials stay paused, since each needs a checkpoint; beyond that, the worst are pruned.
 
 Hyperband (Li et al., JMLR 2018, arXiv:1603.06560): each trial belongs to a bracket, and bracket b has no rung before
 first_rung * reduction_factor^b steps; trials are compared within their bracket. Median: a trial ends if its best score
@@ -21,13 +21,13 @@ import sqlalchemy as sa
 from hpo.search.sql import rungs
 from hpo.study_file.spec import Spec
 
-FEWEST_FOR_A_MEDIAN = 4
+MIN_FOR_MEDIAN = 4
 
 Verdict = Literal["goes on", "paused", "pruned"]
 
 
 def brackets(spec: Spec) -> int:
-    """How many brackets the trials of a study are in: several in a Hyperband only."""
+    """The number of brackets in a study; more than one only with Hyperband."""
     if spec.pruner.name != "hyperband":
         return 1
     number, first = 1, spec.first_rung * spec.pruner.reduction_factor
@@ -37,9 +37,10 @@ def brackets(spec: Spec) -> int:
 
 
 def bracket_of(spec: Spec, number: int) -> int | None:
-    """The bracket of a trial, by its number or that of the trial that it goes on from; None if there are no brackets.
+    """The bracket of a trial, given its number or that of the first trial it continues; None without Hyperband.
 
-    As many trials begin in each as Hyperband's budgets say: eta^s * (brackets / (s + 1)), with s from the last one's 0.
+    Brackets are drawn in proportion to Hyperband's numbers of trials: eta^s * (brackets / (s + 1)), where s is 0 for
+    the last bracket.
     """
     if spec.pruner.name != "hyperband":
         return None
@@ -49,7 +50,7 @@ def bracket_of(spec: Spec, number: int) -> int | None:
 
 
 def rung_steps(spec: Spec, bracket: int | None = None) -> list[int]:
-    """The steps after which a trial may be paused: the first rung, then each reduction_factor times as many."""
+    """The steps after which a trial may be paused; each rung is reduction_factor times the one before."""
     eta = spec.pruner.reduction_factor
     found, step = [], spec.first_rung * eta ** (bracket or 0)
     while 2 * step <= spec.steps:
@@ -59,7 +60,7 @@ def rung_steps(spec: Spec, bracket: int | None = None) -> list[int]:
 
 
 def judge(engine: sa.Engine, study_id: int, spec: Spec, trial: rungs.Seen, step: int, score: float) -> Verdict:
-    """What becomes of a running trial after a step, by its score and those of all that got as far."""
+    """Decides about a running trial after a step, from its score and those of other trials at that step."""
     match spec.pruner.name:
         case "asha" | "hyperband" if step in rung_steps(spec, trial.bracket):
             if math.isnan(score):
@@ -69,6 +70,6 @@ def judge(engine: sa.Engine, study_id: int, spec: Spec, trial: rungs.Seen, step:
         case "median" if step >= spec.first_rung:
             others_at_step = rungs.complete_scores(engine, study_id, step)
             best = rungs.best_so_far(engine, trial.trial_id, score)
-            enough = len(others_at_step) >= FEWEST_FOR_A_MEDIAN
+            enough = len(others_at_step) >= MIN_FOR_MEDIAN
             return "pruned" if enough and not best >= median(others_at_step) else "goes on"
     return "goes on"

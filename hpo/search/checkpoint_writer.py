@@ -1,9 +1,9 @@
-"""A trial's checkpoints, written beside its next step.
+"""Writes a trial's checkpoints in the background.
 
-After a step what it needs is copied aside, which is quick; a thread makes a file of it while the next step runs. Where
-steps are short not each of them leaves a checkpoint: a network of 11 million weights is one of 135 MB. The last step is
-always kept when a trial is left between two, as when it is paused; before that, a checkpoint that cannot be written (a
-full disk) does not keep the trial from going on.
+After a step, the state is copied, which is quick; a thread writes the copy to a file while the next step runs. If steps
+are short, not every step is written: the checkpoint of a network with 11 million weights takes 135 MB. When a trial is
+paused or interrupted between two steps, the last step is always written. Before that, a failed write (a full disk) does
+not stop the trial.
 """
 
 import time
@@ -11,16 +11,16 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 MIN_SECS = 1.0
-"""Between two checkpoints."""
+"""Minimum time between two checkpoints."""
 MAX_SHARE = 0.05
-"""Of the time, for writing: with slow storage checkpoints come more rarely."""
+"""Maximum share of the time spent on writing; with slow storage, checkpoints become rarer."""
 
 Take = Callable[[], Callable[[], None]]
-"""Copies what is needed aside, and returns what will write it."""
+"""Copies the state, and returns a function that writes the copy."""
 
 
 class CheckpointWriter:
-    """The checkpoints of one trial."""
+    """Writes the checkpoints of one trial."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "checkpoints")
@@ -30,23 +30,23 @@ class CheckpointWriter:
         self.pause_secs = MIN_SECS
 
     def offer(self, take: Take) -> None:
-        """After a step: writes a checkpoint if it is time for one, else remembers that there could be one."""
+        """Called after a step: starts writing a checkpoint if one is due, otherwise keeps the offer for `flush`."""
         self._offered = take
         if time.monotonic() - self._started >= self.pause_secs and (self.writing is None or self.writing.done()):
             self._start()
 
     def move_on(self) -> None:
-        """The next step begins: what was offered is no longer to be had."""
+        """Called before the next step: its state will overwrite what was offered."""
         self._offered = None
 
     def flush(self) -> None:
-        """The trial is left: writes what was offered last, and waits for it. Raises OSError."""
+        """Writes what was offered last, if it was not written yet, and waits for it. Raises OSError."""
         if self._offered is not None:
             self._start()
         self._finish(needed=True)
 
     def close(self) -> None:
-        """Waits for what is being written; what comes of it matters to nobody any more."""
+        """Waits for a write in progress and ignores its outcome."""
         self._thread.shutdown()
 
     def _start(self) -> None:

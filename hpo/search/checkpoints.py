@@ -1,4 +1,4 @@
-"""Checkpoints in the artifact store: what a trial had measured, and what its objective needs to go on from there."""
+"""Checkpoints in the artifact store: a trial's reports so far, and the state its objective needs to continue."""
 
 import contextlib
 import errno
@@ -13,14 +13,14 @@ from hpo.doors.objective import Measurement, Objective, Take, Trial
 from hpo.study_file.spec import Spec
 
 MAGIC = b"hpo checkpoint 1\n"
-"""Then a line of JSON, which says whose it is and what was measured; then the objective's own bytes."""
+"""Followed by a line of JSON with identity and reports, and then the objective's own bytes."""
 
 Reports = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """reports: score and parts after each step until then; content: the objective's."""
+    """reports: score and parts after each step so far; content: the objective's own bytes."""
 
     reports: Reports
     content: bytes
@@ -52,23 +52,23 @@ class StudyFolder:
 
 
 def checkpoint_name(number: int) -> str:
-    """Of a trial's file in its study's folder."""
+    """The name of a trial's checkpoint in its study's folder."""
     return f"trial-{number}.checkpoint"
 
 
 def identity(spec: Spec, objective: Objective, params: Mapping[str, Any]) -> str:
-    """What must be equal for a checkpoint to be gone on from: another study of the same name may have left its own."""
+    """What must be equal to continue from a checkpoint: another study of the same name may have left its own."""
     about = spec.identity() | dict(objective.fingerprints()) | dict(objective.checkpoint_identity())
     return json.dumps(about | {"protocol": PROTOCOL, "params": dict(params)}, sort_keys=True)
 
 
 def load(folder: StudyFolder, continues: Sequence[int], whose: str) -> Checkpoint | None:
-    """The latest that is there of the trials that one continues, and has this identity."""
+    """The first checkpoint with this identity among those of the trials in `continues`, latest first; None if none."""
     for number in continues:
         content = folder.read(checkpoint_name(number))
         if content is None or not content.startswith(MAGIC):
             continue
-        with contextlib.suppress(ValueError, KeyError):  # damaged: an older one must do, or the beginning
+        with contextlib.suppress(ValueError, KeyError):  # damaged: use an older one, or start over
             end = content.index(b"\n", len(MAGIC))
             header = json.loads(content[len(MAGIC) : end])
             if header["identity"] == whose:
@@ -79,7 +79,7 @@ def load(folder: StudyFolder, continues: Sequence[int], whose: str) -> Checkpoin
 def taking(
     folder: StudyFolder, trial: Trial, continues: Sequence[int], whose: str, measured: Measurement, reports: Reports
 ) -> Callable[[], Callable[[], None]]:
-    """What copies a checkpoint aside, as the CheckpointWriter asks for it."""
+    """A function that copies a checkpoint, as CheckpointWriter.offer expects it."""
     header = json.dumps({"identity": whose, "reports": reports}).encode()
     offered = measured.checkpoint
 
@@ -88,7 +88,7 @@ def taking(
 
         def write() -> None:
             folder.write(checkpoint_name(trial.number), MAGIC + header + b"\n" + content())
-            for number in set(continues) - {trial.number}:  # this one takes the place of those before it
+            for number in set(continues) - {trial.number}:  # replaced by this one
                 folder.remove(checkpoint_name(number))
 
         return write
@@ -103,7 +103,7 @@ def _content(offered: bytes | Take | None) -> Callable[[], bytes]:
 
 
 def discard(folder: StudyFolder | None, numbers: Sequence[int]) -> None:
-    """Removes the checkpoints of these trials. A file that is left over harms nobody."""
+    """Removes the checkpoints of these trials. Errors are ignored, since a leftover file does no harm."""
     if folder is None:
         return
     for number in numbers:

@@ -1,4 +1,4 @@
-"""What to do about an exception in a trial: a pure decision, which the worker obeys."""
+"""Decides how the worker handles an exception in a trial; a pure function of the exception."""
 
 import errno
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from hpo.errors import InputError, MachineError, StorageError
 from hpo.search.sql.outages import is_outage
 
 RETRY_SECS = (1, 2, 5, 10, 30, 60, 60, 60, 120, 120, 120)
-"""Waits before a trial is taken up again after something that passes; about ten minutes in all."""
+"""Waits before a trial is retried after a temporary error; about ten minutes in total."""
 PASSING = {
     getattr(errno, name)
     for name in (
@@ -17,14 +17,14 @@ PASSING = {
     )
     if hasattr(errno, name)
 }
-"""Of a file system or network that was lost, or a disk that is full."""
+"""Error codes of an unreachable file system or network, or of a full disk."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """retry: the same worker takes the trial up again after `wait_secs`; score worst: the trial is finished, so that
-    the sampler learns of it; leave: it is this machine's trouble, others may do better; fail: another configuration is
-    tried.
+    """retry: the same worker continues the trial after `wait_secs`; score worst: the trial finishes with the worst
+    score, so that the sampler learns from it; leave: this machine is at fault, so the trial is given back to others;
+    fail: the trial fails, and another configuration is tried.
     """
 
     action: Literal["retry", "score worst", "leave", "fail"]
@@ -35,7 +35,9 @@ def decide(error: BaseException, attempt: int) -> Decision:
     """What to do about an error in the given attempt, counted from 0."""
     if isinstance(error, MemoryError):
         return Decision("score worst")
-    if isinstance(error, InputError | StorageError | MachineError):  # this machine's images, weights, network, device
+    if isinstance(
+        error, InputError | StorageError | MachineError
+    ):  # of this machine's images, weights, network or device
         return Decision("leave")
     if is_passing(error):
         return Decision("retry", RETRY_SECS[attempt]) if attempt < len(RETRY_SECS) else Decision("leave")
@@ -43,14 +45,14 @@ def decide(error: BaseException, attempt: int) -> Decision:
 
 
 def in_words(error: BaseException) -> str:
-    """The error in a line; of a file its name and the reason, without what programmers want to know."""
+    """The error in one line; for a file, only its name and the reason."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return repr(error)
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Whether the error, or what it came from, may be gone later: a lost file system, network or database."""
+    """Whether the error or one of its causes is temporary: an unreachable file system, network or database."""
     while error is not None:
         if isinstance(error, ConnectionError | TimeoutError) or is_outage(error):
             return True

@@ -1,4 +1,4 @@
-"""How much each parameter matters, by Optuna's evaluator over the trials in memory."""
+"""Importances of the parameters, from Optuna's evaluator over the trials in memory."""
 
 import optuna
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ FEWEST_TRIALS = 4
 
 
 def parameter_importances(engine: sa.Engine, study: Study) -> dict[str, float]:
-    """Shares, which sum to 1, of the searched parameters, the largest first. Raises HpoError for too few trials."""
+    """The searched parameters' importances, which sum to 1, largest first. Raises HpoError for too few trials."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     history = History(engine, study.study_id, study.name).study()
     finished = history.get_trials(deepcopy=False, states=[TrialState.COMPLETE])

@@ -1,4 +1,4 @@
-"""From a study to its objective, set up in this process."""
+"""Sets up a study's objective in this process."""
 
 import traceback
 from collections.abc import Callable
@@ -10,8 +10,8 @@ from hpo.study_file.spec import Spec
 
 
 def load_objective(spec: Spec, store: Store, threads: int | None, say: Callable[[str], None]) -> Objective:
-    """Finds the objective by its name among hpo's own and those of installed packages, and sets it up. Raises
-    InputError if that does not work on this machine.
+    """Looks up the objective among hpo's own and those of installed packages, and sets it up. Raises InputError if
+    that fails on this machine.
     """
     name = spec.objective_name
     try:
@@ -20,7 +20,7 @@ def load_objective(spec: Spec, store: Store, threads: int | None, say: Callable[
         return kind(settings, Context(spec.seed, threads, spec, store, say))
     except HpoError:
         raise
-    except Exception as error:  # whatever the package's own code raises: no trial is to count as failed
+    except Exception as error:  # raised by the package's own code; must not count as a failed trial
         if not isinstance(error, ImportError):
             say(traceback.format_exc())
         raise InputError(f"objective '{name}' does not work on this machine: {error}") from error

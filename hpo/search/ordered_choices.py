@@ -1,8 +1,8 @@
-"""Lets any sampler search ordered choices, such as batch sizes 32, 64, 128, as the numbers they are.
+"""Lets any sampler search ordered choices, such as batch sizes 32, 64, 128, as numbers.
 
-Optuna's categorical distribution would forget that 64 lies between 32 and 128. Here the choices are searched as a
-range, and what the sampler draws is moved to a choice before it is stored; so the database and the dashboard show the
-batch size that was used.
+Optuna's categorical distribution ignores that 64 lies between 32 and 128. Here, choices are searched as a range, and a
+drawn value is moved to a choice before it is stored, so that the database and the dashboard show the batch size that
+was used.
 """
 
 from bisect import bisect
@@ -18,8 +18,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 
 class OrderedChoicesSampler(BaseSampler):
-    """`inner`, with what it draws for the parameters in `choices` (name -> values, whether logarithmic) moved to a
-    value.
+    """Wraps `inner` and moves what it draws for the parameters in `choices` (name -> choices, whether logarithmic) to a
+    choice.
     """
 
     def __init__(self, inner: BaseSampler, choices: Mapping[str, tuple[Sequence[Any], bool]]) -> None:
@@ -59,8 +59,8 @@ class OrderedChoicesSampler(BaseSampler):
 def to_choice(value: float, choices: Sequence[Any], logarithmic: bool) -> Any:
     """The choice in whose cell `value` lies.
 
-    Every choice lies in its own cell, and evenly spaced choices have cells of equal width, so that a uniform draw
-    takes each as often: nearest-choice cells would give the first and the last only half of the others' share.
+    Every choice lies in its own cell. Evenly spaced choices have cells of equal width, so that a uniform draw takes
+    each equally often; rounding to the nearest choice would take the first and last only half as often.
     """
     ordered = sorted(choices)
     scale = log if logarithmic else float

@@ -1,4 +1,4 @@
-"""What each new trial of a study starts with: a function of its spec, its warm start, and the trial's turn."""
+"""What each new trial of a study starts with, given the spec, the warm start and the trial's position."""
 
 from collections.abc import Sequence
 from random import Random
@@ -9,18 +9,18 @@ from hpo.study_file.spec import Spec
 
 
 class Plan:
-    """The baseline; what is to be tried first, the file's defaults among it; then the sampler's choice. A grid's points
-    are all planned, in an order drawn from the seed.
+    """The order of new trials: the baseline, the warm start's configurations, the study file's defaults, and then the
+    sampler's choices. A grid's points are all planned, in an order drawn from the seed.
     """
 
     def __init__(self, spec: Spec, first: Sequence[Params] | None) -> None:
-        """first: what a warm start tries first; None for a study of an older hpo, whose budget was planned when it was
-        submitted.
+        """first: configurations of the warm start; None for a study of an older hpo, which stored all its trials when
+        it was submitted.
         """
         self.starts = _grid(spec) if spec.sampler.name == "grid" else _first(spec, first or ())
 
     def start_of(self, turn: int) -> Start:
-        """Of the trial that is the `turn`-th new one, from 0."""
+        """The start of the n-th new trial, where `turn` is n counted from 0."""
         return self.starts[turn] if turn < len(self.starts) else Start()
 
 

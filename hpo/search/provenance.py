@@ -1,4 +1,4 @@
-"""What it takes to make the same trial again: versions, commit, seed, machine, data."""
+"""What is needed to reproduce a trial: versions, commit, seed, machine, data."""
 
 import os
 import platform
@@ -15,12 +15,12 @@ from hpo.doors.objective import OBJECTIVES
 from hpo.study_file.spec import Spec
 
 GIT_SECS = 20
-"""A checkout on a network drive may take seconds; one that does not answer keeps nobody from training."""
+"""A checkout on a network drive may take seconds; one that does not answer must not block training."""
 PACKAGES = ("torch", "torchvision", "optuna", "numpy")
 
 
 def made_by(spec: Spec, fingerprints: Mapping[str, str]) -> dict[str, Any]:
-    """As this process makes trials, in JSON's types."""
+    """The provenance of trials run by this process, in JSON types."""
     return {**_versions(spec.objective_name), "seed": spec.seed, "host": socket.gethostname(), **fingerprints}
 
 
@@ -44,8 +44,8 @@ def _version(package: str) -> str | None:
 
 
 def commit() -> str | None:
-    """The commit of hpo's own checkout, with '+' if it was changed since; None when installed from a package, and where
-    git is missing or does not answer.
+    """The commit of hpo's own checkout, with '+' if there are changes; None if installed from a package, or if git is
+    missing or does not answer.
     """
     source = Path(__file__).parents[1]
     if not (source.parent / ".git").exists():

@@ -1,4 +1,4 @@
-"""One claimed trial from its parameters to its end: drawn, measured step by step, recorded, and paused or ended."""
+"""Runs one claimed trial: draws its parameters, measures step by step, records, and pauses or ends it."""
 
 import contextlib
 import itertools
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ReadyStudy:
-    """A study that a worker has set up. folder: its folder in the artifact store, None if nothing is kept."""
+    """A study that a worker has set up. folder: in the artifact store, None if nothing is kept."""
 
     engine: sa.Engine
     study: Study
@@ -56,7 +56,7 @@ class ReadyStudy:
     say: Say
 
     def outlast(self, operation: Callable[..., T], *arguments: Any) -> T:
-        """What the operation returns, however long the database is away."""
+        """The result of the operation, which is retried while the database is unavailable."""
         return outlast(partial(operation, *arguments), self.say)
 
     def discard(self, *numbers: int) -> None:
@@ -65,7 +65,7 @@ class ReadyStudy:
 
 
 def run_trial(ready: ReadyStudy, claim: Claim) -> str:
-    """Draws the parameters, measures, and records; again if something failed that passes. What happened, in a line."""
+    """Draws parameters, measures and records, with retries after temporary errors. Returns the outcome in one line."""
     params, distributions = ready.outlast(ready.sampling.draw, claim)
     origin = claim.start.continues[-1] if claim.start.continues else claim.number
     bracket = asha.bracket_of(ready.study.spec, origin)
@@ -87,9 +87,9 @@ def run_trial(ready: ReadyStudy, claim: Claim) -> str:
 
 
 def _handle(ready: ReadyStudy, claim: Claim, error: Exception, attempt: int) -> float | str:
-    """How many seconds to wait before the trial is tried again, or how it has ended; else the error goes on."""
+    """Returns how many seconds to wait before a retry, or how the trial has ended; otherwise raises the error."""
     decision = decide(error, attempt)
-    if decision.action == "score worst" and not claim.start.baseline:  # which the others are compared with
+    if decision.action == "score worst" and not claim.start.baseline:  # others are compared with it
         ready.outlast(finish_with_worst_score, ready.engine, claim.hold, str(error))
         ready.discard(claim.number, *claim.start.continues)
         return f"trial {claim.number} complete with the worst score: out of memory ({error})"
@@ -105,7 +105,7 @@ def _handle(ready: ReadyStudy, claim: Claim, error: Exception, attempt: int) -> 
 
 
 def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequence[int], bracket: int | None) -> str:
-    """Takes measurements until the objective ends, or the trial is paused or pruned."""
+    """Takes measurements until the objective ends or the trial is paused or pruned."""
     spec = ready.study.spec
     whose = checkpoints.identity(spec, ready.objective, params)
     found = checkpoints.load(ready.folder, continues, whose) if ready.folder and continues else None
@@ -142,8 +142,8 @@ def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequenc
 
 @contextlib.contextmanager
 def _measuring(objective: Objective, trial: Trial) -> Iterator[tuple[Iterator[Measurement], CheckpointWriter]]:
-    """The measurements, which end before others are told that they may go on with the trial. If it is left between two
-    steps, what was measured last is kept.
+    """The measurements, which have ended when the block is left, before others may continue the trial. If the trial is
+    interrupted between two steps, its last checkpoint is written.
     """
     writer = CheckpointWriter()
     measurements = iter(objective.run(trial))
@@ -160,7 +160,7 @@ def _measuring(objective: Objective, trial: Trial) -> Iterator[tuple[Iterator[Me
 
 
 def _replay(ready: ReadyStudy, claim: Claim, found: Checkpoint | None) -> Reports:
-    """Records what was measured before the checkpoint, which the trial that goes on has not reported itself."""
+    """Records the steps up to the checkpoint, which were measured by the trial that this one continues."""
     reports: Reports = []
     for report in found.reports if found else ():
         reports.append(report)
@@ -170,12 +170,12 @@ def _replay(ready: ReadyStudy, claim: Claim, found: Checkpoint | None) -> Report
 
 
 def _judge(ready: ReadyStudy, seen: rungs.Seen, measured: Measurement) -> asha.Verdict:
-    """What becomes of the trial. Not judged are the baseline, steps before a checkpoint, and the last step."""
+    """The pruner's verdict. Not asked for the baseline, replayed steps, and the last step."""
     return asha.judge(ready.engine, ready.study.study_id, ready.study.spec, seen, measured.step, measured.score)
 
 
 def _with_provenance(ready: ReadyStudy, measured: Measurement, resumed_after: int) -> Measurement:
-    """With what made the trial, beside what the objective itself says of it."""
+    """Adds the provenance to the objective's own attributes."""
     made = made_by(ready.study.spec, ready.objective.fingerprints())
     own = measured.attributes.get("made_by", {})
     resumed = {"resumed_after_epoch": resumed_after} if resumed_after else {}
@@ -192,7 +192,7 @@ def _end(ready: ReadyStudy, claim: Claim, measured: Measurement, verdict: asha.V
         ready.discard(*pruned)
         return f"trial {number} paused at {step}: score {measured.score:.4f}"
     ended = "pruned" if verdict == "pruned" else "complete"
-    score = WORST_SCORE if math.isnan(measured.score) else measured.score  # the database holds no NaN as a result
+    score = WORST_SCORE if math.isnan(measured.score) else measured.score  # Optuna allows no NaN as a result
     worth_keeping = ended == "complete" and ready.outlast(_is_worth_keeping, ready, claim, measured)
     files = _keep(ready, measured) if worth_keeping else []
     ready.outlast(finish, ready.engine, claim.hold, ended.upper(), score, measured, files)
@@ -201,7 +201,7 @@ def _end(ready: ReadyStudy, claim: Claim, measured: Measurement, verdict: asha.V
 
 
 def _is_worth_keeping(ready: ReadyStudy, claim: Claim, measured: Measurement) -> bool:
-    """The baseline, and what is the best feasible trial when it ends: so there are few."""
+    """Whether it is the baseline or, when it ends, the best feasible trial; such trials are few."""
     if claim.start.baseline:
         return True
     best = best_trials(ready.engine, ready.study.name, 1)
@@ -210,7 +210,7 @@ def _is_worth_keeping(ready: ReadyStudy, claim: Claim, measured: Measurement) ->
 
 
 def _is_infeasible(ready: ReadyStudy, measured: Measurement) -> bool:
-    """As far as that is known: comparisons with the baseline are not before it is complete."""
+    """As far as is known: without a complete baseline, comparisons with it are not."""
     if not measured.constraints:
         return False
     baseline = baseline_trial(ready.engine, ready.study.name)
@@ -220,7 +220,7 @@ def _is_infeasible(ready: ReadyStudy, measured: Measurement) -> bool:
 
 
 def _keep(ready: ReadyStudy, measured: Measurement) -> list[KeptFile]:
-    """Files that cannot be made or stored do not take their trial with them."""
+    """Stores the trial's files. A failure to do so does not fail the trial."""
     if ready.folder is None:
         return []
     kept = []

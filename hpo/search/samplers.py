@@ -1,4 +1,4 @@
-"""Which parameters a trial tries: Optuna's samplers as the spec names them."""
+"""Draws a trial's parameters with the Optuna sampler that the spec names."""
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,13 +23,13 @@ from hpo.study_file.spec import Spec
 
 MAX_REDRAWS = 20
 STARTUP_TRIALS = {"tpe": 10, "gp": 4}
-"""At most so many trials are drawn at random before a sampler learns from what it sees."""
+"""Maximum number of trials drawn at random before a sampler learns from results."""
 MAX_GP_TRIALS = 100
-"""A Gaussian process learns more from few trials (benchmarks/LOG.md); its time grows with the cube of their number."""
+"""A Gaussian process learns more from few trials (benchmarks/LOG.md), but takes time cubic in their number."""
 
 
 class Sampling:
-    """One study's sampling in one worker: a claimed trial gets its parameters."""
+    """Draws parameters for claimed trials of one study in one worker."""
 
     def __init__(self, engine: sa.Engine, study_id: int, spec: Spec) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -37,11 +37,11 @@ class Sampling:
         self._history = History(engine, study_id, spec.name)
 
     def draw(self, claim: Claim) -> tuple[Params, dict[str, BaseDistribution]]:
-        """The claimed trial's parameters, and what each was drawn from.
+        """The claimed trial's parameters, and the distribution of each.
 
-        Each sampler is seeded from the study's seed and the trial's number, so that no two workers draw alike, and
-        sees the running trials of others. What it draws again (all trials have the same seed, so it would give the same
-        result) is drawn at random instead, as long as there is something new.
+        The sampler is seeded from the study's seed and the trial's number, so that no two workers draw the same, and
+        sees other workers' running trials. A configuration that was tried before would give the same result, as all
+        trials share a seed, so it is replaced by a random one, with up to MAX_REDRAWS attempts.
         """
         trial = starting_trial(claim.hold.trial_id, claim.number, _now())
         given = given_params(self.spec, claim.start.fixed_params)
@@ -65,12 +65,12 @@ class Sampling:
 
 
 def _as_kept(value: Any, distribution: BaseDistribution) -> Any:
-    """As the database gives it back: 1.0 for a 1 among floats. Checkpoints are known by their parameters."""
+    """The value as the database returns it, such as 1.0 for a float 1: checkpoints are identified by parameters."""
     return distribution.to_external_repr(distribution.to_internal_repr(value))
 
 
 def _now() -> datetime:
-    """As Optuna stores times: UTC that does not say so."""
+    """The time as Optuna stores it: UTC without a time zone."""
     return datetime.now(UTC).replace(tzinfo=None)
 
 
@@ -88,18 +88,18 @@ def _draw(
 
 
 def given_params(spec: Spec, fixed_params: Mapping[str, Any]) -> dict[str, Any]:
-    """What the sampler does not choose: values that the trial's start or the spec fixes."""
+    """Parameters that the sampler does not choose, fixed by the trial's start or the spec."""
     fixed = {name: value for name, value in spec.search.parameters() if isinstance(value, int | float | str)}
     return {**fixed, **fixed_params}
 
 
 def distributions(spec: Spec, given: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-    """What each parameter of a trial is drawn from, in the study file's order."""
+    """The distribution of each parameter of a trial, in the study file's order."""
     return {name: _distribution(name, spec, given.get(name)) for name, _ in spec.search.parameters()}
 
 
 def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
-    """What a parameter is drawn from: a single value where the spec fixes it, so that the trial has it all the same."""
+    """A parameter's distribution; a single value if the spec fixes it, so that the trial has the parameter anyway."""
     row, parameter = spec.search.rows[name], getattr(spec.search, name)
     if row.kind == "word":
         return CategoricalDistribution(row.words if parameter != row.words[0] else row.words[:1])
@@ -110,7 +110,7 @@ def _distribution(name: str, spec: Spec, given: Any) -> BaseDistribution:
         logarithmic = _is_logarithmic(row, parameter.choices)
     elif hasattr(parameter, "low"):
         low, high, logarithmic = parameter.low, parameter.high, parameter.log
-    if given is not None:  # the baseline may lie outside of what is searched
+    if given is not None:  # the baseline may lie outside the search space
         low, high = min(low, given), max(high, given)
         logarithmic = logarithmic and low > 0
     if row.kind == "whole":
@@ -123,8 +123,8 @@ def _is_logarithmic(row: Row, choices: Sequence[Any]) -> bool:
 
 
 def _kind(spec: Spec, tried: Sequence[Params]) -> str:
-    """Of sampler. Two workers that draw at the same time, and so do not see what the other draws, would draw alike from
-    a Gaussian process: then `auto` is TPE.
+    """The kind of sampler. Workers that draw at the same time do not see each other's parameters, and would draw almost
+    the same from a Gaussian process; `auto` is TPE then.
     """
     if spec.sampler.name == "auto":
         others_draw = any(not params for params in tried)
@@ -141,7 +141,7 @@ def _sampler(spec: Spec, kind: str, seed_text: str) -> optuna.samplers.BaseSampl
             inner = optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
         case "gp":
             inner = optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-        case _:  # random; a grid's points are planned (plan.py)
+        case _:  # random; grid points are planned in plan.py
             inner = optuna.samplers.RandomSampler(seed=seed)
     rows = spec.search.rows
     choices = {

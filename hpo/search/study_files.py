@@ -1,4 +1,4 @@
-"""What a study leaves in the artifact store, and where that is: removed with the study, copied when it is renamed."""
+"""A study's files in the artifact store: removed with the study, copied when it is renamed."""
 
 import re
 import shutil
@@ -11,14 +11,14 @@ from hpo.study_file.spec import Spec
 
 
 def location_in_full(location: str) -> str:
-    """As it may be kept and shown to others: a folder from its root, a bucket without secrets."""
+    """A location that can be stored and shown: an absolute path, or a bucket's URL without secrets."""
     if "://" in location:
         return re.sub(r"://[^/@]*@", "://", location).rstrip("/")
     return str(Path(location).expanduser().resolve())
 
 
 def is_elsewhere(kept: str | None, artifacts: Artifacts) -> bool:
-    """Whether a study's workers say that they keep their files in another place than this one."""
+    """Whether the study's workers keep their files in another artifact store."""
     return kept is not None and location_in_full(kept) != location_in_full(artifacts.location)
 
 
@@ -39,7 +39,7 @@ def remove_folder(artifacts: Artifacts, kept: Kept) -> None:
 
 
 def copy_folder(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
-    """Copies checkpoints and weights to where workers look for those of the renamed study. Raises OSError."""
+    """Copies checkpoints and weights to the renamed study's folder. Raises OSError."""
     for name in _names(kept):
         content = artifacts.read(f"{kept.folder}/{name}")
         if content is not None:
@@ -47,7 +47,7 @@ def copy_folder(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
 
 
 def _names(kept: Kept) -> list[str]:
-    """Checkpoints, also as an older hpo named them; and what objectives keep there for all workers."""
+    """Checkpoints, also as older versions of hpo named them, and files that objectives keep for all workers."""
     checkpoints = [checkpoint_name(number) for number in kept.numbers]
     older = [f"{name}.safetensors" for name in checkpoints]
     return ["baseline.safetensors", "fitted-head.safetensors", *checkpoints, *older]

@@ -1,7 +1,7 @@
-"""The worker's loop: tidy up after the dead, claim a trial, run it; until the budgets are used.
+"""The worker's loop: give back trials of dead workers, claim a trial, run it; until the budgets are used.
 
-Objectives are found by name, and so the search knows nothing of what it searches. One study's trouble, its images
-missing here say, keeps the worker from no other study.
+Objectives are looked up by name, so the search knows nothing of what it optimizes. If one study cannot be worked on,
+such as when its images are missing here, the worker continues with others.
 """
 
 import contextlib
@@ -28,29 +28,23 @@ from hpo.search.sql.claims import Claim, Why
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.counts import Counts
 from hpo.search.sql.fence import TrialDeleted, TrialLost, new_token
+from hpo.search.sql.joining import adopt, check_fingerprints, has_fingerprints
 from hpo.search.sql.outages import PATIENCE_SECS, outlast
-from hpo.search.sql.studies import (
-    Study,
-    adopt,
-    check_fingerprints,
-    find_studies,
-    has_fingerprints,
-    open_studies,
-    stop_if_failing,
-)
+from hpo.search.sql.stopping import stop_if_failing
+from hpo.search.sql.studies import Study, find_studies, open_studies
 from hpo.search.study_files import location_in_full
 from hpo.stopping import deferred
 from hpo.study_file.spec import Spec
 
 IDLE_SECS = 1.0
 LOOK_SECS = 10.0
-"""A worker that has one study to work on looks so often for others."""
+"""How often a worker with a single study to work on checks for others."""
 SKIP_SECS = 600.0
-"""A study that cannot be worked on here is tried again so much later: its images may have come back."""
+"""Time until a study that cannot be worked on here is tried again, as its images may be back."""
 MAX_READY = 2
 """Studies whose images and weights a worker keeps in memory."""
 PARTING_SECS = 3.0
-"""How long a worker that was asked to stop tries to tell the database."""
+"""How long a stopping worker tries to reach the database to give back its trial."""
 
 LoadObjective = Callable[[Spec, Store], Objective]
 Say = Callable[[str], None]
@@ -59,9 +53,9 @@ T = TypeVar("T")
 
 @dataclass
 class Worker:
-    """What one worker process works with. artifacts: where it keeps checkpoints and files, None if nowhere; ready: what
-    it has set up, by study, what was used last at the end; skipped: studies that cannot be worked on here: when to try
-    again, and why.
+    """The state of a worker process. artifacts: where it keeps checkpoints and files, None if nowhere; ready: studies
+    that are set up, the most recently used last; tidied: when `_tidy` last ran; skipped: when to retry studies that
+    cannot be worked on here, and why.
     """
 
     engine: sa.Engine
@@ -74,7 +68,7 @@ class Worker:
     skipped: dict[StudyKey, tuple[float, InputError]] = field(default_factory=dict)
 
     def outlast(self, operation: Callable[..., T], *arguments: Any) -> T:
-        """What the operation returns, however long the database is away."""
+        """The result of the operation, which is retried while the database is unavailable."""
         return outlast(partial(operation, *arguments), self.say)
 
 
@@ -87,11 +81,11 @@ def work(
     forever: bool = False,
     artifacts: Artifacts | None = None,
 ) -> None:
-    """Takes trials of the named studies (of all, if none is named) until their budgets are used.
+    """Runs trials of the named studies, or of all if none is named, until their budgets are used.
 
-    forever: then waits for new ones. artifacts: where checkpoints and files are kept; nowhere if None. Raises
-    WorkerError when a study has failed too often to go on, InputError when nothing is left but studies that cannot be
-    worked on here.
+    forever: wait for new studies instead of returning. artifacts: where checkpoints and files are kept; None for
+    nowhere. Raises WorkerError if a study was stopped because its trials fail, InputError if the only studies left
+    cannot be worked on here.
     """
     worker = Worker(engine, load_objective, artifacts, name, partial(_say_if_possible, say))
     while True:
@@ -107,20 +101,20 @@ def work(
 
 
 def _say_if_possible(say: Say, text: str) -> None:
-    """A log on a full disk, or that nobody reads any more, keeps no worker from its work."""
+    """A log on a full disk, or whose reader has gone, must not stop the worker."""
     with contextlib.suppress(OSError):
         say(text)
 
 
 def _forget(worker: Worker, still_open: Sequence[StudyKey]) -> None:
-    """What was kept for studies that have ended or were deleted."""
+    """Drops the state of studies that have ended or were deleted."""
     for kept in (worker.ready, worker.tidied, worker.skipped):
         for key in set(kept).difference(still_open):
             del kept[key]
 
 
 def _may_work_on(worker: Worker, study: Study) -> bool:
-    """Not on what another version of hpo submitted; not for a while on what cannot be worked on here."""
+    """False for studies of incompatible versions of hpo, and for a while for those that cannot be worked on here."""
     if study.refused and study.key not in worker.skipped:
         worker.say(study.refused)
         worker.skipped[study.key] = math.inf, InputError(study.refused)
@@ -129,13 +123,13 @@ def _may_work_on(worker: Worker, study: Study) -> bool:
 
 
 def _in_turn(worker: Worker, todo: Sequence[tuple[Study, Counts]]) -> list[Study]:
-    """First the study that the fewest workers are at; of equals the one that this worker has ready."""
+    """Studies with the fewest running trials first; among equals, those that this worker has set up."""
     in_turn = sorted(todo, key=lambda each: (each[1].running, each[0].key not in worker.ready, each[0].study_id))
     return [study for study, _ in in_turn]
 
 
 def _tidy(worker: Worker, study: Study) -> None:
-    """Now and then: gives back the trials of dead workers, and stops a study that fails."""
+    """From time to time, gives back trials of dead workers, and stops the study if too many trials failed."""
     if time.monotonic() - worker.tidied.get(study.key, -math.inf) > heartbeats.HEARTBEAT_INTERVAL_SECS:
         worker.tidied[study.key] = time.monotonic()
         heartbeats.reap(worker.engine, study.study_id)
@@ -143,7 +137,7 @@ def _tidy(worker: Worker, study: Study) -> None:
 
 
 def _say_what_is_left(worker: Worker, left: Sequence[Study], names: Sequence[str]) -> None:
-    """Why a worker ends though budgets are left. Raises InputError, WorkerError."""
+    """Says why the worker ends although budgets are left. Raises InputError, WorkerError."""
     _say_why_stopped(worker.outlast(find_studies, worker.engine, names), worker.say)
     for study in left:
         if not study.refused:
@@ -159,8 +153,9 @@ def _say_why_stopped(studies: Sequence[Study], say: Say) -> None:
 
 
 def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: float) -> bool:
-    """Runs a trial that waits in a study, and more of them until it is time to look for other studies; whether there
-    was one. If the study cannot be worked on here, and is not the only one that was asked for, that is said.
+    """Runs at least one trial of a study if there is one, and more until it is time to look for other studies. Returns
+    whether there was one. If the study cannot be worked on here, raises InputError if it is the only one asked for,
+    otherwise skips it.
     """
     taken = False
     try:
@@ -179,7 +174,7 @@ def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: floa
 
 
 def _take_trial(worker: Worker, study: Study) -> bool:
-    """Claims a trial and runs it; whatever happens, it is finished or given back. False if there is none to claim."""
+    """Claims and runs a trial, and gives it back if it does not finish. Returns False if there is none to claim."""
     ready, plan = _set_up(worker, study)
     worker.outlast(_tidy, worker, study)
     claim = None
@@ -198,7 +193,7 @@ def _take_trial(worker: Worker, study: Study) -> bool:
     except MachineError as error:
         _give_back_in_haste(worker, claim, "device failed", f"its worker's device failed: {error}")
         raise
-    except (InputError, StorageError) as error:  # a problem of this machine: the trial goes on elsewhere
+    except (InputError, StorageError) as error:  # this machine is at fault: others may continue the trial
         _give_back_in_haste(worker, claim, "stopped", str(error))
         raise
     except Exception:
@@ -212,8 +207,8 @@ def _take_trial(worker: Worker, study: Study) -> bool:
 
 
 def _claim(worker: Worker, ready: ReadyStudy, plan: Plan, token: str) -> Claim | None:
-    """A paused trial that has earned to go on, else the next trial; when there is neither, paused trials end.
-    Idempotent with the same token.
+    """Promotes a paused trial, or claims the next one; if there is neither, prunes paused trials that can no longer be
+    promoted. Idempotent with the same token.
     """
     study, engine = ready.study, worker.engine
     spec = study.spec
@@ -229,9 +224,9 @@ def _set_up(worker: Worker, study: Study) -> tuple[ReadyStudy, Plan]:
     if study.key not in worker.ready:
         while len(worker.ready) >= MAX_READY:
             del worker.ready[next(iter(worker.ready))]
-        gc.collect()  # what goes may hold a GPU's memory in cycles
+        gc.collect()  # what was dropped may hold GPU memory in reference cycles
         worker.ready[study.key] = _made_ready(worker, study), Plan(study.spec, study.first)
-    worker.ready[study.key] = worker.ready.pop(study.key)  # the one used last
+    worker.ready[study.key] = worker.ready.pop(study.key)  # most recently used last
     return worker.ready[study.key]
 
 
@@ -255,7 +250,7 @@ def _made_ready(worker: Worker, study: Study) -> ReadyStudy:
 
 
 class NoStore:
-    """Where nothing is kept (hpo.doors.objective.Store)."""
+    """Keeps nothing (hpo.doors.objective.Store)."""
 
     @property
     def location(self) -> str:
@@ -274,6 +269,6 @@ def _give_back(worker: Worker, claim: Claim | None, why: Why, text: str, patienc
 
 
 def _give_back_in_haste(worker: Worker, claim: Claim | None, why: Why, text: str) -> None:
-    """Before the worker ends. If the database is away too, others give the trial out again."""
+    """Gives back before the worker ends. If the database is unavailable too, others do so later."""
     with contextlib.suppress(StorageError, sa.exc.SQLAlchemyError):
         _give_back(worker, claim, why, text, PARTING_SECS)

@@ -13,7 +13,8 @@ from optuna.storages import RDBStorage
 
 from hpo.artifacts import Artifacts, open_artifacts
 from hpo.errors import InputError
-from hpo.search.sql.storage import engine_arguments, open_engine, parse_url
+from hpo.search.sql.storage import engine_arguments, open_engine
+from hpo.search.sql.url import parse_url
 from hpo.search.sql.whole_study import locations
 from hpo.search.study_files import is_elsewhere, location_in_full
 from hpo.stopping import Stopped, stop_on_signals

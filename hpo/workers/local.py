@@ -10,15 +10,17 @@ import secrets
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 from hpo.cores import cores
 from hpo.errors import InputError, StorageError, WorkerError
 from hpo.workers.gpu_sharing import Mps, start_mps, stop_mps
+from hpo.workers.launcher import LAUNCH_ID, Launch, Launcher, worker_name
 from hpo.workers.machine import visible_gpus
 from hpo.workers.memory import killed_for_memory
 
@@ -27,17 +29,13 @@ RESTART_SECS = (1, 2, 5, 10)
 """Wait before a restart, by how often in a row the worker died without having taken a trial. After the last one, the
 launch is given up.
 """
-FLEET = "HPO_FLEET"
-"""Environment variable with the suffix of the workers' names."""
+WORKER_COMMAND = (sys.executable, "-m", "hpo", "worker", "--supervised")
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 """By default, glibc returns large blocks to the system after every training step and requests them again, which takes
 up to 7 % of a step. Both settings are needed; one alone makes it slower.
 """
-
-OnDeath = Callable[[str, bool], bool]
-Say = Callable[[str], None]
 
 
 @dataclass
@@ -58,11 +56,14 @@ class LocalWorker:
     @property
     def name(self) -> str:
         """The worker's name in the database."""
-        return worker_name(self.process.pid if self.process else 0, self.environment[FLEET])
+        return worker_name(self.process.pid if self.process else 0, self.environment[LAUNCH_ID])
 
     @property
     def log(self) -> Path:
         return Path(self.stream.name)
+
+    def is_running(self) -> bool:
+        return self.process is not None and self.process.poll() is None
 
     def last_line(self) -> str:
         """The last line of its log, which is the reason if it ended with an error."""
@@ -70,56 +71,111 @@ class LocalWorker:
         return lines[-1] if lines else "it said nothing"
 
 
-@dataclass
-class Fleet:
-    """The workers of one supervisor.
+class LocalLauncher(Launcher):
+    """Workers on this machine; see the module. GPUs are assigned round-robin, and shared through MPS if available."""
 
-    on_death: called with the name of a worker that died and whether the kernel killed it because memory ran out; gives
-    back its trial, and returns whether it had ever taken one; gpus: assigned round-robin; mps: lets workers share a GPU
-    concurrently, None if unavailable.
-    """
+    def __init__(self, command: Sequence[str] = WORKER_COMMAND) -> None:
+        """command: what each worker runs, before its options and the names of its studies."""
+        self.command = command
+        self.workers: list[LocalWorker] = []
+        self._gpus: Sequence[str] = ()
+        self._mps: Mps | None = None
 
-    command: Sequence[str]
-    workers: list[LocalWorker]
-    on_death: OnDeath
-    say: Say
-    gpus: Sequence[str] = ()
-    mps: Mps | None = None
-    killed_for_memory: int = field(default_factory=killed_for_memory)
-    """The kernel's count when the death of a worker was last noticed."""
+    def start(self, launch: Launch) -> None:
+        self.launch = launch
+        streams = _open_logs(launch.logs, launch.workers)
+        threads = max(1, cores() // launch.workers)
+        environment = {
+            **os.environ,
+            "HPO_STORAGE": launch.storage,  # not an argument, which `ps` would show
+            **dict.fromkeys((*THREAD_VARIABLES, "HPO_THREADS"), str(threads)),
+            "PYTHONUNBUFFERED": "1",
+            LAUNCH_ID: secrets.token_hex(3),
+            **ALLOCATOR,
+        }
+        self.workers = [LocalWorker(number, stream, environment) for number, stream in enumerate(streams, 1)]
+        self._gpus = visible_gpus()
+        self._mps = start_mps(self._gpus, launch.say) if 0 < len(self._gpus) < launch.workers else None
+        self._kills_seen = killed_for_memory()
+        for worker in self.workers:
+            self._start_worker(worker)
 
+    def tend(self) -> bool:
+        for worker in self.workers:
+            if worker.process is None:
+                if time.monotonic() >= worker.restart_at:
+                    self._start_worker(worker)
+            elif code := worker.process.poll():
+                self._plan_restart(worker, code)
+        return any(worker.process is None or worker.process.returncode is None for worker in self.workers)
 
-def worker_name(pid: int, fleet: str = "") -> str:
-    """A name that is unique among running workers. Host and pid alone are not, since containers may share both."""
-    return f"{socket.gethostname()}:{pid}{f'-{fleet}' if fleet else ''}"
+    def stop(self) -> None:
+        _stop_workers(self.workers)
+        if self._mps is not None:
+            stop_mps(self._mps)
+        for worker in self.workers:
+            worker.stream.close()
 
-
-def start_fleet(
-    command: Sequence[str],
-    count: int,
-    logs: Path,
-    environment: Mapping[str, str],
-    on_death: OnDeath,
-    say: Say,
-) -> Fleet:
-    """Starts `count` workers with this command. Raises InputError if no log can be written in `logs`."""
-    streams = _open_logs(logs, count)
-    gpus = visible_gpus()
-    mps = start_mps(gpus, say) if 0 < len(gpus) < count else None
-    threads = max(1, cores() // count)
-    fleet_id = secrets.token_hex(3)
-    workers = []
-    for number, stream in enumerate(streams, 1):
-        share = (
-            dict.fromkeys(THREAD_VARIABLES, str(threads))
-            | {"HPO_THREADS": str(threads), "PYTHONUNBUFFERED": "1", FLEET: fleet_id}
-            | ALLOCATOR
+    def _start_worker(self, worker: LocalWorker) -> None:
+        options = ["--forever"] if self.launch.forever else []
+        worker.process = subprocess.Popen(
+            [*self.command, *options, "--", *self.launch.studies],
+            env={**worker.environment, **self._share_of_gpus(worker)},
+            stdin=subprocess.PIPE,
+            stdout=worker.stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
-        workers.append(LocalWorker(number, stream, os.environ | environment | share))
-    fleet = Fleet(command, workers, on_death, say, gpus, mps)
-    for worker in workers:
-        _start(fleet, worker)
-    return fleet
+
+    def _share_of_gpus(self, worker: LocalWorker) -> dict[str, str]:
+        if not self._gpus:
+            return {}
+        position = (worker.number - 1) % len(self._gpus)
+        if self._mps is None:
+            return {"CUDA_VISIBLE_DEVICES": self._gpus[position]}
+        return {"CUDA_VISIBLE_DEVICES": str(position), **self._mps.environment}  # MPS numbers the GPUs from 0
+
+    def _plan_restart(self, worker: LocalWorker, code: int) -> None:
+        kills = killed_for_memory()
+        out_of_memory = code == -signal.SIGKILL and kills > self._kills_seen
+        self._kills_seen = kills
+        had_taken_a_trial = self.launch.on_death(worker.name, out_of_memory)
+        reason = worker.last_line().removeprefix("hpo: ")
+        if code == InputError.exit_code:
+            raise InputError(reason)
+        if code == WorkerError.exit_code:
+            raise WorkerError(reason)
+        if out_of_memory:
+            how = "was killed by the kernel, since memory ran out"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+        else:
+            how = f"ended with exit code {code}: {reason}"
+        if had_taken_a_trial:
+            worker.vain_starts = 0
+        elif code != StorageError.exit_code:  # an unreachable database is not the worker's fault
+            worker.vain_starts += 1
+        if worker.vain_starts == len(RESTART_SECS):
+            raise WorkerError(
+                f"worker {worker.number} cannot start: {worker.vain_starts} times in a row it {how} "
+                f"(its log: {worker.log})"
+            )
+        wait = RESTART_SECS[worker.vain_starts]
+        _forget(worker)
+        worker.restart_at = time.monotonic() + wait
+        self.launch.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")
+        if self._mps is not None and code < 0:
+            self._restart_mps(self._mps)
+
+    def _restart_mps(self, mps: Mps) -> None:
+        """Restarts MPS and its clients after a worker was killed, perhaps while its GPU computed."""
+        self.launch.say("the other workers give back what they run and start again too, with the GPU that they shared")
+        interrupted = [worker for worker in self.workers if worker.is_running()]
+        _stop_workers(interrupted)
+        stop_mps(mps)
+        self._mps = start_mps(self._gpus, self.launch.say)
+        for worker in interrupted:
+            self._start_worker(worker)
 
 
 def _open_logs(folder: Path, count: int) -> list[IO[bytes]]:
@@ -157,95 +213,11 @@ def _is_taken(stream: IO[bytes]) -> bool:
     return False
 
 
-def _start(fleet: Fleet, worker: LocalWorker) -> None:
-    worker.process = subprocess.Popen(
-        fleet.command,
-        env={**worker.environment, **_share_of_gpus(fleet, worker)},
-        stdin=subprocess.PIPE,
-        stdout=worker.stream,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def _share_of_gpus(fleet: Fleet, worker: LocalWorker) -> dict[str, str]:
-    if not fleet.gpus:
-        return {}
-    position = (worker.number - 1) % len(fleet.gpus)
-    if fleet.mps is None:
-        return {"CUDA_VISIBLE_DEVICES": fleet.gpus[position]}
-    return {"CUDA_VISIBLE_DEVICES": str(position), **fleet.mps.environment}  # MPS numbers the GPUs from 0
-
-
-def tend(fleet: Fleet) -> bool:
-    """Checks all workers once and restarts those that died. Returns False when all have finished their work.
-
-    Raises InputError if a worker rejects its input, WorkerError if one dies repeatedly without taking a trial.
-    """
-    for worker in fleet.workers:
-        if worker.process is None:
-            if time.monotonic() >= worker.restart_at:
-                _start(fleet, worker)
-        elif code := worker.process.poll():
-            _plan_restart(fleet, worker, code)
-    return any(worker.process is None or worker.process.returncode is None for worker in fleet.workers)
-
-
-def _plan_restart(fleet: Fleet, worker: LocalWorker, code: int) -> None:
-    kills = killed_for_memory()
-    out_of_memory = code == -signal.SIGKILL and kills > fleet.killed_for_memory
-    fleet.killed_for_memory = kills
-    had_taken_a_trial = fleet.on_death(worker.name, out_of_memory)
-    reason = worker.last_line().removeprefix("hpo: ")
-    if code == InputError.exit_code:
-        raise InputError(reason)
-    if code == WorkerError.exit_code:
-        raise WorkerError(reason)
-    if out_of_memory:
-        how = "was killed by the kernel, since memory ran out"
-    else:
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}: {reason}"
-    if had_taken_a_trial:
-        worker.vain_starts = 0
-    elif code != StorageError.exit_code:  # an unreachable database is not the worker's fault
-        worker.vain_starts += 1
-    if worker.vain_starts == len(RESTART_SECS):
-        raise WorkerError(
-            f"worker {worker.number} cannot start: {worker.vain_starts} times in a row it {how} (its log: {worker.log})"
-        )
-    wait = RESTART_SECS[worker.vain_starts]
-    _forget(worker)
-    worker.restart_at = time.monotonic() + wait
-    fleet.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")
-    if fleet.mps is not None and code < 0:
-        _share_anew(fleet, fleet.mps)
-
-
-def _share_anew(fleet: Fleet, mps: Mps) -> None:
-    """Restarts MPS and its clients after a worker was killed, perhaps while its GPU computed."""
-    fleet.say("the other workers give back what they run and start again too, with the GPU that they shared")
-    interrupted = [worker for worker in fleet.workers if worker.process and worker.process.poll() is None]
-    _stop_workers(interrupted)
-    stop_mps(mps)
-    fleet.mps = start_mps(fleet.gpus, fleet.say)
-    for worker in interrupted:
-        _start(fleet, worker)
-
-
 def _forget(worker: LocalWorker) -> None:
     """Closes the pipe of a process that has ended."""
     if worker.process and worker.process.stdin:
         worker.process.stdin.close()
     worker.process = None
-
-
-def stop_fleet(fleet: Fleet) -> None:
-    """Asks running workers to stop, kills those that have not after STOP_SECS, and closes the logs."""
-    _stop_workers(fleet.workers)
-    if fleet.mps is not None:
-        stop_mps(fleet.mps)
-    for worker in fleet.workers:
-        worker.stream.close()
 
 
 def _stop_workers(workers: Sequence[LocalWorker]) -> None:

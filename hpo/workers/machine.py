@@ -7,27 +7,27 @@ import subprocess
 
 from hpo.cores import cores
 from hpo.errors import InputError
-from hpo.workers.memory import LEAST_MIB_A_WORKER, available_mib
+from hpo.workers.memory import MIN_MIB_PER_WORKER, available_mib
 
 MAX_WORKERS_PER_CORE = 4
-WORKERS_A_GPU = 4
+WORKERS_PER_GPU = 4
 """On an H200, before CUDA graphs were used, 16 trials took 83 s with 1 worker, 42 s with 4, 48 s with 8."""
-GPU_MIB_A_WORKER = 6 * 1024
+GPU_MIB_PER_WORKER = 6 * 1024
 """Covers CUDA, ResNet-18 at 64 px with batches of 512, and the images prepared at once, with a margin."""
 NVIDIA_SMI_SECS = 20
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Device files of NVIDIA's and AMD's drivers, and of WSL's."""
 
 
-def how_many_workers(asked: int | None, mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
-    """The number of workers asked for; if None, as many as this machine can run: one per core, or WORKERS_A_GPU per
+def how_many_workers(asked: int | None, mib_per_worker: int = MIN_MIB_PER_WORKER) -> int:
+    """The number of workers asked for; if None, as many as this machine can run: one per core, or WORKERS_PER_GPU per
     GPU, limited by cores and memory.
 
-    mib_a_worker: memory of a worker that computes on the CPU. Raises InputError as `check_workers`.
+    mib_per_worker: memory of a worker that computes on the CPU. Raises InputError as `check_workers`.
     """
     if asked is None:
         gpus = gpus_mib(visible_gpus())
-        return workers_that_fit(cores(), available_mib(), gpus, LEAST_MIB_A_WORKER if gpus else mib_a_worker)
+        return workers_that_fit(cores(), available_mib(), gpus, MIN_MIB_PER_WORKER if gpus else mib_per_worker)
     check_workers(asked)
     return asked
 
@@ -36,20 +36,20 @@ def check_workers(asked: int | None) -> None:
     """Raises InputError if `asked` is neither None nor a whole number from 1 to MAX_WORKERS_PER_CORE per core."""
     if asked is None:
         return
-    most = MAX_WORKERS_PER_CORE * cores()
+    limit = MAX_WORKERS_PER_CORE * cores()
     if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1:
-        raise InputError(f"workers: {asked!r} is not a whole number from 1 to {most}, nor auto (None in Python)")
-    if asked > most:
+        raise InputError(f"workers: {asked!r} is not a whole number from 1 to {limit}, nor auto (None in Python)")
+    if asked > limit:
         raise InputError(
-            f"--workers: {asked} is too many for {cores()} cores; at most {most}, or auto: one a core, or "
-            f"{WORKERS_A_GPU} on each GPU"
+            f"--workers: {asked} is too many for {cores()} cores; at most {limit}, or auto: one a core, or "
+            f"{WORKERS_PER_GPU} on each GPU"
         )
 
 
-def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int], mib_a_worker: int = LEAST_MIB_A_WORKER) -> int:
+def workers_that_fit(cores: int, memory_mib: int, gpus_mib: list[int], mib_per_worker: int = MIN_MIB_PER_WORKER) -> int:
     """The number of workers that cores and memory allow. gpus_mib: free memory of each GPU; empty for the CPU."""
-    wanted = sum(min(WORKERS_A_GPU, max(1, mib // GPU_MIB_A_WORKER)) for mib in gpus_mib) or cores
-    return max(1, min(wanted, cores, memory_mib // mib_a_worker))
+    wanted = sum(min(WORKERS_PER_GPU, max(1, mib // GPU_MIB_PER_WORKER)) for mib in gpus_mib) or cores
+    return max(1, min(wanted, cores, memory_mib // mib_per_worker))
 
 
 def visible_gpus() -> list[str]:
@@ -70,7 +70,7 @@ def may_have_gpu() -> bool:
 def gpus_mib(gpus: list[str]) -> list[int]:
     """Free memory of each GPU in MiB; if the driver does not report it, what one worker needs."""
     free = _nvidia_smi("memory.free", f"--id={','.join(gpus)}") if gpus else []
-    return [int(mib) if mib.isdigit() else GPU_MIB_A_WORKER for mib in free] or [GPU_MIB_A_WORKER] * len(gpus)
+    return [int(mib) if mib.isdigit() else GPU_MIB_PER_WORKER for mib in free] or [GPU_MIB_PER_WORKER] * len(gpus)
 
 
 def _nvidia_smi(field: str, *options: str) -> list[str]:

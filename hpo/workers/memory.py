@@ -11,11 +11,11 @@ from hpo.study_file.images import ImageSpec
 CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Memory limits of control groups, versions 2 and 1."""
 KERNEL_COUNTS = Path("/proc/vmstat")
-LEAST_MIB_A_WORKER = 3 * 1024
+MIN_MIB_PER_WORKER = 3 * 1024
 """Minimum for a worker, with a margin; also the host memory of one that computes on a GPU."""
 BASE_MIB = 1200
 """PyTorch; 11 million weights with gradients, momentum and averages; a checkpoint being written."""
-BYTES_A_PIXEL = {"resnet18": 550, "resnet34": 850, "resnet50": 1950}
+BYTES_PER_PIXEL = {"resnet18": 550, "resnet34": 850, "resnet50": 1950}
 """Memory of an fp32 training step per pixel of a batch, measured at 64 to 1000 px (benchmarks/LOG.md)."""
 SHARE_IN_BF16 = 2 / 3
 """Of the memory that a step takes in fp32."""
@@ -26,7 +26,7 @@ def available_mib() -> int:
     return _limited(_meminfo("MemAvailable"))
 
 
-def whole_mib() -> int:
+def total_mib() -> int:
     """Memory of this machine in MiB, at most the container's limit."""
     return _limited(_meminfo("MemTotal"))
 
@@ -59,35 +59,35 @@ def killed_for_memory() -> int:
 
 def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> int:
     """Estimated memory in MiB of a worker that computes on the CPU. images: number of training images, if known."""
-    step = BYTES_A_PIXEL.get(spec.model.name, max(BYTES_A_PIXEL.values())) * (
+    step = BYTES_PER_PIXEL.get(spec.model.name, max(BYTES_PER_PIXEL.values())) * (
         SHARE_IN_BF16 if cpu_multiplies_bf16() else 1
     )
     batch = batch_size if images is None else min(batch_size, images)
     return round(BASE_MIB + step * batch * spec.model.input_size**2 / 2**20)
 
 
-def most_mib(spec: ImageSpec, images: int | None = None) -> int:
+def max_mib(spec: ImageSpec, images: int | None = None) -> int:
     """Memory in MiB that a worker on the CPU needs for any trial of the study."""
-    return max(LEAST_MIB_A_WORKER, worker_mib(spec, max(_batch_sizes(spec)), images))
+    return max(MIN_MIB_PER_WORKER, worker_mib(spec, max(_batch_sizes(spec)), images))
 
 
 def check_memory(spec: ImageSpec, images: int | None, workers: int, say: Callable[[str], None]) -> None:
     """Raises InputError if this machine lacks the memory for one worker on the CPU with the study's smallest batches;
     warns through `say` if it may lack it for all workers with the largest.
     """
-    whole = whole_mib()
+    total = total_mib()
     smallest, largest = min(_batch_sizes(spec)), max(_batch_sizes(spec))
-    if (needed := worker_mib(spec, smallest, images)) > whole:
+    if (needed := worker_mib(spec, smallest, images)) > total:
         raise InputError(
             f"study '{spec.name}': a worker with batches of {smallest} at {spec.model.input_size} px takes about "
-            f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; lower model.input_size or "
+            f"{_gib(needed)} of memory, and this machine has {_gib(total)}; lower model.input_size or "
             "search.batch_size"
         )
-    if (needed := workers * worker_mib(spec, largest, images)) > whole:
+    if (needed := workers * worker_mib(spec, largest, images)) > total:
         who, instead = ("a worker", "") if workers == 1 else (f"{workers} workers", "fewer workers (--workers), ")
         say(
             f"study {spec.name}: {who} with batches of {largest} at {spec.model.input_size} px may take about "
-            f"{_gib(needed)} of memory, and this machine has {_gib(whole)}; a trial that the kernel kills for it "
+            f"{_gib(needed)} of memory, and this machine has {_gib(total)}; a trial that the kernel kills for it "
             f"gets the worst score. Less is taken by {instead}a lower model.input_size or search.batch_size"
         )
 

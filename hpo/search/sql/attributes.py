@@ -13,48 +13,48 @@ BUDGET_KEY = "budget"
 STOPPED_KEY = "stopped"
 UID_KEY = "uid"
 SPLIT_KEY = "split"
-"""How many images are trained on, tuned on and locked as test images, and how many classes they have."""
+"""Of a study: numbers of training, tuning and test images, and of classes."""
 SKIPPED_KEY = "skipped_images"
-"""The names of the images that could not be decoded and were left out, as `data.bad_images = "skip"` asks for."""
+"""Of a study: names of images that could not be decoded and were left out (`data.bad_images = "skip"`)."""
 ARTIFACTS_KEY = "artifacts"
-"""Where the study's workers keep pictures, checkpoints and weights: HPO_ARTIFACTS in full, without secrets."""
+"""Of a study: where workers keep pictures, checkpoints and weights; HPO_ARTIFACTS in full, without secrets."""
 TROUBLE_KEY = "trouble"
-"""Of a trial: what it waits for to pass, a full disk say."""
+"""Of a trial: the temporary error that it waits out, such as a full disk."""
 NEXT_START_KEY = "next_start"
-"""Of a study: how many of its starts (baseline, known to be good, grid points, …) were given out; none in studies of an
-hpo that stored all trials in advance.
+"""Of a study: how many of its planned starts (baseline, warm start, grid points, …) were used; absent in studies of
+older versions of hpo, which stored all trials in advance.
 """
 FIRST_STARTS_KEY = "tried_first"
 """Of a study: the parameters that a warm start tries first."""
 WHY_KEY = "hpo:why"
 """Of a trial: why it was given back."""
 BRACKET_KEY = "bracket"
-"""Of a trial of a Hyperband: which of its brackets it is in, from 0."""
+"""Of a trial: its Hyperband bracket, from 0."""
 ROWS_AT_ONCE = 500
-"""In one statement. Not psycopg's `executemany`: a process that is frozen in its pipeline keeps its locks, since the
-server takes it for active, not for idle in a transaction.
+"""Rows per statement. psycopg's `executemany` is avoided: a process that is frozen in its pipeline keeps its locks,
+since the server considers it active and not idle in a transaction.
 """
 
 
 def read_study(connection: sa.Connection, study_id: int, key: str) -> Any:
-    """A user attribute of a study, None if it has none of this key."""
+    """A user attribute of a study; None if absent."""
     return read(connection, study_user_attributes, study_id, key)
 
 
 def read(connection: sa.Connection, table: sa.Table, owner_id: int, key: str) -> Any:
-    """An attribute of a trial or study, None if it has none of this key."""
+    """An attribute of a trial or study; None if absent."""
     query = sa.select(table.c.value_json).where(_owner(table) == owner_id, table.c.key == key)
     text = connection.scalar(query)
     return None if text is None else json.loads(text)
 
 
 def write(connection: sa.Connection, table: sa.Table, owner_id: int, values: Mapping[str, Any]) -> None:
-    """Sets attributes of a trial or study, each new or in place of an older value."""
+    """Sets attributes of a trial or study, replacing older values."""
     write_all(connection, table, [(owner_id, key, value) for key, value in values.items()])
 
 
 def write_all(connection: sa.Connection, table: sa.Table, values: Sequence[tuple[int, str, Any]]) -> None:
-    """The same for many trials or studies: (trial_id or study_id, key, value)."""
+    """Sets attributes of many trials or studies, given as (trial_id or study_id, key, value)."""
     owner = _owner(table).name
     rows = [{owner: owner_id, "key": key, "value_json": json.dumps(value)} for owner_id, key, value in values]
     upsert(connection, table, rows, (owner, "key"))
@@ -65,7 +65,7 @@ def _owner(table: sa.Table) -> sa.Column[int]:
 
 
 def upsert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
-    """Inserts rows, or replaces what has the same key."""
+    """Inserts rows, replacing those with the same key."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     for some in _few_at_once(rows):
         statement = dialect.insert(table).values(some)
@@ -84,12 +84,12 @@ def _few_at_once(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 
 def read_params(connection: sa.Connection, trial_id: int) -> dict[str, Any]:
-    """The parameters of a trial, as the sampler gave them."""
+    """The parameters of a trial, as drawn by the sampler."""
     return read_all_params(connection, [trial_id]).get(trial_id, {})
 
 
 def read_all_params(connection: sa.Connection, trial_ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """The parameters of these trials, in the order in which they were written, which is the study file's."""
+    """The parameters of these trials, in the order they were written, which is the study file's."""
     p = trial_params.c
     query = sa.select(p.trial_id, p.param_name, p.param_value, p.distribution_json).where(p.trial_id.in_(trial_ids))
     found: dict[int, dict[str, Any]] = {}

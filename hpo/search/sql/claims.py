@@ -1,9 +1,9 @@
 """The budget, and the claims of trials: finished + running + waiting trials of a study never exceed its budget.
 
-Trials are counted, not stored in advance. A claim takes what waits for a reason (given back, or asked for by somebody),
-else it adds the study's next trial while the budget allows. Every change is one transaction under the study's lock, so
-that a process killed at any point leaves nothing half done, and every change is idempotent. Times are compared on the
-database's clock, in UTC; workers' clocks may differ.
+Trials are counted, not stored in advance. A claim takes a waiting trial (one that was given back or enqueued), or adds
+the study's next trial while the budget allows. Every change is one transaction under the study's lock, so that a
+process killed at any point leaves nothing half done, and every change is idempotent. Times are compared on the
+database's clock, in UTC, since workers' clocks may differ.
 """
 
 import json
@@ -41,9 +41,9 @@ from hpo.search.sql.tables import (
 )
 
 MAX_DEATHS = 3
-"""So many workers in a row may die in the same step of a configuration before it counts as failed."""
+"""Workers that may die in a row in the same step of a configuration before it counts as failed."""
 Why = Literal["failure", "stopped", "worker lost", "device failed"]
-"""Why a trial is given back: only a failure counts against the study."""
+"""Why a trial is given back; only failures count against the study."""
 DEATHS: tuple[Why, ...] = ("worker lost", "device failed")
 INTERRUPTION = "interruption"
 
@@ -51,7 +51,7 @@ INTERRUPTION = "interruption"
 @dataclass(frozen=True)
 class Start:
     """What a trial starts with. fixed_params: values that the sampler does not choose; baseline: whether it is the
-    baseline; continues: numbers of the trials whose checkpoints it may go on from, latest first.
+    baseline; continues: numbers of the trials whose checkpoints it may continue from, latest first.
     """
 
     fixed_params: Mapping[str, Any] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Claim:
-    """A RUNNING trial of this worker, until somebody takes it away."""
+    """A RUNNING trial that this worker holds until it ends the trial or loses it."""
 
     hold: Hold
     number: int
@@ -69,12 +69,12 @@ class Claim:
 
 
 StartOf = Callable[[int], Start]
-"""What the n-th new trial of a study starts with, from 0: a function of its spec."""
+"""The start of a study's n-th new trial, counted from 0."""
 
 
 def lock_study(connection: sa.Connection, study_id: int) -> None:
-    """Until the transaction ends nobody else adds trials to this study: a write, so that SQLite locks too. Raises
-    StudyError if it is no longer there.
+    """Locks the study until the transaction ends, so that nobody else adds trials. A write, so that SQLite locks too.
+    Raises StudyError if the study was deleted.
     """
     same = studies.update().where(studies.c.study_id == study_id).values(study_name=studies.c.study_name)
     if not connection.execute(same).rowcount:
@@ -82,7 +82,7 @@ def lock_study(connection: sa.Connection, study_id: int) -> None:
 
 
 def add_trial(connection: sa.Connection, study_id: int, start: Start) -> int:
-    """Appends a WAITING trial to a study that is locked; its trial_id."""
+    """Appends a WAITING trial to a study that is locked, and returns its trial_id."""
     last = connection.scalar(sa.select(sa.func.max(trials.c.number)).where(trials.c.study_id == study_id))
     row = {"study_id": study_id, "number": 0 if last is None else last + 1, "state": "WAITING"}
     trial_id = int(connection.execute(trials.insert().values(row).returning(trials.c.trial_id)).scalar_one())
@@ -97,7 +97,7 @@ def add_trial(connection: sa.Connection, study_id: int, start: Start) -> int:
 
 
 def claimed_before(engine: sa.Engine, study_id: int, token: str) -> Claim | None:
-    """What was claimed with this token, if the answer was lost."""
+    """The running trial that was claimed with this token, in case the answer to the claim was lost."""
     kept = trial_system_attributes.c
     query = (
         sa.select(trials.c.trial_id, trials.c.number)
@@ -117,13 +117,13 @@ def claim(
     baseline_alone: bool = False,
     token: str | None = None,
 ) -> Claim | None:
-    """Takes a trial that waits for a reason, else the next one of the budget; None if there is none.
+    """Claims a waiting trial, or else the next one of the budget; None if there is none.
 
-    What was interrupted goes on first, then what waits, by number. baseline_alone: nothing but the baseline is given
-    out until it is complete (trials need what it learned).
+    Interrupted trials come first, then others that wait, by number. baseline_alone: only the baseline can be claimed
+    until it is complete, since other trials need what it learned.
     """
     study_id, _ = study
-    with engine.connect() as connection:  # no lock for idle workers, which ask every second
+    with engine.connect() as connection:  # without a lock, since idle workers ask every second
         if not _may_claim(connection, study):
             return None
     with writing(engine) as connection:
@@ -142,7 +142,7 @@ def claim(
 
 
 def _may_claim(connection: sa.Connection, study: StudyKey) -> bool:
-    """Whether a trial more may run: paused ones finish too, sooner or later."""
+    """Whether the budget allows another trial to run. Paused trials count, since they finish sooner or later."""
     study_id, _ = study
     if not connection.scalar(sa.select(~is_stopped(study_id) & is_still_there(study))):
         return False
@@ -151,15 +151,15 @@ def _may_claim(connection: sa.Connection, study: StudyKey) -> bool:
 
 
 def read_budget(connection: sa.Connection, study_id: int) -> int:
-    """The budget of a study; 0 if it was not made by hpo."""
+    """The budget of a study; 0 if hpo did not create it."""
     return int(attributes.read_study(connection, study_id, BUDGET_KEY) or 0)
 
 
 def _waiting(
     connection: sa.Connection, study_id: int, baseline_alone: bool, also_failed_baseline: bool = False
 ) -> int | None:
-    """The trial that waits and is to run first. In a database of an older hpo all trials of the budget wait; its trial
-    1, which is known to be good, goes before the baseline, so that a single worker soon has something to show.
+    """The waiting trial to run first. In studies of older versions of hpo, all trials of the budget wait; trial 1,
+    which is known to be good, runs before the baseline, so that a single worker has a good result soon.
     """
     turn = sa.case((trials.c.number == 0, 1.5), (is_given_back(), -1), else_=trials.c.number)
     query = (
@@ -170,21 +170,21 @@ def _waiting(
     )
     if baseline_alone:
         query = query.where(is_baseline() | baseline_is_complete(study_id))
-    if not also_failed_baseline:  # it could fail again, and so waits until nothing else does
+    if not also_failed_baseline:  # it may fail again, so it runs last
         query = query.where((trials.c.number == 0) | is_given_back() | ~is_baseline())
     found: int | None = connection.scalar(query)
     return found
 
 
 def _next_trial(connection: sa.Connection, study_id: int, start_of: StartOf, baseline_alone: bool) -> int | None:
-    """Adds the next trial, if the budget allows. The baseline, which comes first, waits for the second claim: trial 1
-    is known to be good, and so a single worker soon has something to show.
+    """Adds the next trial if the budget allows. The baseline, trial 0, waits for the second claim: trial 1 is known to
+    be good, so that a single worker has a good result soon.
     """
     counts, budget = count_in(connection, study_id), read_budget(connection, study_id)
     if counts.finished + counts.running + counts.waiting >= budget:
         return None
     before: int | None = attributes.read_study(connection, study_id, NEXT_START_KEY)
-    number = budget if before is None else before  # an older hpo gave out all starts when the study was submitted
+    number = budget if before is None else before  # an older hpo used all starts when the study was submitted
     start = start_of(number)
     if baseline_alone and not start.baseline and not connection.scalar(sa.select(baseline_is_complete(study_id))):
         return None
@@ -197,7 +197,7 @@ def _next_trial(connection: sa.Connection, study_id: int, start_of: StartOf, bas
 
 
 def take(connection: sa.Connection, trial_id: int, worker: str, token: str | None = None) -> Claim | None:
-    """Makes a waiting or paused trial RUNNING, with worker, token and a first heartbeat; None if it is gone."""
+    """Makes a waiting or paused trial RUNNING, with worker, token and a first heartbeat; None if it no longer waits."""
     row = connection.execute(
         trials.update()
         .where(trials.c.trial_id == trial_id, trials.c.state == "WAITING")
@@ -239,11 +239,11 @@ def _read_start(connection: sa.Connection, trial_id: int) -> Start:
 
 
 def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
-    """Fails a RUNNING trial, in one transaction with what takes its place; False if it was no longer held so.
+    """Fails a RUNNING trial and adds its successor, if any, in one transaction; False if the hold was lost.
 
-    `text` is kept with the trial: the traceback of a failure, or what interrupted it. After an interruption the same
-    configuration waits to go on from its checkpoint. After a failure the budget has room for another one; but the
-    baseline, which all others are compared with, waits to be tried again.
+    `text`, the traceback of a failure or the reason of an interruption, is kept with the trial. After an interruption,
+    the same configuration waits to continue from its checkpoint. After a failure, the budget has room for another
+    configuration; only the baseline, which all others are compared with, waits to be tried again.
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
@@ -272,7 +272,7 @@ def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
 
 
 def _died_repeatedly(connection: sa.Connection, study_id: int, trial_id: int, continues: Sequence[int]) -> bool:
-    """Whether this trial and those before it lost so many workers in a row without finishing one more step."""
+    """Whether this trial and those it continues lost MAX_DEATHS workers in a row without finishing another step."""
     why = trial_system_attributes.c
     last_step = sa.func.coalesce(sa.func.max(trial_intermediate_values.c.step), 0)
     query = (

@@ -1,4 +1,4 @@
-"""What is asked of trials and studies again and again, as SQL conditions."""
+"""SQL conditions on trials and studies that several queries use."""
 
 import json
 
@@ -8,25 +8,25 @@ from hpo.search.sql.attributes import STOPPED_KEY, UID_KEY
 from hpo.search.sql.tables import PAUSED_KEY, study_user_attributes, trial_user_attributes, trials
 
 StudyKey = tuple[int, str | None]
-"""A study's id, and what tells it from another that got the id of one that was deleted."""
+"""A study's id, and its uid, which differs if SQLite reuses the id of a deleted study."""
 
 
 def is_stopped(study_id: int) -> sa.ColumnElement[bool]:
-    """Whether nothing of the study is given out."""
+    """Whether the study is stopped, so that none of its trials can be claimed."""
     return sa.exists().where(study_user_attributes.c.study_id == study_id, study_user_attributes.c.key == STOPPED_KEY)
 
 
 def is_still_there(key: StudyKey) -> sa.ColumnElement[bool]:
-    """Whether the study was not deleted, perhaps with another in its place: SQLite gives ids out again."""
+    """Whether the study still exists, and not another one with the same id: SQLite reuses ids."""
     study_id, uid = key
-    if uid is None:  # of an hpo that gave none
+    if uid is None:  # submitted by an older hpo
         return sa.true()
     a = study_user_attributes.c
     return sa.exists().where(a.study_id == study_id, a.key == UID_KEY, a.value_json == json.dumps(uid))
 
 
 def is_paused() -> sa.ColumnElement[bool]:
-    """Whether a row of `trials` waits with what it has learned so far."""
+    """Whether a row of `trials` is a paused trial, which waits with its checkpoint."""
     return (trials.c.state == "WAITING") & _has_attribute(PAUSED_KEY)
 
 
@@ -36,7 +36,7 @@ def is_baseline() -> sa.ColumnElement[bool]:
 
 
 def is_given_back() -> sa.ColumnElement[bool]:
-    """Whether a row of `trials` goes on with what was interrupted."""
+    """Whether a row of `trials` continues an interrupted trial."""
     return _has_attribute("continues")
 
 

@@ -1,4 +1,4 @@
-"""How many trials of a study are in each state."""
+"""The number of a study's trials in each state."""
 
 from dataclasses import dataclass
 
@@ -10,8 +10,8 @@ from hpo.search.sql.tables import trials
 
 @dataclass(frozen=True)
 class Counts:
-    """Trials of a study by state. waiting: those that were given back, promoted or asked for, and have not started;
-    paused: of the waiting ones.
+    """The number of a study's trials in each state. waiting: given back, enqueued or paused; paused: those of them that
+    are paused.
     """
 
     complete: int = 0
@@ -36,18 +36,18 @@ _FIELD_OF_STATE = {
 
 
 def count(engine: sa.Engine, study_id: int) -> Counts:
-    """Of one study."""
+    """The counts of one study."""
     with engine.connect() as connection:
         return count_in(connection, study_id)
 
 
 def count_all(connection: sa.Connection) -> dict[int, Counts]:
-    """Of every study that has trials, by study_id."""
+    """The counts of every study that has trials, by study_id."""
     return _count(connection, sa.true())
 
 
 def count_in(connection: sa.Connection, study_id: int) -> Counts:
-    """Of one study, within a transaction."""
+    """The counts of one study, within a transaction."""
     return _count(connection, trials.c.study_id == study_id).get(study_id, Counts())
 
 

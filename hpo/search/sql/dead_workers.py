@@ -1,4 +1,4 @@
-"""What a supervisor does at once with the trials of a worker that it knows to be dead."""
+"""Gives back the trials of a worker that its supervisor knows to be dead, without waiting for the grace period."""
 
 import contextlib
 import json
@@ -16,10 +16,11 @@ KILLED = "the kernel killed its worker, since memory ran out"
 
 
 def bury(engine: sa.Engine, worker: str, out_of_memory: bool = False) -> bool:
-    """Gives back what the worker had; whether it had ever taken a trial.
+    """Gives back the worker's running trials. Returns whether it had ever taken one.
 
-    out_of_memory: the kernel killed it for that. A trial that had not come to the end of an epoch then ends with the
-    worst score, so that the sampler learns where memory ends; but for the baseline, which the others are compared with.
+    out_of_memory: whether the kernel killed it because memory ran out. A trial that had not finished a step then
+    finishes with the worst score, so that the sampler learns what does not fit; except the baseline, which others are
+    compared with.
     """
     query = (
         sa.select(trials.c.trial_id)
@@ -42,8 +43,8 @@ def bury(engine: sa.Engine, worker: str, out_of_memory: bool = False) -> bool:
 
 
 def _is_too_large() -> sa.ColumnElement[bool]:
-    """Whether a running trial whose worker was killed for its memory seems to be the reason: an epoch takes as much as
-    the next one.
+    """Whether a running trial probably exhausted the memory: it had parameters, but had not finished a step. All steps
+    need about the same memory.
     """
     began = sa.exists().where(trial_params.c.trial_id == trials.c.trial_id)
     measured = sa.exists().where(trial_intermediate_values.c.trial_id == trials.c.trial_id)

@@ -35,7 +35,7 @@ FIELDS: Fields = {
     for name, kind in KINDS.items()
     if name not in ("study", "params", "accuracies")
 }
-MOST_CHARACTERS = 1000
+MAX_CHARACTERS = 1000
 EXAMPLE = "batch_size >= 128 and clean_accuracy > 0.6"
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
@@ -56,8 +56,8 @@ class _FilterError(ValueError):
 
 def parse_where(text: str, fields: Fields = FIELDS) -> sa.ColumnElement[bool]:
     """A condition on `trial_results`. Raises InputError."""
-    if len(text) > MOST_CHARACTERS:
-        raise InputError(f"--where: longer than {MOST_CHARACTERS} characters")
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(f"--where: longer than {MAX_CHARACTERS} characters")
     try:
         return _condition(_read(text), fields)
     except _FilterError as error:

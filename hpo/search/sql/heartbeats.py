@@ -1,4 +1,4 @@
-"""Signs of life: workers beat, and whoever looks gives back the trials of those that no longer do."""
+"""Heartbeats of workers; trials whose heartbeats have stopped are given back by others."""
 
 import contextlib
 import json
@@ -20,11 +20,11 @@ from hpo.stopping import interruptible
 HEARTBEAT_INTERVAL_SECS = 10.0
 LOST = "its worker was lost"
 GRACE_PERIOD_SECS = 60.0
-"""A trial whose last heartbeat is older was given up by its worker."""
+"""A trial whose last heartbeat is older counts as lost with its worker."""
 
 
 class StudyStopped(BaseException):
-    """The study was stopped, here or elsewhere; raised in the middle of a trial."""
+    """Raised in the middle of a trial when its study was stopped."""
 
 
 Beaten = Literal["running", "ended", "stopped", "lost", "deleted"]
@@ -37,9 +37,10 @@ INTERRUPTIONS: dict[Beaten, Callable[[], BaseException]] = {
 
 @contextlib.contextmanager
 def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
-    """Beats in a thread while the block runs, and interrupts it when the trial is lost or its study is stopped.
+    """Sends heartbeats from a thread while the block runs, and interrupts the block if the trial is lost or its study
+    is stopped.
 
-    A beat that fails is only late: the next one counts. Raises TrialLost, StudyStopped.
+    A failed heartbeat is ignored, since the next one counts. Raises TrialLost, StudyStopped.
     """
     ended = threading.Event()
 
@@ -64,8 +65,8 @@ def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
 
 
 def beat(engine: sa.Engine, study_id: int, hold: Hold) -> Beaten:
-    """Records that the worker of this trial is alive; whether the trial is still its own, or was ended by it (which may
-    still have its checkpoints to remove), and whether the study goes on.
+    """Records that the trial's worker is alive. Returns whether the worker still holds the trial, or has ended it (and
+    may still be removing its checkpoints), and whether the study was stopped.
     """
     with writing(engine) as connection:
         state = connection.scalar(sa.select(trials.c.state).where(trials.c.trial_id == hold.trial_id))
@@ -84,10 +85,10 @@ def beat(engine: sa.Engine, study_id: int, hold: Hold) -> Beaten:
 
 
 def reap(engine: sa.Engine, study_id: int) -> int:
-    """Gives back the trials whose workers are gone; how many there were.
+    """Gives back the trials of dead workers, and returns their number.
 
-    A process that has itself just lost the database, or was asleep, waits for a grace period: others could not beat
-    either.
+    Does nothing for a grace period after this process has lost the database or was suspended, as other workers may not
+    have been able to send heartbeats either.
     """
     look_at_the_clock(3 * HEARTBEAT_INTERVAL_SECS)
     if secs_since_outage() < GRACE_PERIOD_SECS:
@@ -98,15 +99,15 @@ def reap(engine: sa.Engine, study_id: int) -> int:
 
 
 def reap_if_allowed(engine: sa.Engine, study_id: int) -> None:
-    """The same by one who only came to look, and may have no right to write."""
+    """As `reap`, but ignores errors, for users who may lack the right to write."""
     with contextlib.suppress(sa.exc.DBAPIError):
         reap(engine, study_id)
 
 
 def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[Any]:
-    """RUNNING trials whose last sign of life, the start if there was no heartbeat, is older than the grace period.
+    """RUNNING trials whose last heartbeat, or start if there was none, is older than the grace period.
 
-    A server that was down took no heartbeats, so its own start counts as one.
+    A server that was down received no heartbeats, so its own start counts as one.
     """
     last_sign = sa.func.coalesce(trial_heartbeats.c.heartbeat, trials.c.datetime_start)
     query = (
@@ -124,7 +125,7 @@ def _stale_trials(connection: sa.Connection, study_id: int) -> sa.Select[Any]:
 
 
 def holds(connection: sa.Connection, chosen: sa.Select[Any]) -> list[Hold]:
-    """Of the trials that a query finds by their trial_id."""
+    """The holds of the trials whose trial_id a query selects."""
     token = trial_system_attributes.c
     found = chosen.subquery()
     query = sa.select(found.c.trial_id, token.value_json).outerjoin(

@@ -1,6 +1,7 @@
-"""SQLite on a network's drive serves one machine alone: its write-ahead log lies in that machine's memory.
+"""Checks that SQLite on a network drive is used by one machine only.
 
-Two machines that both write would meet locks that hold nothing, and in the end a damaged file.
+With write-ahead logging, processes share memory that other machines do not see; several machines would corrupt the
+database.
 """
 
 import json
@@ -29,11 +30,11 @@ NETWORK = (
     "9p",
     "sshfs",
 )
-"""File systems as the kernel calls them, those of FUSE without `fuse.`."""
+"""Names of file systems in the kernel, without the prefix `fuse.`."""
 
 
 def check_network_drive(engine: sa.Engine, say: Callable[[str], None]) -> None:
-    """Says so if SQLite's file lies on a network's drive. Raises InputError if others' workers are at it."""
+    """Warns if SQLite's file is on a network drive. Raises InputError if workers of other machines use it."""
     if engine.dialect.name != "sqlite":
         return
     file = Path(str(engine.url.database)).resolve()
@@ -50,7 +51,7 @@ def check_network_drive(engine: sa.Engine, say: Callable[[str], None]) -> None:
 
 
 def _file_system(file: Path) -> str:
-    """Of the mount that the file lies on; empty where the system does not say."""
+    """The file system that holds the file; empty if unknown."""
     best, kind = Path("/"), ""
     try:
         lines = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()

@@ -1,4 +1,4 @@
-"""What older versions of hpo kept with a trial, as it is read today."""
+"""Reads attributes of trials, also as older versions of hpo stored them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,18 +6,18 @@ from typing import Any
 from hpo.trial_result import CLEAN
 
 PARTS_KEY = "parts"
-"""Of a trial: what its score is made of, by name."""
+"""Of a trial: the parts of its score, by name."""
 REPORTS_KEY = "reports"
 """Of a trial: score and parts after each step."""
 BEFORE_PARTS = ("clean_accuracy", "perturbed_accuracy")
 PARTS_KEYS = (PARTS_KEY, *BEFORE_PARTS)
 BEFORE_REPORTS = "epochs"
 NOT_SHOWN = (*PARTS_KEYS, REPORTS_KEY, BEFORE_REPORTS, "correct")
-"""What a page that has the parts of the score by name need not show."""
+"""Attributes that the dashboard need not show beside the parts of the score."""
 
 
 def parts_of(attributes: Mapping[str, Any]) -> dict[str, float]:
-    """Of a trial with these user attributes, as its last step measured them."""
+    """The parts of the score, as measured by the last step, of a trial with these user attributes."""
     if PARTS_KEY in attributes:
         parts: dict[str, float] = attributes[PARTS_KEY]
         return parts
@@ -26,7 +26,7 @@ def parts_of(attributes: Mapping[str, Any]) -> dict[str, float]:
 
 
 def reports_of(attributes: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Score and parts after each step."""
+    """Score and parts after each step, of a trial with these user attributes."""
     if REPORTS_KEY in attributes:
         reports: list[dict[str, float]] = attributes[REPORTS_KEY]
         return reports

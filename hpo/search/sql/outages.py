@@ -1,7 +1,7 @@
-"""Waits while the database is away: a server that restarts, a network that is cut, a lock that another holds.
+"""Retries while the database is unavailable: a server restarts, the network is down, a lock is held too long.
 
-Only operations that may be said twice are given to `outlast`: when a connection is lost in the middle of a commit,
-nobody knows whether it took place.
+Operations given to `outlast` must be idempotent: if the connection is lost during a commit, nobody knows whether it
+took effect.
 """
 
 import time
@@ -16,8 +16,8 @@ from hpo.errors import StorageError
 PATIENCE_SECS = 3600.0
 FIRST_WAIT_SECS, LONGEST_WAIT_SECS = 0.2, 10.0
 SQLSTATES = ("08", "25006", "25P03", "40", "53", "55P03", "57P")
-"""PostgreSQL's errors that pass: connection, read-only (a standby that will take over), idle in a transaction,
-deadlock, too many connections, lock, restart.
+"""PostgreSQL's temporary errors: connection, read-only (a standby before promotion), idle in a transaction, deadlock,
+too many connections, lock, restart.
 """
 SQLITE_ERRORS = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_PROTOCOL", "SQLITE_FULL")
 
@@ -27,7 +27,7 @@ _last_look: float | None = None
 
 
 def outlast(operation: Callable[[], T], say: Callable[[str], None], patience_secs: float = PATIENCE_SECS) -> T:
-    """What `operation` gives, tried again while the database is away. Raises StorageError when patience ends."""
+    """Runs `operation`, retrying while the database is unavailable. Raises StorageError after `patience_secs`."""
     global _last_outage  # noqa: PLW0603 (one process has one database)
     began = time.monotonic()
     wait = FIRST_WAIT_SECS
@@ -53,7 +53,7 @@ def outlast(operation: Callable[[], T], say: Callable[[str], None], patience_sec
 
 
 def is_outage(error: BaseException) -> bool:
-    """Whether the same statement may succeed later."""
+    """Whether the error is temporary, so that the same statement may succeed later."""
     if isinstance(error, PoolTimeoutError):
         return True
     if not isinstance(error, DBAPIError):
@@ -67,13 +67,13 @@ def is_outage(error: BaseException) -> bool:
 
 
 def secs_since_outage() -> float:
-    """How long this process has had its database without a break; infinite if it never lost it."""
+    """Seconds since this process last lost the database, or was suspended; infinite if never."""
     return time.monotonic() - _last_outage
 
 
 def look_at_the_clock(slept_secs: float) -> None:
-    """Called every few seconds; after `slept_secs` this process must have been asleep (a laptop's lid, SIGSTOP). Others
-    that slept too look dead until they have beaten again: as after an outage, nobody is to be given up at once.
+    """To be called every few seconds: a longer gap than `slept_secs` means that this process was suspended (a closed
+    laptop, SIGSTOP). It then counts as an outage, since other workers that were suspended too have sent no heartbeats.
     """
     global _last_look, _last_outage  # noqa: PLW0603
     now = time.time()
@@ -83,6 +83,6 @@ def look_at_the_clock(slept_secs: float) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The database's own words, without SQL and parameters."""
+    """The database's own message, without SQL and parameters."""
     text = str(getattr(error, "orig", None) or error).strip()
     return text.splitlines()[0] if text else type(error).__name__

@@ -1,7 +1,7 @@
-"""What a running trial writes: its parameters, each step, its end.
+"""Writes of a running trial: its parameters, each step, its end.
 
-Each is one transaction that first locks the trial's row and changes nothing if the trial is no longer held with the
-same token (fence.py). Each is idempotent.
+Each is one idempotent transaction that first locks the trial's row, and changes nothing if the hold was lost
+(fence.py).
 """
 
 import json
@@ -52,7 +52,7 @@ def record_params(
     distributions: "Mapping[str, BaseDistribution]",
     bracket: int | None = None,
 ) -> None:
-    """Stores what a trial tries, and its bracket if there are several. Raises TrialLost."""
+    """Stores a trial's parameters, and its bracket if there are several. Raises TrialLost."""
     from optuna.distributions import distribution_to_json
 
     rows = [
@@ -82,14 +82,14 @@ def record_step(engine: sa.Engine, hold: Hold, measured: Measurement, reports: S
 
 
 def record_trouble(engine: sa.Engine, hold: Hold, trouble: str | None) -> None:
-    """Why the trial waits; None once it goes on. Raises TrialLost."""
+    """Stores why the trial waits; None when it continues. Raises TrialLost."""
     with writing(engine) as connection:
         lock_held(connection, hold)
         attributes.write(connection, trial_user_attributes, hold.trial_id, {TROUBLE_KEY: trouble})
 
 
 def kept_attributes(measured: Measurement) -> dict[str, Any]:
-    """User attributes of a trial whose last step this is. JSON has no number for what is not finite."""
+    """A trial's user attributes after this step. JSON has no numbers that are not finite."""
     parts = {name: value if math.isfinite(value) else None for name, value in measured.parts.items()}
     return {PARTS_KEY: parts, **measured.attributes}
 
@@ -102,7 +102,7 @@ def finish(
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
-        if _has_ended(connection, hold):  # written before; the answer was lost with the connection
+        if _has_ended(connection, hold):  # the first attempt took effect, but its answer was lost
             return
         study_id = lock_held(connection, hold).study_id
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
@@ -117,13 +117,15 @@ def finish(
 def finish_with_worst_score(
     engine: sa.Engine, hold: Hold, out_of_memory: str, constraints: Mapping[str, Constraint] | None = None
 ) -> None:
-    """So that the sampler learns where memory ends: failed trials it would not see. Raises TrialLost."""
+    """Completes a trial that ran out of memory, so that the sampler, which ignores failed trials, learns from it.
+    Raises TrialLost.
+    """
     nothing = Measurement(0, WORST_SCORE, attributes={"out_of_memory": out_of_memory}, constraints=constraints or {})
     finish(engine, hold, "COMPLETE", WORST_SCORE, nothing)
 
 
 def _as_optunas_artifact(file: KeptFile) -> tuple[str, str]:
-    """As `optuna.artifacts.upload_artifact` would note it, which takes no trial of ours."""
+    """The attribute that `optuna.artifacts.upload_artifact` would write; it does not accept our trials."""
     return f"artifacts:{file.artifact_id}", json.dumps(asdict(file) | {"encoding": None})
 
 
@@ -133,7 +135,7 @@ def _has_ended(connection: sa.Connection, hold: Hold) -> bool:
 
 
 def _value_and_type(value: float, value_column: str, type_column: str) -> dict[str, Any]:
-    """Optuna stores what SQL cannot as NULL and a type."""
+    """A number in Optuna's columns; what SQL cannot store is NULL with a type."""
     if math.isfinite(value):
         return {value_column: value, type_column: "FINITE"}
     if math.isnan(value):
@@ -142,7 +144,7 @@ def _value_and_type(value: float, value_column: str, type_column: str) -> dict[s
 
 
 def violation(constraint: Constraint, parts: Mapping[str, float], baseline: Mapping[str, float] | None) -> float | None:
-    """Above 0 is infeasible; None if it is not known, before the baseline is complete say."""
+    """Above 0 if infeasible; None if unknown, such as before the baseline is complete."""
     if not isinstance(constraint, BelowBaseline):
         return float(constraint)
     if baseline is None or baseline.get(constraint.part) is None or parts.get(constraint.part) is None:
@@ -156,9 +158,9 @@ def _record_constraints(
     """Sets Optuna's constraints: numbers on this trial; comparisons with the baseline on every complete trial that
     lacks them, once the baseline is complete.
 
-    In the transaction that completes a trial, under the study's lock: whichever of a trial and the baseline comes
-    second sees the other. The difference is a user attribute too, since optuna-dashboard 0.21 does not show
-    constraints.
+    Runs in the transaction that completes a trial, under the study's lock, so that whichever of a trial and the
+    baseline completes second sees the other. The difference is also a user attribute, since optuna-dashboard 0.21 does
+    not show constraints.
     """
     numbers = {name: limit for name, limit in constraints.items() if not isinstance(limit, BelowBaseline)}
     kept = {f"{CONSTRAINT_PREFIX}{name}": float(value) for name, value in numbers.items()}

@@ -1,7 +1,7 @@
-"""What ASHA and the median ask and change: scores at a rung, and trials that are paused, promoted and pruned.
+"""Queries and writes of ASHA and the median rule: scores at a step; pausing, promoting and pruning trials.
 
-A paused trial is WAITING, with its parameters, its reports so far, the time of the last one as its end, and the
-attribute PAUSED_KEY.
+A paused trial is WAITING, with its parameters, its reports so far, the time it was paused as its end, and the attribute
+PAUSED_KEY.
 """
 
 import math
@@ -32,20 +32,20 @@ MAX_PAUSED = 8
 
 @dataclass(frozen=True)
 class Seen:
-    """A trial as it is compared with others. bracket: None if the study has no brackets."""
+    """A trial to compare with others. bracket: None if the study has no brackets."""
 
     trial_id: int
     bracket: int | None = None
 
 
 def compare(engine: sa.Engine, study_id: int, trial: Seen, step: int, score: float) -> tuple[int, int]:
-    """(how many other trials of its bracket had a better score at this step, how many got there)."""
+    """How many other trials of its bracket had a better score at this step, and how many reached it."""
     with engine.connect() as connection:
         return _compare(connection, study_id, trial, step, score)
 
 
 def _compare(connection: sa.Connection, study_id: int, trial: Seen, step: int, score: float) -> tuple[int, int]:
-    """The baseline does not count: an image study's scores above strong augmentation in the beginning."""
+    """The baseline does not count: without augmentation, its first scores are better."""
     value = trial_intermediate_values.c
     query = (
         sa.select(sa.func.count().filter(value.intermediate_value > score), sa.func.count())
@@ -67,7 +67,7 @@ def _is_in_bracket(bracket: int) -> sa.ColumnElement[bool]:
 
 
 def complete_scores(engine: sa.Engine, study_id: int, step: int) -> list[float]:
-    """The scores of the study's complete trials after this step, without the baseline's and what is no number."""
+    """The scores of the study's complete trials after this step, except the baseline's and NaN."""
     value = trial_intermediate_values.c
     query = (
         sa.select(value.intermediate_value)
@@ -80,7 +80,7 @@ def complete_scores(engine: sa.Engine, study_id: int, step: int) -> list[float]:
 
 
 def best_so_far(engine: sa.Engine, trial_id: int, score: float) -> float:
-    """Of this score and those that the trial has reported."""
+    """The best of this score and those that the trial has reported; NaN if there is none."""
     value = trial_intermediate_values.c
     with engine.connect() as connection:
         before = connection.scalar(sa.select(sa.func.max(value.intermediate_value)).where(value.trial_id == trial_id))
@@ -90,7 +90,7 @@ def best_so_far(engine: sa.Engine, trial_id: int, score: float) -> float:
 def promote(
     engine: sa.Engine, study: StudyKey, worker: str, reduction_factor: int, token: str | None = None
 ) -> Claim | None:
-    """Takes a paused trial that is now among the best at its rung, of the highest rung first; None if none is."""
+    """Claims a paused trial that now ranks among the best at its rung, highest rungs first; None if there is none."""
     study_id, _ = study
     with engine.connect() as connection:
         stopped = connection.scalar(sa.select(is_stopped(study_id) | ~is_still_there(study)))
@@ -116,7 +116,7 @@ def _is_promotable(compared: tuple[int, int], reduction_factor: int) -> bool:
 
 
 def _paused(connection: sa.Connection, study_id: int) -> list[Any]:
-    """(trial_id, number, step, score, bracket) of the paused trials, those of the highest rung first, then the best."""
+    """(trial_id, number, step, score, bracket) of the paused trials; highest rungs first, then best scores."""
     value, at, bracket = trial_intermediate_values.c, trial_user_attributes.c, trial_user_attributes.alias()
     query = (
         sa.select(
@@ -139,12 +139,12 @@ def _paused(connection: sa.Connection, study_id: int) -> list[Any]:
 
 
 def pause(engine: sa.Engine, study_id: int, hold: Hold, measured: Measurement) -> list[int]:
-    """Pauses a running trial after this step, with its score and user attributes so far. The numbers of the trials that
-    are pruned for it, whose checkpoints are of no use any more. Raises TrialLost.
+    """Pauses a running trial after this step, with its score and user attributes so far, and prunes the worst beyond
+    MAX_PAUSED. Returns the numbers of pruned trials, whose checkpoints are no longer needed. Raises TrialLost.
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
-        paused_before = _was_paused(connection, hold)  # the answer, and what was pruned, were lost with the connection
+        paused_before = _was_paused(connection, hold)  # the first attempt took effect, but its answer was lost
         if not paused_before:
             lock_held(connection, hold)
             kept = {**kept_attributes(measured), PAUSED_KEY: measured.step}
@@ -159,7 +159,7 @@ def pause(engine: sa.Engine, study_id: int, hold: Hold, measured: Measurement) -
 
 
 def _was_paused(connection: sa.Connection, hold: Hold) -> bool:
-    """Whether it is paused, and nobody has resumed it since."""
+    """Whether this hold has paused the trial, and nobody has resumed it since."""
     found = connection.scalar(sa.select(trials.c.trial_id).where(trials.c.trial_id == hold.trial_id, is_paused()))
     return found is not None and token_of(connection, hold.trial_id) == hold.token
 
@@ -175,8 +175,8 @@ def _all_pruned_while_paused(connection: sa.Connection, study_id: int) -> list[i
 
 
 def prune_paused(engine: sa.Engine, study_id: int) -> list[int]:
-    """Prunes the paused trials once nothing is left that could promote one: nothing runs, and with them the budget is
-    used. Their numbers.
+    """Prunes all paused trials once none can be promoted any more, because no trial runs and the paused ones use up the
+    budget. Returns their numbers.
     """
     with engine.connect() as connection:
         if not _only_paused_left(connection, study_id):
@@ -197,7 +197,7 @@ def _only_paused_left(connection: sa.Connection, study_id: int) -> bool:
 
 
 def _prune(connection: sa.Connection, paused: list[Any]) -> list[int]:
-    """Those of them that nobody has promoted meanwhile."""
+    """Prunes those that nobody has promoted in the meantime, and returns their numbers."""
     pruned = (
         trials.update()
         .where(trials.c.trial_id.in_([row.trial_id for row in paused]), trials.c.state == "WAITING")

@@ -12,8 +12,9 @@ from hpo.search.sql import attributes
 from hpo.search.sql.attributes import SPLIT_KEY, TROUBLE_KEY
 from hpo.search.sql.counts import Counts, count_in
 from hpo.search.sql.queries import best_trials
+from hpo.search.sql.stopping import latest_failures
 from hpo.search.sql.storage import database_now
-from hpo.search.sql.studies import Study, latest_failures
+from hpo.search.sql.studies import Study
 from hpo.search.sql.tables import trial_heartbeats, trial_intermediate_values, trial_user_attributes, trials
 from hpo.trial_result import TrialResult, in_iso_8601
 

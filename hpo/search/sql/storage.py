@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import sqlite3
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,20 +11,18 @@ from typing import Any
 
 import sqlalchemy as sa
 from filelock import FileLock
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from hpo.errors import HpoError, InputError, StorageError
 from hpo.search.sql.outages import first_line, is_outage
 from hpo.search.sql.tables import OPTUNA_SCHEMA, alembic_version, metadata
+from hpo.search.sql.url import masked, secrets_in, sqlite_file
 from hpo.search.sql.view_rights import existing_views, read_kept, restore
 from hpo.search.sql.views import VIEWS_VERSION, view_statements
 
-DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_BUSY_TIMEOUT_SECS = 60
 IDLE_IN_TRANSACTION_SECS = 10
-SQLITE_NEEDED = (3, 38)
-"""RETURNING came with 3.35, the operator -> with 3.38."""
 READ_ONLY = "25006"
 """PostgreSQL's code for a write where nothing may be written."""
 CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
@@ -42,53 +39,9 @@ POSTGRESQL_CONNECT_ARGS = {
 }
 
 
-def parse_url(text: str) -> sa.URL:
-    """sqlite:///file.db or postgresql://user:password@host/database. Raises InputError; never shows a password."""
-    try:
-        url = sa.make_url(text)
-    except (ArgumentError, ValueError):
-        raise InputError(
-            "--storage: not a database URL; give sqlite:///file.db or postgresql://user:password@host/database"
-        ) from None
-    if url.drivername in ("postgres", "postgresql"):
-        url = url.set(drivername="postgresql+psycopg")
-    if url.drivername not in ("sqlite", "postgresql+psycopg"):
-        raise InputError(f"--storage: '{url.drivername}' is not supported; give sqlite:///… or postgresql://…")
-    if url.get_backend_name() == "sqlite":
-        _check_sqlite_version()
-        _check_sqlite_file(url.database)
-    elif "@" in (url.database or "") + (url.host or ""):  # what is before it may be a password: nothing is shown
-        raise InputError(
-            "--storage: the user name or password holds a character that ends it in a URL; write @ as %40, / as %2F, "
-            ": as %3A, # as %23, ? as %3F, % as %25"
-        )
-    return url
-
-
-def _check_sqlite_version() -> None:
-    if sqlite3.sqlite_version_info < SQLITE_NEEDED:
-        raise InputError(
-            f"--storage: hpo needs SQLite {'.'.join(map(str, SQLITE_NEEDED))} or later, this Python has "
-            f"{sqlite3.sqlite_version}; use another Python, or PostgreSQL"
-        )
-
-
-def _check_sqlite_file(file: str | None) -> None:
-    if file in (None, "", ":memory:"):
-        raise InputError("--storage: workers share the database, so it must be a file: sqlite:///file.db")
-    if Path(file).is_dir() or not Path(file).parent.is_dir():
-        raise InputError(f"--storage: {file} must be a file in a folder that exists")
-
-
-def masked(url: sa.URL) -> str:
-    """The URL as it may be shown: without its password, wherever it stands."""
-    url = url.update_query_dict(dict.fromkeys(_secrets(url), "***"))
-    return url.render_as_string(hide_password=True).replace("postgresql+psycopg://", "postgresql://")
-
-
 def open_engine(url: sa.URL) -> sa.Engine:
     """Opens a database that exists. Raises InputError or StorageError if it does not, or cannot be reached."""
-    file = _sqlite_file(url)
+    file = sqlite_file(url)
     if file is not None and not os.path.exists(file):
         raise InputError(f"--storage: {masked(url)} does not exist yet; `hpo run` or `hpo submit` makes it")
     engine = _engine(url)
@@ -175,7 +128,7 @@ def create_database(url: sa.URL) -> sa.Engine:
     One process at a time, since Optuna's own creation of tables collides with another's. Raises StorageError.
     """
     try:
-        if (file := _sqlite_file(url)) is not None:
+        if (file := sqlite_file(url)) is not None:
             with FileLock(_lock_file(file)):
                 _create_tables(url)
         else:
@@ -294,19 +247,10 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
         yield connection
 
 
-def _sqlite_file(url: sa.URL) -> str | None:
-    return url.database if url.get_backend_name() == "sqlite" else None
-
-
-def _secrets(url: sa.URL) -> dict[str, str]:
-    """The query's keys that hold passwords, and their values."""
-    return {key: str(value) for key, value in url.query.items() if "pass" in key.lower()}
-
-
 def unreachable(url: sa.URL, error: Exception) -> HpoError:
     """One line for a database that cannot be opened, without its password."""
     reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
-    for secret in (url.password, *_secrets(url).values()):
+    for secret in (url.password, *secrets_in(url).values()):
         if secret:  # as a word: a password `p` is no part of "option"
             reason = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", reason)
     return StorageError(f"--storage: {masked(url)} cannot be opened: {reason}")

@@ -1,0 +1,78 @@
+"""Stopping a study, by request or because its trials fail, and resuming it."""
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+
+from hpo.search.sql import attributes
+from hpo.search.sql.attributes import STOPPED_KEY
+from hpo.search.sql.claims import lock_study
+from hpo.search.sql.storage import writing
+from hpo.search.sql.studies import Study
+from hpo.search.sql.tables import study_user_attributes, trial_user_attributes, trials
+
+FORGIVEN_KEY = "failures_forgiven"
+FAILURES_ALWAYS_ALLOWED = 2
+
+
+def stop(engine: sa.Engine, study: Study, reason: str, failing: bool = False) -> bool:
+    """From now on no trial of the study is given out, and its workers give back what they run; False if it was stopped
+    before.
+    """
+    with writing(engine) as connection:
+        lock_study(connection, study.study_id)
+        if attributes.read_study(connection, study.study_id, STOPPED_KEY) is not None:
+            return False
+        value = {"reason": reason, "failing": failing}
+        attributes.write(connection, study_user_attributes, study.study_id, {STOPPED_KEY: value})
+    return True
+
+
+def resume(engine: sa.Engine, study: Study) -> bool:
+    """Lets a stopped study go on; the failures so far no longer count. False if it was not stopped."""
+    with writing(engine) as connection:
+        lock_study(connection, study.study_id)
+        forgiven = {FORGIVEN_KEY: _count_failures(connection, study)}
+        attributes.write(connection, study_user_attributes, study.study_id, forgiven)
+        removed = connection.execute(
+            study_user_attributes.delete().where(
+                study_user_attributes.c.study_id == study.study_id, study_user_attributes.c.key == STOPPED_KEY
+            )
+        )
+    return removed.rowcount > 0
+
+
+def stop_if_failing(engine: sa.Engine, study: Study) -> None:
+    """Stops a study of which more trials have failed than its spec allows, and keeps the reason."""
+    with engine.connect() as connection:
+        forgiven = attributes.read_study(connection, study.study_id, FORGIVEN_KEY) or 0
+        failed = _count_failures(connection, study) - forgiven
+        if failed <= max(FAILURES_ALWAYS_ALLOWED, study.spec.max_failed_share * study.budget):
+            return
+        ((number, text),) = latest_failures(connection, study, limit=1)
+    reason = (
+        f"{failed} trials failed, more than max_failed_share = {study.spec.max_failed_share:g} of the budget "
+        f"allows; the last, trial {number}: {text.strip().splitlines()[-1]}"
+    )
+    stop(engine, study, reason, failing=True)
+
+
+def _count_failures(connection: sa.Connection, study: Study) -> int:
+    return int(connection.scalar(_failures(study, sa.func.count())) or 0)
+
+
+def latest_failures(connection: sa.Connection, study: Study, limit: int) -> list[tuple[int, str]]:
+    """(trial number, what was kept of the failure), the latest first."""
+    query = _failures(study, trials.c.number, trial_user_attributes.c.value_json)
+    rows = connection.execute(query.order_by(trials.c.number.desc()).limit(limit))
+    return [(number, json.loads(text)) for number, text in rows]
+
+
+def _failures(study: Study, *columns: Any) -> sa.Select[Any]:
+    failure = trial_user_attributes.c
+    return (
+        sa.select(*columns)
+        .select_from(trials.join(trial_user_attributes, failure.trial_id == trials.c.trial_id))
+        .where(trials.c.study_id == study.study_id, failure.key == "failure")
+    )
