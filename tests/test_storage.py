@@ -18,12 +18,12 @@ from free_objective import FreeObjective
 from postgresql_servers import pgbouncer
 
 from hpo.doors.objective import Trial
-from hpo.errors import InputError
+from hpo.errors import InputError, StorageError
 from hpo.search.sql import network_drive, storage
 from hpo.search.sql.counts import count
 from hpo.search.sql.network_drive import check_network_drive
 from hpo.search.sql.outages import is_outage
-from hpo.search.sql.storage import create_database, unreachable
+from hpo.search.sql.storage import create_database, open_engine, unreachable
 from hpo.search.sql.submitting import submit
 from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
@@ -264,3 +264,33 @@ def test_sqlite_on_a_networks_drive_serves_one_machine(
         InputError, match="and workers of elsewhere are at it: SQLite serves one machine; use PostgreSQL"
     ):
         check_network_drive(engine, said.append)
+
+
+@pytest.mark.parametrize(
+    ("change", "strange"),
+    [
+        (None, None),
+        ("ALTER TABLE trials ADD COLUMN note varchar(20)", None),
+        ("ALTER TABLE trial_params RENAME COLUMN param_value TO value", "trial_params.param_value"),
+        ("ALTER TABLE trial_heartbeats RENAME TO beats", "trial_heartbeats.trial_heartbeat_id"),
+    ],
+)
+def test_a_newer_optuna_is_worked_with_as_long_as_its_columns_are_the_same(
+    engine: sa.Engine, change: str | None, strange: str | None
+) -> None:
+    submit(engine, make_spec(budget=2))
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = 'v9.0.0'")
+        if change is not None and "RENAME" in change:
+            connection.exec_driver_sql("DROP VIEW best_configs")
+            connection.exec_driver_sql("DROP VIEW trial_results")
+            connection.exec_driver_sql("CREATE VIEW trial_results AS SELECT 1 AS study")
+        if change is not None:
+            connection.exec_driver_sql(change)
+    if strange is None:
+        work(open_engine(engine.url), [], FreeObjective, "worker", print)
+        return
+    with pytest.raises(StorageError) as refused:
+        open_engine(engine.url)
+    assert f"in version v9.0.0, not v3.2.0.a, and they differ in {strange}" in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -80,14 +80,6 @@ class NoisyTabular(hpo.Objective):
         *("_standard_coef", "_standard_intercept", "_average_coef", "_average_intercept"),
     )
     """Attributes of scikit-learn's model that a checkpoint holds."""
-        "coef_",
-        "intercept_",
-        "t_",
-        "_standard_coef",
-        "_standard_intercept",
-        "_average_coef",
-        "_average_intercept",
-    )
 
     def _checkpoint(self, model: SGDClassifier, step: int) -> bytes:
         """Arrays alone: nothing that could run when it is read, as a pickle could."""

@@ -36,7 +36,7 @@ FIELDS: Fields = {
     if name not in ("study", "params", "accuracies")
 }
 MAX_CHARACTERS = 1000
-EXAMPLE = "batch_size >= 128 and clean_accuracy > 0.6"
+EXAMPLE = "score > 0.6 and number < 100"
 
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,

@@ -61,20 +61,38 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
         with engine.connect() as connection:
             views = _views_version(connection)
             version = connection.scalar(sa.select(alembic_version)) if views is not None else None
+            strange = _strange_columns(connection) if version not in (None, OPTUNA_SCHEMA) else []
     except (SQLAlchemyError, ImportError) as error:
         raise unreachable(url, error) from None
     if version is None or views is None:
         raise InputError(f"--storage: {masked(url)} holds no studies of hpo yet; `hpo submit` puts one there")
-    if version != OPTUNA_SCHEMA:
+    if strange:
         raise StorageError(
-            f"--storage: {masked(url)} has Optuna's tables in version {version}, not {OPTUNA_SCHEMA}; "
-            "`optuna storage upgrade` brings older ones up to date, newer ones need a newer hpo"
+            f"--storage: {masked(url)} has Optuna's tables in version {version}, not {OPTUNA_SCHEMA}, and they differ "
+            f"in {', '.join(strange)}; `optuna storage upgrade` updates older ones, newer ones need a newer hpo"
         )
     if views < VIEWS_VERSION:
         try:
             _make_views(engine)
         except SQLAlchemyError as error:
             raise _views_cannot_be_made(url, error) from None
+
+
+def _strange_columns(connection: sa.Connection) -> list[str]:
+    """Columns of Optuna's tables that are not there, and those that hpo does not know but would have to fill."""
+    inspector = sa.inspect(connection)
+    there = set(inspector.get_table_names())
+    found = []
+    for table in metadata.sorted_tables:
+        columns = {column["name"]: column for column in inspector.get_columns(table.name) if table.name in there}
+        missing = [name for name in table.columns.keys() if name not in columns]  # noqa: SIM118 (a collection of columns)
+        needed = [
+            name
+            for name, column in columns.items()
+            if name not in table.columns and not column["nullable"] and column["default"] is None
+        ]
+        found += [f"{table.name}.{name}" for name in (*missing, *needed)]
+    return found
 
 
 def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
