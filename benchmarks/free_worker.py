@@ -34,7 +34,6 @@ FUNCTIONS = (
     "finish",
     "reap",
     "give_back",
-    "heal",
     "beat",
     "pause",
     "promote",

@@ -37,7 +37,7 @@ INTERRUPTIONS: dict[Beaten, Callable[[], BaseException]] = {
 
 @contextlib.contextmanager
 def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
-    """Sends heartbeats from a thread while the block runs, and interrupts the block if the trial is lost or its study is
+    """Sends heartbeats from a thread while the block runs; interrupts the block if the trial is lost or its study is
     stopped.
 
     A failed heartbeat is ignored, since the next one counts. Raises TrialLost, StudyStopped.

@@ -1,6 +1,6 @@
 """Writes of a running trial: its parameters, each step, its end.
 
-Each is one idempotent transaction that first locks the trial's row, and changes nothing if the hold was lost (fence.py).
+Each is one idempotent transaction that first locks the trial's row and changes nothing if the hold was lost (fence.py).
 """
 
 import json
@@ -116,8 +116,8 @@ def finish(
 def finish_with_worst_score(
     engine: sa.Engine, hold: Hold, out_of_memory: str, constraints: Mapping[str, Constraint] | None = None
 ) -> None:
-    """Completes a trial that ran out of memory, so that the sampler, which ignores failed trials, learns from it. Raises
-    TrialLost.
+    """Completes a trial that ran out of memory, so that the sampler, which ignores failed trials, learns from it.
+    Raises TrialLost.
     """
     nothing = Measurement(0, WORST_SCORE, attributes={"out_of_memory": out_of_memory}, constraints=constraints or {})
     finish(engine, hold, "COMPLETE", WORST_SCORE, nothing)
@@ -157,7 +157,7 @@ def _record_constraints(
     """Sets Optuna's constraints: numbers on this trial; comparisons with the baseline on every complete trial that
     lacks them, once the baseline is complete.
 
-    Runs in the transaction that completes a trial, under the study's lock, so that whichever of a trial and the baseline
+    Runs in the transaction that completes a trial, under the study's lock, so that whichever of trial and baseline
     completes second sees the other. The difference is also a user attribute, since optuna-dashboard 0.21 does not show
     constraints.
     """
