@@ -54,7 +54,7 @@ def run(
 
     workers: None for as many as this machine takes, as `--workers auto`.
 
-    Progress goes to stderr, the table of the best to stdout. Call it from the main thread: Ctrl-C gives slots back.
+    Progress goes to stderr, the table of the best to stdout. Call it from the main thread: Ctrl-C gives trials back.
     """
     from hpo.cli.run_here import run_study
 

@@ -168,7 +168,7 @@ def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) 
         attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
     said = said_to_people(tables.status_view(look(engine, [], tidy=False), tracebacks=False))
     assert " study 0/3 0 0 0 0 – – –" in said, "nothing failed"  # noqa: RUF001
-    assert "study: 1 trial was interrupted; its slot was given out again" in said
+    assert "study: 1 trial was interrupted and is tried again" in said
     assert "study: 1 trial is paused, and goes on if it comes to be the best" in said
     assert "study: 1,026 training, 114 tuning and 1 test image of 3 classes" in said
     assert "max_clean_drop = 0.015 is 1.7 of 114 tuning images: one more or less decides" in said

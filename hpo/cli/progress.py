@@ -91,10 +91,11 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
     name = "baseline" if trial.baseline else f"trial {trial.number}"
     if trial.interruption:
         when = f" after {_last_step(trial, study)}" if trial.reports else ""
-        return f"{name} interrupted{when}: {trial.interruption}; its slot is given out again"
+        return f"{name} interrupted{when}: {trial.interruption}; it is tried again"
     if trial.state == "fail":
         reason = (trial.failure or "no reason was kept").strip().splitlines()[-1]
-        return f"{name} failed: {reason}; its slot is given out again"
+        next_one = "it is tried again" if trial.baseline else "another configuration is tried"
+        return f"{name} failed: {reason}; {next_one}"
     stopped = "pruned" if trial.state == "pruned" else "paused"
     ended = "complete" if trial.state == "complete" else f"{stopped} after {_last_step(trial, study)}"
     measured = "".join(f", {key} {shown_part(value, study)}" for key, value in trial.parts.items())

@@ -28,8 +28,8 @@ CSV_WITHOUT_TRIALS = ["study", "number", "state", "baseline", "feasible", "score
 def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
     """How far studies are: budgets, trials by state, what runs where, the best so far, time left, failures.
 
-    All studies of the database, if none is named; a single one with the tracebacks of its failures. Gives out again
-    the slots of trials whose workers are gone.
+    All studies of the database, if none is named; a single one with the tracebacks of its failures. Gives back
+    trials whose workers are gone.
     """
     from hpo.cli import tables
     from hpo.cli.watching import look

@@ -131,7 +131,7 @@ def worker(
 ) -> None:
     """Take trials of studies until their budgets are used.
 
-    Of all studies in the database, if none is named. SIGTERM or Ctrl-C: the running trial's slot is given back, to go
+    Of all studies in the database, if none is named. SIGTERM or Ctrl-C: the running trial is given back, to go
     on from its last epoch elsewhere, and the worker ends within 10 seconds.
     """
     from hpo.artifacts import open_artifacts

@@ -232,8 +232,8 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
             parts.append(Text(f"{name}: {split_line(record.split)}"))
             parts += [Text(f"{name}: {line}") for line in warn_of_few_images(record.study, record.split.tuning)]
         if number := record.interrupted:
-            slots = "was interrupted; its slot was" if number == 1 else "were interrupted; their slots were"
-            parts.append(Text(f"{name}: {counted(number, 'trial')} {slots} given out again"))
+            again = "was interrupted and is tried again" if number == 1 else "were interrupted and are tried again"
+            parts.append(Text(f"{name}: {counted(number, 'trial')} {again}"))
         if number := record.counts.paused:
             go_on = "is paused, and goes on if it comes" if number == 1 else "are paused, and go on if they come"
             parts.append(Text(f"{name}: {counted(number, 'trial')} {go_on} to be the best"))

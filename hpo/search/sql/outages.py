@@ -71,7 +71,7 @@ def secs_since_outage() -> float:
     return time.monotonic() - _last_outage
 
 
-def look_at_the_clock(slept_secs: float) -> None:
+def detect_suspension(slept_secs: float) -> None:
     """To be called every few seconds: a longer gap than `slept_secs` means that this process was suspended (a closed
     laptop, SIGSTOP). It then counts as an outage, since other workers that were suspended too have sent no heartbeats.
     """

@@ -23,8 +23,8 @@ CHUNK = 500  # numbers per statement
 
 def best_trials(engine: sa.Engine, study: str, limit: int, where: str = "", sort: str = "score") -> list[TrialResult]:
     """The best complete trials by score, or by another field given as for `--sort`. Feasible trials come first; sorted
-    by score, the others follow with the least infeasible first. Ties go to the earlier trial. If `where` uses the state,
-    trials that are not complete are included.
+    by score, the others follow with the least infeasible first. Ties go to the earlier trial. If `where` uses the
+    state, trials that are not complete are included.
 
     Raises InputError if `where` or `sort` cannot be parsed.
     """

@@ -85,8 +85,8 @@ def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
     if getattr(cause, "sqlstate", None) == DEPENDENT_OBJECTS:
         others = " ".join(str(cause.diag.message_detail).split("\n"))  # type: ignore[union-attr]
         return StorageError(
-            f"{where}, which cannot be replaced while others depend on them: {others}; drop those, say `hpo init`, and "
-            "make them again"
+            f"{where}, which cannot be replaced while others depend on them: {others}; drop those, run `hpo init`, and "
+            "create them again"
         )
     return StorageError(
         f"{where}, and this user may not replace them ({first_line(error)}); any command of one who may, such as "
