@@ -23,7 +23,7 @@ from free_worker import take_ticket
 from postgresql_servers import fresh_database, pgbouncer, postgresql
 
 from hpo.search.sql.counts import count
-from hpo.search.sql.dead_workers import bury
+from hpo.search.sql.dead_workers import give_back_trials_of
 from hpo.search.sql.outages import is_outage
 from hpo.search.sql.storage import create_database
 from hpo.search.sql.studies import Study
@@ -94,8 +94,8 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     command = ["env", *(f"{name}={value}" for name, value in environment.items()), sys.executable, *program]
     said: list[str] = []
     started = time.monotonic()
-    # for the free objective nobody buries the dead: their trials must be found by their silence
-    on_death = partial(bury, engine) if plan.real else lambda name, out_of_memory: True
+    # for the free objective nobody gives trials back: heartbeats must reveal dead workers
+    on_death = partial(give_back_trials_of, engine) if plan.real else lambda name, out_of_memory: True
     launcher = LocalLauncher(command)
     try:
         launcher.start(Launch([study.name], plan.workers, url, folder / "logs", on_death, said.append))
@@ -131,7 +131,7 @@ def _inject(launcher: LocalLauncher, engine: sa.Engine, study: Study, plan: Plan
         if finished > most:
             most, progressed_at = finished, time.monotonic()
         if time.monotonic() - progressed_at > patience_secs:
-            return  # a slot was lost: what is missing is said by examine()
+            return  # a trial was lost: examine() says what is missing
         if outages and finished >= outages[0]:
             outages.pop(0)
             server.stop()

@@ -402,7 +402,7 @@ def equality(given: Result) -> Result:
 
 def killed(given: Result) -> Result:
     """A worker that is killed in the middle of an epoch: what goes on elsewhere gives what the unbroken trial gave."""
-    from hpo.search.sql.dead_workers import bury
+    from hpo.search.sql.dead_workers import give_back_trials_of
     from hpo.search.sql.storage import open_engine
     from hpo.search.sql.url import parse_url
     from hpo.workers.launcher import worker_name
@@ -423,7 +423,7 @@ def killed(given: Result) -> Result:
             time.sleep(given["killed_after_secs"])
             worker.send_signal(signal.SIGKILL)
             worker.wait()
-            bury(open_engine(parse_url(f"sqlite:///{place}/hpo.db")), worker_name(worker.pid))
+            give_back_trials_of(open_engine(parse_url(f"sqlite:///{place}/hpo.db")), worker_name(worker.pid))
         ran = hpo(place, "worker")
         assert ran.returncode == 0, ran.stderr
         return json.loads(hpo(place, "best", "time-to-target", "--json").stdout)

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 EXIT_SECS = 8.0
-"""A process that was asked to stop and is still there is ended: what it had is given out again by others."""
+"""A process that was asked to stop and is still there is ended: others give back its trial."""
 INTERRUPTED_EXIT_CODE = 130
 
 

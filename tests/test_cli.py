@@ -20,7 +20,7 @@ from optuna_dashboard import get_note
 
 from hpo.cli.main import cli
 from hpo.errors import InputError
-from hpo.search.sql.dead_workers import bury
+from hpo.search.sql.dead_workers import give_back_trials_of
 from hpo.search.sql.queries import trials_in
 from hpo.search.sql.storage import open_engine
 from hpo.search.sql.url import parse_url
@@ -262,7 +262,7 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
             assert worker.returncode == 0, said
             assert "stopped; its trial, if any, was released" in said
         else:
-            assert bury(open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db")), worker_name(worker.pid))
+            assert give_back_trials_of(open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db")), worker_name(worker.pid))
     finished = hpo("worker", "study", "--threads", threads)
     assert finished.returncode == 0, finished.stderr
     resumed = json.loads(hpo("best", "study", "--json").stdout)
@@ -289,7 +289,7 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     _, alive = psutil.wait_procs([*workers, other], timeout=10)
     assert not alive
     status = json.loads(hpo("status", "study", "--json").stdout)
-    assert status["running"] == 0, "the workers gave their slots back when their supervisor had gone"
+    assert status["running"] == 0, "the workers gave their trials back when their supervisor had gone"
     assert status["finished"] + status["waiting"] == 2
 
     again = start("run", study, "--workers", "2")

@@ -13,7 +13,7 @@ from conftest import ONE_THREAD, claim_next, give_parameter, make_spec, open_fre
 
 from hpo.errors import InputError
 from hpo.search.sql.counts import count
-from hpo.search.sql.dead_workers import KILLED, bury
+from hpo.search.sql.dead_workers import KILLED, give_back_trials_of
 from hpo.search.sql.queries import all_trials
 from hpo.search.sql.submitting import submit
 from hpo.workers import machine, memory
@@ -81,7 +81,7 @@ def test_the_trial_of_a_worker_that_the_kernel_killed_tells_the_sampler_where_me
     for claim in taken[:2]:  # the third had not come to draw its parameters
         assert claim is not None
         give_parameter(engine, claim.hold)
-    assert bury(engine, "worker", out_of_memory)
+    assert give_back_trials_of(engine, "worker", out_of_memory)
     counts = count(engine, study.study_id)
     if out_of_memory:
         assert (counts.complete, counts.failed, counts.waiting) == (1, 2, 2), "the baseline is tried again"

@@ -249,7 +249,7 @@ def test_sqlite_on_a_networks_drive_serves_one_machine(
     engine = open_fresh(f"sqlite:///{shared}/hpo.db")
     said: list[str] = []
     check_network_drive(engine, said.append)
-    assert (f"lies on a network's drive ({kind}): SQLite serves the workers of one machine" in "".join(said)) == (
+    assert (f"is on a network drive ({kind}): SQLite serves the workers of one machine" in "".join(said)) == (
         kind != "ext4"
     )
     study, _ = submit(engine, make_spec())
@@ -260,9 +260,7 @@ def test_sqlite_on_a_networks_drive_serves_one_machine(
         check_network_drive(engine, said.append)
         assert said == []
         return
-    with pytest.raises(
-        InputError, match="and workers of elsewhere are at it: SQLite serves one machine; use PostgreSQL"
-    ):
+    with pytest.raises(InputError, match="and workers of elsewhere use it: SQLite serves one machine; use PostgreSQL"):
         check_network_drive(engine, said.append)
 
 

@@ -297,7 +297,7 @@ def test_views_that_others_depend_on_are_left_as_they_are(postgresql_url: str) -
     engine = open_fresh(postgresql_url)
     execute(engine, *OLD_VIEWS, "CREATE VIEW ours AS SELECT study FROM best_configs")
     for opened in (open_engine, open_fresh):
-        with pytest.raises(StorageError, match="view ours depends on view best_configs; drop those, say `hpo init`"):
+        with pytest.raises(StorageError, match="view ours depends on view best_configs; drop those, run `hpo init`"):
             opened(engine.url)
     assert len(read(engine, "SELECT * FROM ours")) == 0
     execute(engine, "DROP VIEW ours")

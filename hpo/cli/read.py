@@ -199,12 +199,12 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     Computed by PED-ANOVA, Optuna's default. The importances sum to 1.
     """
     from hpo.cli import tables
-    from hpo.search.importances import FEWEST_TRIALS, parameter_importances
+    from hpo.search.importances import MIN_TRIALS, parameter_importances
     from hpo.search.sql.queries import best_trials
 
     engine, found = open_study(study, storage)
-    some = best_trials(engine, study, FEWEST_TRIALS)
-    if len(some) == FEWEST_TRIALS and not best_trials(engine, study, 1, f"score != {some[0].score!r}"):
+    some = best_trials(engine, study, MIN_TRIALS)
+    if len(some) == MIN_TRIALS and not best_trials(engine, study, 1, f"score != {some[0].score!r}"):
         raise HpoError(f"all complete trials of study '{study}' have the same score: there is nothing to explain")
     shares = parameter_importances(engine, found)
     if as_json:

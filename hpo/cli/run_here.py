@@ -19,7 +19,7 @@ from hpo.errors import InputError, StorageError, StudyError
 from hpo.search.sql import heartbeats
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.counts import count
-from hpo.search.sql.dead_workers import bury
+from hpo.search.sql.dead_workers import give_back_trials_of
 from hpo.search.sql.network_drive import check_network_drive
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.queries import best_trials
@@ -167,7 +167,7 @@ def _logs() -> Path:
 
 def _launch(names: Sequence[str], storage: str, workers: int, logs: Path, forever: bool = False) -> Launch:
     say = partial(click.echo, err=True)
-    return Launch(names, workers, storage, logs, partial(_bury, storage), say, forever)
+    return Launch(names, workers, storage, logs, partial(_give_back_trials_of, storage), say, forever)
 
 
 @contextmanager
@@ -183,11 +183,11 @@ def _started(launch: Launch) -> Iterator[Launcher]:
         launcher.stop()
 
 
-def _bury(storage: str, worker: str, out_of_memory: bool) -> bool:
+def _give_back_trials_of(storage: str, worker: str, out_of_memory: bool) -> bool:
     try:
         engine = open_engine(parse_url(storage))
         try:
-            return bury(engine, worker, out_of_memory)
+            return give_back_trials_of(engine, worker, out_of_memory)
         finally:
             engine.dispose()
     except (

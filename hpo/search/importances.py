@@ -8,7 +8,7 @@ from hpo.errors import HpoError
 from hpo.search.sql.studies import Study
 from hpo.search.sql.trials_in_memory import History
 
-FEWEST_TRIALS = 4
+MIN_TRIALS = 4
 
 
 def parameter_importances(engine: sa.Engine, study: Study) -> dict[str, float]:
@@ -16,8 +16,8 @@ def parameter_importances(engine: sa.Engine, study: Study) -> dict[str, float]:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     history = History(engine, study.study_id, study.name).study()
     finished = history.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-    if len(finished) < FEWEST_TRIALS:
+    if len(finished) < MIN_TRIALS:
         raise HpoError(
-            f"importances need at least {FEWEST_TRIALS} complete trials; study '{study.name}' has {len(finished)}"
+            f"importances need at least {MIN_TRIALS} complete trials; study '{study.name}' has {len(finished)}"
         )
     return optuna.importance.get_param_importances(history, params=study.spec.search.searched)

@@ -1,9 +1,9 @@
 """The budget, and the claims of trials: finished + running + waiting trials of a study never exceed its budget.
 
 Trials are counted, not stored in advance. A claim takes a waiting trial (one that was given back or enqueued), or adds
-the study's next trial while the budget allows. Every change is one transaction under the study's lock, so that a
-process killed at any point leaves nothing half done, and every change is idempotent. Times are compared on the
-database's clock, in UTC, since workers' clocks may differ.
+the study's next trial while the budget allows. Every change is idempotent, and one transaction under the study's lock,
+so that a process killed at any point leaves nothing half done. Times are compared on the database's clock, in UTC,
+since workers' clocks may differ.
 """
 
 import json
@@ -158,8 +158,8 @@ def read_budget(connection: sa.Connection, study_id: int) -> int:
 def _waiting(
     connection: sa.Connection, study_id: int, baseline_alone: bool, also_failed_baseline: bool = False
 ) -> int | None:
-    """The waiting trial to run first. In studies of older versions of hpo, all trials of the budget wait; trial 1,
-    which is known to be good, runs before the baseline, so that a single worker has a good result soon.
+    """The waiting trial to run first. In studies of older versions of hpo, all trials of the budget wait; trial 1 is
+    known to be good and runs before the baseline, so that a single worker has a good result soon.
     """
     turn = sa.case((trials.c.number == 0, 1.5), (is_given_back(), -1), else_=trials.c.number)
     query = (

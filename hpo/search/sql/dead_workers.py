@@ -15,7 +15,7 @@ from hpo.search.sql.tables import trial_intermediate_values, trial_params, trial
 KILLED = "the kernel killed its worker, since memory ran out"
 
 
-def bury(engine: sa.Engine, worker: str, out_of_memory: bool = False) -> bool:
+def give_back_trials_of(engine: sa.Engine, worker: str, out_of_memory: bool = False) -> bool:
     """Gives back the worker's running trials. Returns whether it had ever taken one.
 
     out_of_memory: whether the kernel killed it because memory ran out. A trial that had not finished a step then

@@ -61,8 +61,8 @@ def token_of(connection: sa.Connection, trial_id: int) -> str | None:
 
 
 def lock_held(connection: sa.Connection, hold: Hold) -> Any:
-    """Locks a running trial until the transaction ends (SQLite locks the whole database anyway), and returns its
-    study_id and number. Raises TrialLost.
+    """Locks a running trial until the transaction ends (SQLite locks the whole database), and returns its study_id and
+    number. Raises TrialLost.
     """
     t = trials.c
     query = sa.select(t.study_id, t.number, t.state).where(t.trial_id == hold.trial_id)

@@ -1,7 +1,7 @@
-"""What `--where` may say of trials: fields, values, comparisons, and/or/not/in/is; never SQL.
+"""Parses `--where` and `--sort`: fields, values, comparisons, and/or/not/in/is; never SQL.
 
-Python's own parser reads the text, with SQL's spellings allowed too; only the few kinds of nodes that are named here
-become an expression of SQLAlchemy, whose values are bound, never pasted.
+Python's parser reads the text, in which SQL's spellings are allowed too. Only the few kinds of nodes listed here are
+turned into SQLAlchemy expressions, whose values are bound parameters.
 """
 
 import ast
@@ -23,7 +23,7 @@ from hpo.search.sql.views import KINDS, Kind, trial_results
 
 @dataclass(frozen=True)
 class Field:
-    """What may be compared: of which kind it is, and its SQL."""
+    """A field that can be compared: its kind and its SQL."""
 
     kind: Kind
     column: sa.ColumnElement[Any]
@@ -51,11 +51,11 @@ _VALUES = {"null": None, "none": None, "true": True, "false": False}
 
 
 class _FilterError(ValueError):
-    """The message says what is not allowed, and what is."""
+    """The message says what is wrong and what is allowed."""
 
 
 def parse_where(text: str, fields: Fields = FIELDS) -> sa.ColumnElement[bool]:
-    """A condition on `trial_results`. Raises InputError."""
+    """Parses `--where` into a condition on `trial_results`. Raises InputError."""
     if len(text) > MAX_CHARACTERS:
         raise InputError(f"--where: longer than {MAX_CHARACTERS} characters")
     try:
@@ -67,7 +67,7 @@ def parse_where(text: str, fields: Fields = FIELDS) -> sa.ColumnElement[bool]:
 
 
 def names_state(text: str) -> bool:
-    """Whether a condition that could be parsed says something of the state."""
+    """Whether a condition that `parse_where` accepts uses the field `state`."""
     return any(isinstance(node, ast.Name) and node.id == "state" for node in ast.walk(_read(text)))
 
 
@@ -77,7 +77,7 @@ def _read(text: str) -> ast.expr:
 
 
 def parse_sort(text: str, fields: Fields = FIELDS) -> tuple[Field, bool]:
-    """`field` or `field:asc`: (field, whether ascending). Raises InputError."""
+    """Parses `field`, `field:asc` or `field:desc` into (field, whether ascending). Raises InputError."""
     name, _, direction = text.partition(":")
     if direction not in ("", "asc", "desc"):
         raise InputError(f"--sort: {_quoted(direction)} is no direction; allowed: asc, desc")
@@ -87,7 +87,7 @@ def parse_sort(text: str, fields: Fields = FIELDS) -> tuple[Field, bool]:
 
 
 def _in_python(text: str) -> str:
-    """SQL's spellings (=, <>, AND, NULL) as Python's."""
+    """Replaces SQL's spellings (=, <>, AND, NULL) with Python's."""
     tokens: list[tuple[int, str]] = []
     for kind, word, *_ in tokenize.generate_tokens(io.StringIO(" ".join(text.split("\n"))).readline):
         if word == ">" and tokens[-1:] == [(tokenize.OP, "<")]:
@@ -164,9 +164,9 @@ def _field(name: str, fields: Fields) -> Field:
 
 
 def _value(node: ast.expr, field: str, fields: Fields) -> Any:
-    """What stands for a value, as the field's column keeps it."""
+    """The value of a node, in the type of the field's column."""
     kind = _field(field, fields).kind
-    if field == "state" and isinstance(node, ast.Name):  # a word that cannot be mistaken, also without quotes
+    if field == "state" and isinstance(node, ast.Name):  # unambiguous even without quotes
         return _state(node.id)
     try:
         value = ast.literal_eval(node)
@@ -192,7 +192,7 @@ def _value(node: ast.expr, field: str, fields: Fields) -> Any:
 
 
 def _can_be_stored(text: str) -> bool:
-    """No database keeps half of a surrogate pair, nor PostgreSQL a NUL."""
+    """No database stores half of a surrogate pair, and PostgreSQL no NUL."""
     return "\0" not in text and text.encode("utf-8", "ignore").decode() == text
 
 
@@ -204,7 +204,7 @@ def _as_float(value: float) -> float:
 
 
 def _state(text: str) -> str:
-    """As the views spell it."""
+    """The state as the views spell it."""
     states = [state.lower() for state in TRIAL_STATES]
     state = text.lower().replace("failed", "fail")
     if state not in states:
@@ -229,5 +229,5 @@ def _allowed(fields: Fields) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Short, and without anything that could play with a terminal."""
+    """Shortened, and without control characters, which could affect a terminal."""
     return repr(text if len(text) <= 60 else f"{text[:60]}…")

@@ -12,7 +12,7 @@ from hpo.search.sql import attributes
 from hpo.search.sql.attributes import STOPPED_KEY
 from hpo.search.sql.claims import Claim, give_back
 from hpo.search.sql.fence import TOKEN_KEY, Hold, TakenOver, TrialDeleted, token_of
-from hpo.search.sql.outages import look_at_the_clock, secs_since_outage
+from hpo.search.sql.outages import detect_suspension, secs_since_outage
 from hpo.search.sql.storage import SQLITE_TIME, database_now, writing
 from hpo.search.sql.tables import trial_heartbeats, trial_system_attributes, trials
 from hpo.stopping import interruptible
@@ -37,8 +37,8 @@ INTERRUPTIONS: dict[Beaten, Callable[[], BaseException]] = {
 
 @contextlib.contextmanager
 def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
-    """Sends heartbeats from a thread while the block runs, and interrupts the block if the trial is lost or its study
-    is stopped.
+    """Sends heartbeats from a thread while the block runs; interrupts the block if the trial is lost or its study is
+    stopped.
 
     A failed heartbeat is ignored, since the next one counts. Raises TrialLost, StudyStopped.
     """
@@ -46,7 +46,7 @@ def beating(engine: sa.Engine, study_id: int, claim: Claim) -> Iterator[None]:
 
     def run() -> None:
         while not ended.wait(HEARTBEAT_INTERVAL_SECS):
-            look_at_the_clock(3 * HEARTBEAT_INTERVAL_SECS)
+            detect_suspension(3 * HEARTBEAT_INTERVAL_SECS)
             with contextlib.suppress(sa.exc.SQLAlchemyError):
                 state = beat(engine, study_id, claim.hold)
                 if state in INTERRUPTIONS:
@@ -90,7 +90,7 @@ def reap(engine: sa.Engine, study_id: int) -> int:
     Does nothing for a grace period after this process has lost the database or was suspended, as other workers may not
     have been able to send heartbeats either.
     """
-    look_at_the_clock(3 * HEARTBEAT_INTERVAL_SECS)
+    detect_suspension(3 * HEARTBEAT_INTERVAL_SECS)
     if secs_since_outage() < GRACE_PERIOD_SECS:
         return 0
     with engine.connect() as connection:

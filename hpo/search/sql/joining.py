@@ -17,7 +17,7 @@ FINGERPRINTS_KEY = "fingerprints"
 
 
 def adopt(engine: sa.Engine, study: Study) -> None:
-    """From now on workers of an older hpo may not join the study: they do not know what this one writes."""
+    """Raises the study's protocol to this version's, so that workers of an older hpo can no longer join it."""
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
         protocol, version = attributes.read_study(connection, study.study_id, PROTOCOL_KEY) or [0, "0.1.0"]
@@ -27,7 +27,7 @@ def adopt(engine: sa.Engine, study: Study) -> None:
 
 
 def has_fingerprints(engine: sa.Engine, study: Study) -> bool:
-    """Whether a worker has taken this study up before."""
+    """Whether a worker has joined this study before."""
     with engine.connect() as connection:
         return attributes.read_study(connection, study.study_id, FINGERPRINTS_KEY) is not None
 
@@ -35,8 +35,8 @@ def has_fingerprints(engine: sa.Engine, study: Study) -> bool:
 def check_fingerprints(
     engine: sa.Engine, study: Study, fingerprints: Mapping[str, str], about: Mapping[str, Any]
 ) -> None:
-    """The first worker's images and weights become the study's, and what it says about them is kept with the study;
-    raises StudyError for a worker with others.
+    """Stores the first worker's fingerprints of images and weights with the study, and `about`, which describes them.
+    Raises StudyError if a later worker's fingerprints differ.
     """
     with writing(engine) as connection:
         lock_study(connection, study.study_id)

@@ -41,13 +41,13 @@ def check_network_drive(engine: sa.Engine, say: Callable[[str], None]) -> None:
     kind = _file_system(file)
     if kind.removeprefix("fuse.") not in NETWORK:
         return
-    where = f"--storage: {file} lies on a network's drive ({kind})"
+    where = f"--storage: {file} is on a network drive ({kind})"
     if others := _hosts_at_work(engine) - {socket.gethostname()}:
         raise InputError(
-            f"{where} and workers of {', '.join(sorted(others))} are at it: SQLite serves one machine; use PostgreSQL "
-            "for several"
+            f"{where} and workers of {', '.join(sorted(others))} use it: SQLite serves one machine; use PostgreSQL for "
+            "several"
         )
-    say(f"{where}: SQLite serves the workers of one machine alone; use PostgreSQL for several")
+    say(f"{where}: SQLite serves the workers of one machine only; use PostgreSQL for several")
 
 
 def _file_system(file: Path) -> str:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from hpo.errors import StorageError
 
 PATIENCE_SECS = 3600.0
-FIRST_WAIT_SECS, LONGEST_WAIT_SECS = 0.2, 10.0
+FIRST_WAIT_SECS, MAX_WAIT_SECS = 0.2, 10.0
 SQLSTATES = ("08", "25006", "25P03", "40", "53", "55P03", "57P")
 """PostgreSQL's temporary errors: connection, read-only (a standby before promotion), idle in a transaction, deadlock,
 too many connections, lock, restart.
@@ -45,7 +45,7 @@ def outlast(operation: Callable[[], T], say: Callable[[str], None], patience_sec
                 say(f"the database is away, waiting for it: {first_line(error)}")
                 said = True
             time.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT_SECS)
+            wait = min(2 * wait, MAX_WAIT_SECS)
         else:
             if said:
                 say(f"the database is back after {time.monotonic() - began:.0f} s")
@@ -71,7 +71,7 @@ def secs_since_outage() -> float:
     return time.monotonic() - _last_outage
 
 
-def look_at_the_clock(slept_secs: float) -> None:
+def detect_suspension(slept_secs: float) -> None:
     """To be called every few seconds: a longer gap than `slept_secs` means that this process was suspended (a closed
     laptop, SIGSTOP). It then counts as an outage, since other workers that were suspended too have sent no heartbeats.
     """

@@ -1,4 +1,4 @@
-"""Reads the database with SQL: best configurations, trials as they end. Starts without Optuna."""
+"""Queries for trials: the best, all, those that ended, the Pareto front. Does not import Optuna."""
 
 import contextlib
 import json
@@ -18,15 +18,15 @@ from hpo.trial_result import TrialResult, as_column
 
 T = TypeVar("T")
 
-CHUNK = 500  # numbers in one statement
+CHUNK = 500  # numbers per statement
 
 
 def best_trials(engine: sa.Engine, study: str, limit: int, where: str = "", sort: str = "score") -> list[TrialResult]:
-    """The complete trials with the highest scores, or other values, as `--sort` says: feasible ones first, then the
-    others, the least infeasible first unless they are sorted otherwise; ties to the earlier one. A `where` that names
-    the state looks at all trials.
+    """The best complete trials by score, or by another field given as for `--sort`. Feasible trials come first; sorted
+    by score, the others follow with the least infeasible first. Ties go to the earlier trial. If `where` uses the
+    state, trials that are not complete are included.
 
-    Raises InputError if `where` or `sort` cannot be read.
+    Raises InputError if `where` or `sort` cannot be parsed.
     """
     t = trial_results
     allowed = fields_of(engine, study) if where or sort != "score" else FIELDS
@@ -45,14 +45,14 @@ def best_trials(engine: sa.Engine, study: str, limit: int, where: str = "", sort
 
 
 def fields_of(engine: sa.Engine, study: str) -> Fields:
-    """What `--where` may name: the columns, and parts of the score and parameters of the study that have none."""
+    """Fields for `--where`: the columns, and the study's parts of the score and parameters that have no column."""
     t = trial_results
     query = sa.select(t.c.accuracies, t.c.params).where(t.c.study == study, t.c.accuracies.is_not(None)).limit(1)
     row = None
     with (
         contextlib.suppress(sa.exc.DBAPIError),
         engine.connect() as connection,
-    ):  # older views, which a reader cannot mend
+    ):  # older views, which a reader cannot replace
         row = connection.execute(query).first()
     fields = dict(FIELDS)
     for column, text in zip((t.c.accuracies, t.c.params), row or (), strict=bool(row)):
@@ -71,19 +71,19 @@ def _in_json(engine: sa.Engine, column: sa.ColumnElement[Any], name: str, value:
 
 
 def all_trials(engine: sa.Engine, study: str, where: str = "") -> list[TrialResult]:
-    """The trials of a study, in whatever state, by number. Raises InputError if `where` cannot be read."""
+    """The trials of a study in any state, by number. Raises InputError if `where` cannot be parsed."""
     condition = parse_where(where, fields_of(engine, study)) if where else sa.true()
     t = trial_results
     return _read(engine, study, sa.select(t.c.number).where(t.c.study == study, condition).order_by(t.c.number))
 
 
 def _nulls_last(column: sa.ColumnElement[Any], ascending: bool) -> sa.ColumnElement[Any]:
-    """SQLite and PostgreSQL sort what is missing to different ends."""
+    """Sorts missing values last, which SQLite and PostgreSQL place differently by default."""
     return (column.asc() if ascending else column.desc()).nulls_last()
 
 
 def baseline_trial(engine: sa.Engine, study: str) -> TrialResult | None:
-    """The study's baseline if it is complete."""
+    """The study's baseline; None if it is not complete."""
     t = trial_results
     query = sa.select(t.c.number).where(t.c.study == study, t.c.baseline, t.c.state == "complete")
     found = _read(engine, study, query)
@@ -91,7 +91,7 @@ def baseline_trial(engine: sa.Engine, study: str) -> TrialResult | None:
 
 
 def trials_in(engine: sa.Engine, study: str, states: Sequence[str], exclude: Collection[int] = ()) -> list[TrialResult]:
-    """The trials in these states, in the order in which they ended; exclude: numbers to leave out."""
+    """The trials in these states, in the order they ended. exclude: numbers to leave out."""
     query = (
         sa.select(trials.c.number)
         .join(studies, studies.c.study_id == trials.c.study_id)
@@ -102,7 +102,7 @@ def trials_in(engine: sa.Engine, study: str, states: Sequence[str], exclude: Col
 
 
 def paused_trials(engine: sa.Engine, study: str, exclude: Collection[int] = ()) -> list[TrialResult]:
-    """The trials that ASHA has paused, in the order of their numbers."""
+    """The paused trials, by number."""
     query = (
         sa.select(trials.c.number)
         .join(studies, studies.c.study_id == trials.c.study_id)
@@ -113,7 +113,7 @@ def paused_trials(engine: sa.Engine, study: str, exclude: Collection[int] = ()) 
 
 
 def pareto_front(engine: sa.Engine, study: str, trade_off: Sequence[str] | None) -> list[TrialResult]:
-    """The complete trials that no other beats in all of these fields, by descending first field.
+    """The complete trials that no other dominates in these fields, by descending first field.
 
     trade_off: names of fields; None for all parts of the study's score.
     """
@@ -131,7 +131,7 @@ def pareto_front(engine: sa.Engine, study: str, trade_off: Sequence[str] | None)
 
 
 def front(points: Iterable[tuple[T, tuple[float, ...]]]) -> list[T]:
-    """What no other beats in all values, of (what, values): by descending first value, of equals the first."""
+    """The items of (item, values) that no other dominates, by descending first value; of equal ones the first."""
     found: list[tuple[T, tuple[float, ...]]] = []
     for what, values in sorted(points, key=lambda point: tuple(-value for value in point[1])):
         if not any(all(a >= b for a, b in zip(other, values, strict=True)) for _, other in found):
@@ -140,7 +140,7 @@ def front(points: Iterable[tuple[T, tuple[float, ...]]]) -> list[T]:
 
 
 def improvements(engine: sa.Engine, study: str) -> list[TrialResult]:
-    """The feasible complete trials that were better than all before them, in the order in which they ended."""
+    """The feasible complete trials that were better than all before them, in the order they ended."""
     t = trial_results
     feasible = (
         sa.select(t.c.number, t.c.score, t.c.finished_at)
@@ -172,7 +172,7 @@ def began_at(engine: sa.Engine, study: str) -> datetime | None:
 
 
 def _read(engine: sa.Engine, study: str, numbers: sa.Select[Any], exclude: Collection[int] = ()) -> list[TrialResult]:
-    """The trials that a query finds by number, in its order: whatever else is known of them is read for these alone."""
+    """The trials whose numbers a query selects, in its order. Other columns are read for these trials only."""
     with engine.connect() as connection:
         found = [number for number in connection.execute(numbers).scalars() if number not in exclude]
     return _read_numbers(engine, study, found)
@@ -195,11 +195,11 @@ def _read_numbers(engine: sa.Engine, study: str, numbers: Sequence[int]) -> list
             params, kept = read_all_params(connection, list(ids)), _attributes(connection, list(ids))
             by_number = {number: (params.get(trial_id, {}), kept.get(trial_id, {})) for trial_id, number in ids.items()}
             found |= {row["number"]: _result(row, *by_number.get(row["number"], ({}, {}))) for row in rows}
-    return [found[number] for number in numbers if number in found]  # some were deleted meanwhile
+    return [found[number] for number in numbers if number in found]  # some may have been deleted in the meantime
 
 
 def _ids(connection: sa.Connection, study: str, numbers: Sequence[int]) -> dict[int, int]:
-    """Numbers by trial_id."""
+    """The trials' numbers by trial_id."""
     query = (
         sa.select(trials.c.trial_id, trials.c.number)
         .join(studies, studies.c.study_id == trials.c.study_id)

@@ -1,7 +1,6 @@
 """Writes of a running trial: its parameters, each step, its end.
 
-Each is one idempotent transaction that first locks the trial's row, and changes nothing if the hold was lost
-(fence.py).
+Each is one idempotent transaction that first locks the trial's row and changes nothing if the hold was lost (fence.py).
 """
 
 import json
@@ -158,9 +157,9 @@ def _record_constraints(
     """Sets Optuna's constraints: numbers on this trial; comparisons with the baseline on every complete trial that
     lacks them, once the baseline is complete.
 
-    Runs in the transaction that completes a trial, under the study's lock, so that whichever of a trial and the
-    baseline completes second sees the other. The difference is also a user attribute, since optuna-dashboard 0.21 does
-    not show constraints.
+    Runs in the transaction that completes a trial, under the study's lock, so that whichever of trial and baseline
+    completes second sees the other. The difference is also a user attribute, since optuna-dashboard 0.21 does not show
+    constraints.
     """
     numbers = {name: limit for name, limit in constraints.items() if not isinstance(limit, BelowBaseline)}
     kept = {f"{CONSTRAINT_PREFIX}{name}": float(value) for name, value in numbers.items()}

@@ -1,4 +1,4 @@
-"""How far a study is: what `hpo status` and `hpo watch` show, with a few queries whatever the number of trials."""
+"""A study's progress, as `hpo status` and `hpo watch` show it, with few queries for any number of trials."""
 
 import json
 from collections.abc import Collection
@@ -24,8 +24,8 @@ RECENT_TRIALS = 20
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that runs now. step: the last one that it finished, or that the trial finished that it goes on from;
-    trouble: what it waits for to pass, if it does.
+    """A running trial. step: the last one finished by it or by a trial that it continues; trouble: the temporary error
+    that it waits out, if any.
     """
 
     number: int
@@ -43,7 +43,7 @@ class RunningTrial:
 
 @dataclass(frozen=True)
 class Split:
-    """How many images of how many classes trials train on (train), are scored on (tuning), and never see (test)."""
+    """Numbers of images that trials train on, are scored on (tuning) and never see (test), and of classes."""
 
     train: int
     tuning: int
@@ -53,9 +53,8 @@ class Split:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """One study. best: None before a trial is complete; interrupted: how many of the trials that are failed in Optuna's
-    words did not fail of themselves, but were stopped or lost with their worker; split: how many images it has, None
-    before a worker has loaded them.
+    """A study's progress. best: None before a trial is complete; interrupted: how many of the trials in Optuna's state
+    FAIL were stopped or lost with their worker; split: None before a worker has loaded the images.
     """
 
     study: Study
@@ -69,7 +68,7 @@ class StudyStatus:
 
     @property
     def failed(self) -> int:
-        """Trials that failed of themselves."""
+        """Trials that failed, without interrupted ones."""
         return self.counts.failed - self.interrupted
 
     @property
@@ -79,14 +78,14 @@ class StudyStatus:
 
     @property
     def trials_per_hour(self) -> float | None:
-        """With the workers that are at it now; None if none is, or nothing has finished yet."""
+        """With the current workers; None if there are none, or no trial has finished yet."""
         if not self.running or not self.secs_per_trial:
             return None
         return 3600 * len(self.running) / self.secs_per_trial
 
     @property
     def secs_left(self) -> float | None:
-        """Until the budget is used, if the workers stay as they are."""
+        """Seconds until the budget is used, with the current workers; None if unknown."""
         if self.is_done or self.trials_per_hour is None:
             return None
         return 3600 * (self.study.budget - self.counts.finished) / self.trials_per_hour
@@ -112,14 +111,14 @@ class StudyStatus:
 
 
 def progress(engine: sa.Engine, study: Study) -> tuple[Counts, list[RunningTrial]]:
-    """How many trials are in each state, and what runs: cheap enough to ask several times a second."""
+    """Counts by state, and running trials; cheap enough to call several times a second."""
     with engine.connect() as connection:
         counts = count_in(connection, study.study_id)
         return counts, _running(connection, study.study_id) if counts.running else []
 
 
 def status(engine: sa.Engine, study: Study) -> StudyStatus:
-    """Reads how far the study is."""
+    """Reads the study's progress."""
     counts, running = progress(engine, study)
     with engine.connect() as connection:
         failures = latest_failures(connection, study, FAILURES_SHOWN) if counts.failed else []
@@ -139,7 +138,7 @@ def status(engine: sa.Engine, study: Study) -> StudyStatus:
 
 
 def read_split(engine: sa.Engine, study: Study) -> Split | None:
-    """None before a worker has loaded the images."""
+    """The numbers of images; None before a worker has loaded them."""
     with engine.connect() as connection:
         kept = attributes.read_study(connection, study.study_id, SPLIT_KEY)
     return None if kept is None else Split(**{key: kept[key] for key in ("train", "tuning", "test", "classes")})
@@ -196,7 +195,7 @@ def _running(connection: sa.Connection, study_id: int) -> list[RunningTrial]:
 
 
 def _last_steps(connection: sa.Connection, study_id: int, numbers: Collection[int]) -> dict[int, int]:
-    """The last step of each of these trials, by number; without those that have none."""
+    """The last step of each of these trials, by number; trials without one are left out."""
     value = trial_intermediate_values.c
     query = (
         sa.select(trials.c.number, sa.func.max(value.step).label("last"))
@@ -212,7 +211,7 @@ def _secs_between(earlier: datetime | None, later: datetime) -> float | None:
 
 
 def _secs_per_trial(connection: sa.Connection, study_id: int) -> float | None:
-    """The mean of the trials that finished last."""
+    """The mean over the RECENT_TRIALS that finished last."""
     t = trials.c
     query = (
         sa.select(t.datetime_start, t.datetime_complete)

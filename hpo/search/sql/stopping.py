@@ -17,8 +17,8 @@ FAILURES_ALWAYS_ALLOWED = 2
 
 
 def stop(engine: sa.Engine, study: Study, reason: str, failing: bool = False) -> bool:
-    """From now on no trial of the study is given out, and its workers give back what they run; False if it was stopped
-    before.
+    """Stops the study: no trial can be claimed any more, and workers give back those that run. Returns False if it was
+    stopped before.
     """
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
@@ -30,7 +30,7 @@ def stop(engine: sa.Engine, study: Study, reason: str, failing: bool = False) ->
 
 
 def resume(engine: sa.Engine, study: Study) -> bool:
-    """Lets a stopped study go on; the failures so far no longer count. False if it was not stopped."""
+    """Resumes a stopped study; failures so far no longer count. Returns False if it was not stopped."""
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
         forgiven = {FORGIVEN_KEY: _count_failures(connection, study)}
@@ -44,7 +44,7 @@ def resume(engine: sa.Engine, study: Study) -> bool:
 
 
 def stop_if_failing(engine: sa.Engine, study: Study) -> None:
-    """Stops a study of which more trials have failed than its spec allows, and keeps the reason."""
+    """Stops a study if more trials have failed than its spec allows, and stores the reason."""
     with engine.connect() as connection:
         forgiven = attributes.read_study(connection, study.study_id, FORGIVEN_KEY) or 0
         failed = _count_failures(connection, study) - forgiven
@@ -63,7 +63,7 @@ def _count_failures(connection: sa.Connection, study: Study) -> int:
 
 
 def latest_failures(connection: sa.Connection, study: Study, limit: int) -> list[tuple[int, str]]:
-    """(trial number, what was kept of the failure), the latest first."""
+    """(trial number, traceback or message) of failed trials, latest first."""
     query = _failures(study, trials.c.number, trial_user_attributes.c.value_json)
     rows = connection.execute(query.order_by(trials.c.number.desc()).limit(limit))
     return [(number, json.loads(text)) for number, text in rows]

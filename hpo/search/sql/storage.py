@@ -1,4 +1,4 @@
-"""Opens SQLite or PostgreSQL with Optuna's tables in it. Optuna itself is needed only to make them."""
+"""Opens and creates databases with Optuna's tables. Optuna itself is imported only to create them."""
 
 import contextlib
 import hashlib
@@ -24,23 +24,23 @@ from hpo.search.sql.views import VIEWS_VERSION, view_statements
 SQLITE_BUSY_TIMEOUT_SECS = 60
 IDLE_IN_TRANSACTION_SECS = 10
 READ_ONLY = "25006"
-"""PostgreSQL's code for a write where nothing may be written."""
-CREATION_LOCK = 0x68706F  # "hpo": the key of PostgreSQL's advisory lock while tables and views are made
-VIEWS_LOCK = CREATION_LOCK + 1  # while views are made anew, also by who does not hold the other
+"""PostgreSQL's code for writing in a read-only transaction."""
+CREATION_LOCK = 0x68706F  # "hpo": key of PostgreSQL's advisory lock for creating tables and views
+VIEWS_LOCK = CREATION_LOCK + 1  # for replacing views, also without the other lock
 DEPENDENT_OBJECTS = "2BP01"
 POSTGRESQL_CONNECT_ARGS = {
-    "prepare_threshold": None,  # a pooler gives each transaction another connection, which knows no such statement
+    "prepare_threshold": None,  # a pooler may run each transaction on another connection
     "connect_timeout": 10,
     "keepalives": 1,
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
-    "tcp_user_timeout": 30_000,  # milliseconds until data that nobody acknowledges count as a lost connection
+    "tcp_user_timeout": 30_000,  # milliseconds until unacknowledged data count as a lost connection
 }
 
 
 def open_engine(url: sa.URL) -> sa.Engine:
-    """Opens a database that exists. Raises InputError or StorageError if it does not, or cannot be reached."""
+    """Opens an existing database. Raises InputError if it does not exist, StorageError if it cannot be opened."""
     file = sqlite_file(url)
     if file is not None and not os.path.exists(file):
         raise InputError(f"--storage: {masked(url)} does not exist yet; `hpo run` or `hpo submit` makes it")
@@ -54,8 +54,8 @@ def open_engine(url: sa.URL) -> sa.Engine:
 
 
 def _check(url: sa.URL, engine: sa.Engine) -> None:
-    """Refuses what cannot be reached, what is not finished yet, and the tables of another version of Optuna; brings
-    the views of an older hpo up to date.
+    """Raises InputError or StorageError for a database that is unreachable, incomplete, or has another version of
+    Optuna's tables; replaces the views of an older hpo.
     """
     try:
         with engine.connect() as connection:
@@ -103,8 +103,8 @@ def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
     if getattr(cause, "sqlstate", None) == DEPENDENT_OBJECTS:
         others = " ".join(str(cause.diag.message_detail).split("\n"))  # type: ignore[union-attr]
         return StorageError(
-            f"{where}, which cannot be replaced while others depend on them: {others}; drop those, say `hpo init`, and "
-            "make them again"
+            f"{where}, which cannot be replaced while others depend on them: {others}; drop those, run `hpo init`, and "
+            "create them again"
         )
     return StorageError(
         f"{where}, and this user may not replace them ({first_line(error)}); any command of one who may, such as "
@@ -113,7 +113,7 @@ def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
 
 
 def _views_version(connection: sa.Connection) -> int | None:
-    """None if there are no views: they are made after all the tables."""
+    """The version of the views; None if there are none, as they are created after all tables."""
     if connection.dialect.name == "sqlite":
         text = connection.scalar(sa.text("SELECT sql FROM sqlite_master WHERE name = 'trial_results'"))
     else:
@@ -126,7 +126,7 @@ def _views_version(connection: sa.Connection) -> int | None:
 
 
 def _make_views(engine: sa.Engine) -> None:
-    """In one transaction: readers wait for it, and keep their rights. Nothing if another process has just done so."""
+    """Replaces the views in one transaction, keeping readers' rights, unless another process has just done so."""
     with writing(engine) as connection:
         server = engine.dialect.name == "postgresql"
         if server:
@@ -141,9 +141,10 @@ def _make_views(engine: sa.Engine) -> None:
 
 
 def create_database(url: sa.URL) -> sa.Engine:
-    """Opens a database, and first makes the file, Optuna's tables and the views where they are missing.
+    """Opens a database, after creating the file, Optuna's tables and the views if they are missing.
 
-    One process at a time, since Optuna's own creation of tables collides with another's. Raises StorageError.
+    Only one process at a time does so, since Optuna's creation of tables is not safe otherwise. Raises InputError,
+    StorageError.
     """
     try:
         if (file := sqlite_file(url)) is not None:
@@ -151,7 +152,7 @@ def create_database(url: sa.URL) -> sa.Engine:
                 _create_tables(url)
         else:
             locking = sa.create_engine(url, poolclass=NullPool, connect_args=POSTGRESQL_CONNECT_ARGS)
-            with locking.begin() as connection:  # not a session's lock, which a pooler would keep
+            with locking.begin() as connection:  # not a session lock, which a pooler would keep
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({CREATION_LOCK})")
                 _create_tables(url)
     except (SQLAlchemyError, ImportError, OSError) as error:
@@ -160,7 +161,7 @@ def create_database(url: sa.URL) -> sa.Engine:
 
 
 def _create_tables(url: sa.URL) -> None:
-    """Optuna's tables by Optuna; WAL; and the views as this version of hpo defines them, in one transaction."""
+    """Lets Optuna create its tables, turns on WAL in SQLite, and creates or replaces the views."""
     engine = _engine(url)
     try:
         if not _has_optunas_tables(url, engine):
@@ -185,15 +186,15 @@ def _let_optuna_create_its_tables(url: sa.URL) -> None:
 
     try:
         made = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
-    except (StorageInternalError, RuntimeError) as error:  # the latter of tables in another version
+    except (StorageInternalError, RuntimeError) as error:  # RuntimeError: tables of another version
         raise unreachable(url, error) from None
     made.remove_session()
     made.engine.dispose()
 
 
 def _has_optunas_tables(url: sa.URL, engine: sa.Engine) -> bool:
-    """Whether all of them are there: Optuna makes them, and then its version's rows, in several transactions, which may
-    have been interrupted. Raises InputError for tables of another program.
+    """Whether Optuna's tables are complete: it creates them, and then a row with its version, in several transactions,
+    which may have been interrupted. Raises InputError for tables of another program.
     """
     with engine.connect() as connection:
         inspector = sa.inspect(connection)
@@ -210,7 +211,7 @@ def _has_optunas_tables(url: sa.URL, engine: sa.Engine) -> bool:
 
 
 def _lock_file(file: str) -> Path:
-    """In the temporary folder, since a lock beside the database would stay there for ever."""
+    """In the temporary folder, since a lock file next to the database would stay there forever."""
     digest = hashlib.sha256(str(Path(file).resolve()).encode()).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"hpo-{os.getuid() if hasattr(os, 'getuid') else 0}-{digest}.lock"
 
@@ -225,13 +226,13 @@ def _engine(url: sa.URL) -> sa.Engine:
 
 
 def _give_up_read_only_connections(context: sa.engine.ExceptionContext) -> None:
-    """After a failover they lead to a server that only reads: others have to be made."""
+    """After a failover, connections may lead to a read-only server and must be replaced."""
     if getattr(context.original_exception, "sqlstate", None) == READ_ONLY:
-        context.is_disconnect = True  # which drops all connections of the pool
+        context.is_disconnect = True  # drops all connections of the pool
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:
-    """With WAL, NORMAL keeps every transaction whole; only a power failure can take the last ones back."""
+    """With WAL, NORMAL keeps every transaction atomic; only a power failure can undo the last ones."""
     connection.execute("PRAGMA synchronous=NORMAL")
 
 
@@ -245,7 +246,7 @@ SQLITE_TIME = "%Y-%m-%d %H:%M:%f"
 
 
 def database_now(connection: sa.Connection) -> sa.ColumnElement[Any]:
-    """The time on the database's clock, in UTC."""
+    """The time of the database's clock, in UTC."""
     if connection.dialect.name == "postgresql":
         return sa.literal_column("timezone('utc', clock_timestamp())")
     return sa.func.strftime(SQLITE_TIME, "now")
@@ -253,22 +254,22 @@ def database_now(connection: sa.Connection) -> sa.ColumnElement[Any]:
 
 @contextlib.contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that writes. On SQLite it takes the lock at once: one that reads first and then finds that
-    another has written in between would fail without waiting. On PostgreSQL a worker that is frozen in the middle loses
-    it, and with it the locks that others wait for.
+    """A transaction that writes. On SQLite, it takes the write lock at once, since a transaction that reads first fails
+    without waiting if another one writes in between. On PostgreSQL, it is aborted if its worker is suspended in the
+    middle, which releases the locks that others wait for.
     """
     with engine.begin() as connection:
         if engine.dialect.name == "sqlite":
             connection.exec_driver_sql("BEGIN IMMEDIATE")
-        else:  # for this transaction alone: behind a pooler the connection is others' too
+        else:  # LOCAL to the transaction, since a pooler shares the connection
             connection.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_IN_TRANSACTION_SECS}s'")
         yield connection
 
 
 def unreachable(url: sa.URL, error: Exception) -> HpoError:
-    """One line for a database that cannot be opened, without its password."""
+    """The error for a database that cannot be opened: one line, without its password."""
     reason = first_line(getattr(error, "orig", None) or error.__cause__ or error)
     for secret in (url.password, *secrets_in(url).values()):
-        if secret:  # as a word: a password `p` is no part of "option"
+        if secret:  # only whole words, or a password `p` would change "option"
             reason = re.sub(rf"(?<!\w){re.escape(str(secret))}(?!\w)", "***", reason)
     return StorageError(f"--storage: {masked(url)} cannot be opened: {reason}")

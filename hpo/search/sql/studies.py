@@ -29,10 +29,10 @@ PROTOCOL_KEY = "protocol"
 
 @dataclass(frozen=True)
 class Study:
-    """A submitted study. budget: as submitted or as extended since; first: the parameters that a warm start tries
-    first, None in a study of an older hpo, which stored all its trials in advance; stopped: why no trials are given
-    out, if so; failing: because too many trials failed; uid: what tells it from a later one that got the id of one that
-    was deleted; refused: why this version of hpo may read it, but not work on it, if so.
+    """A submitted study. budget: includes extensions; stopped: why it was stopped, None if it was not; failing: whether
+    it was stopped because too many trials failed; uid: differs if SQLite reuses the id of a deleted study; refused: why
+    this version of hpo may read it but not work on it, None if it may; first: configurations that a warm start tries
+    first, None in studies of older versions of hpo, which stored all trials in advance.
     """
 
     study_id: int
@@ -59,7 +59,7 @@ class Study:
 
 
 def _query_studies(*keys: str) -> sa.Select[Any]:
-    """(study_id, name, attribute's key, its JSON) of these attributes of all studies."""
+    """(study_id, name, key, JSON value) of these attributes of all studies."""
     a = study_user_attributes.c
     return (
         sa.select(studies.c.study_id, studies.c.study_name, a.key, a.value_json)
@@ -77,7 +77,7 @@ def study_names(connection: sa.Connection) -> list[str]:
 def _load(
     connection: sa.Connection, names: Sequence[str] = (), ids: Sequence[int] | None = None
 ) -> dict[str, Study | StudyError]:
-    """Studies that hpo submitted, by name; instead of one that this version of hpo cannot read, what differs."""
+    """Studies that hpo submitted, by name; the error for those that this version of hpo cannot read."""
     query = _query_studies(SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY, FIRST_STARTS_KEY)
     if names:
         query = query.where(studies.c.study_name.in_(names))
@@ -126,7 +126,7 @@ def _refusal(name: str, version: str, differs: str) -> str:
 
 @lru_cache(maxsize=2000)
 def _read_spec(text: str) -> tuple[Spec, tuple[str, ...]]:
-    """A stored spec, and the keys in it that this version does not know. Raises ValidationError."""
+    """A stored spec, and its keys that this version does not know. Raises ValidationError."""
     try:
         return read_kept_spec(text), ()
     except ValidationError as error:
@@ -142,13 +142,13 @@ def _read_spec(text: str) -> tuple[Spec, tuple[str, ...]]:
 def _remove(values: Any, location: Sequence[str | int]) -> None:
     *parents, last = location
     for key in parents:
-        with contextlib.suppress(KeyError, IndexError, TypeError):  # pydantic names the kinds of a union too
+        with contextlib.suppress(KeyError, IndexError, TypeError):  # pydantic also lists members of a union
             values = values[key]
     values.pop(last, None)
 
 
 def find_study(connection: sa.Connection, name: str) -> Study | None:
-    """None if there is no such study, or if it was not made by hpo."""
+    """The study of this name; None if there is none that hpo submitted. Raises StudyError if it cannot be read."""
     found = _load(connection, [name]).get(name)
     if isinstance(found, StudyError):
         raise found
@@ -156,9 +156,8 @@ def find_study(connection: sa.Connection, name: str) -> Study | None:
 
 
 def open_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[tuple[Study, Counts]]:
-    """Those of the named studies, or of all, whose budgets are not used and which are not stopped; finished ones cost
-    next to nothing. Raises StudyError for a name that is not there or cannot be read, or that this version may not work
-    on.
+    """The named studies, or all, that are not stopped and whose budgets are not used; finished ones cost next to
+    nothing. Raises StudyError if a named study does not exist, cannot be read, or needs another version of hpo.
     """
     if names:
         for study in find_studies(engine, names):
@@ -176,8 +175,8 @@ def open_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[tuple[Stu
 def find_studies(
     engine: sa.Engine, names: Sequence[str] = (), say: Callable[[str], object] | None = None
 ) -> list[Study]:
-    """The named studies, or all that this version of hpo can read; what it cannot, it says. Raises StudyError for a
-    name that is not there or cannot be read.
+    """The named studies, or all that this version of hpo can read; `say` is told about others. Raises StudyError if a
+    named study does not exist or cannot be read.
     """
     with engine.connect() as connection:
         found = _load(connection, names)
@@ -194,5 +193,6 @@ def find_studies(
 
 
 def those_there(name: str, there: Sequence[str]) -> str:
+    """For messages about an unknown study: which studies exist, and the most similar name."""
     listed = f"there are: {', '.join(there)}" if there else "there are none; `hpo submit` makes one"
     return f"{listed}.{nearest(name, there)}"

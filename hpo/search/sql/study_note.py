@@ -1,15 +1,15 @@
-"""What a study searches, in Markdown: the note that optuna-dashboard shows with it."""
+"""A study's note for optuna-dashboard: what it searches, in Markdown."""
 
 from typing import Any
 
 from hpo.doors.parameters import Choices, Range, Value
 from hpo.study_file.spec import Spec
 
-NOTE_CHUNK = 2045  # characters in one attribute, as optuna-dashboard splits its notes
+NOTE_CHUNK = 2045  # characters per attribute, as in optuna-dashboard
 
 
 def note_attributes(spec: Spec) -> dict[str, Any]:
-    """The note as optuna-dashboard's `save_note` would keep it: study system attributes."""
+    """The study system attributes that optuna-dashboard's `save_note` would write."""
     text = explain(spec)
     chunks = [text[start : start + NOTE_CHUNK] for start in range(0, len(text), NOTE_CHUNK)]
     return {"dashboard:note_ver": 1} | {f"dashboard:note_str:{i}": chunk for i, chunk in enumerate(chunks)}

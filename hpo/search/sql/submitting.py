@@ -23,13 +23,13 @@ from hpo.study_file.spec import Spec, flatten
 
 DIFFERENCES_SHOWN = 8
 WARM_STARTS = 4
-"""So many of an earlier study's configurations are tried first."""
+"""How many configurations of an earlier study are tried first."""
 
 
 def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
-    """Puts a study into the database, in one transaction; (the study, whether it is new).
+    """Adds a study to the database in one transaction. Returns it, and whether it is new.
 
-    The same spec again changes nothing. Raises StudyError if the name is taken by a study with another spec.
+    Idempotent. Raises StudyError if there is a study of this name with another spec.
     """
     try:
         with writing(engine) as connection:
@@ -49,7 +49,7 @@ def submit(engine: sa.Engine, spec: Spec) -> tuple[Study, bool]:
 
 
 def _as_before(spec: Spec, existing: Spec) -> Spec:
-    """The spec without what an older hpo, which submitted the existing study, did not know."""
+    """The spec without keys that the older hpo that submitted the existing study did not know."""
     if isinstance(spec, ImageSpec) and isinstance(existing, ImageSpec) and existing.data.split_seed is None:
         return spec.model_copy(update={"data": spec.data.model_copy(update={"split_seed": None})})
     return spec
@@ -70,7 +70,7 @@ def _insert(connection: sa.Connection, spec: Spec) -> Study:
 
 
 def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
-    """The best configurations of the study that this one starts from, as near as its own search allows."""
+    """The best configurations of the warm start's study, moved to the nearest values that this study searches."""
     if spec.warm_start is None:
         return []
     there = study_names(connection)
@@ -83,7 +83,7 @@ def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
 
 
 def _best_params(connection: sa.Connection, study: str) -> list[Params]:
-    """The best WARM_STARTS configurations of a study, feasible ones first, without its baseline."""
+    """The best WARM_STARTS configurations of a study, feasible ones first, except its baseline."""
     t = trial_results.c
     query = (
         sa.select(t.params)
@@ -95,8 +95,8 @@ def _best_params(connection: sa.Connection, study: str) -> list[Params]:
 
 
 def _difference(spec: Spec, existing: Study) -> str:
-    """What the study was submitted with and what is given now; the budget last, and not at all if it is as submitted,
-    whatever `hpo extend` has made of it since.
+    """The error message for a spec that differs from the submitted one. Lists the budget last; a budget equal to the
+    submitted one is no difference, even if the study was extended since.
     """
     old, new = _by_key(existing.spec), _by_key(spec)
     changed = [key for key in new | old if new.get(key) != old.get(key) and key != "budget"]
@@ -113,7 +113,7 @@ def _difference(spec: Spec, existing: Study) -> str:
 
 
 def _by_key(spec: Spec) -> dict[str, Any]:
-    """As `--set` names them."""
+    """The values of the spec by their keys for `--set`."""
     document = spec.model_dump()
     perturbations = {entry["name"]: entry for entry in document["objective"]["perturbations"]}
     return flatten(document | {"objective": document["objective"] | {"perturbations": perturbations}})
@@ -124,9 +124,9 @@ def _shown(value: Any) -> str:
 
 
 def extend(engine: sa.Engine, study: Study, budget: int) -> int:
-    """Raises the budget, also of a finished study; by how much.
+    """Raises the budget, also of a finished study, and returns by how much.
 
-    Raises StudyError if the budget is smaller than it was, or more than a grid has points.
+    Raises StudyError if the new budget is smaller than the old one, or larger than a grid.
     """
     study.refuse()
     if study.spec.sampler.name == "grid" and budget > (points := len(study.spec.search.grid()) + 1):
@@ -138,6 +138,6 @@ def extend(engine: sa.Engine, study: Study, budget: int) -> int:
             raise StudyError(f"study '{study.name}' has a budget of {before}; --budget must be more, not {budget}")
         kept = {BUDGET_KEY: budget}
         if attributes.read_study(connection, study.study_id, NEXT_START_KEY) is None:
-            kept[NEXT_START_KEY] = before  # an older hpo gave out that many when the study was submitted
+            kept[NEXT_START_KEY] = before  # an older hpo stored that many trials when the study was submitted
         attributes.write(connection, study_user_attributes, study.study_id, kept)
     return budget - before

@@ -1,7 +1,7 @@
 """Optuna's tables, as far as hpo reads or writes them.
 
-Declared here rather than imported from Optuna's private models, so that queries start without importing Optuna; a
-test compares them with Optuna's own (schema v3.2.0.a). Enums are native types in PostgreSQL and text in SQLite.
+Declared here rather than imported from Optuna's private models, so that queries need no import of Optuna; a test
+compares them with Optuna's own (schema v3.2.0.a). Enums are native types in PostgreSQL and text in SQLite.
 """
 
 import sqlalchemy as sa
@@ -42,7 +42,7 @@ trials = sa.Table(
 
 
 def _attributes(owner: str, kind: str) -> sa.Table:
-    """JSON text by key."""
+    """A table of JSON values by key."""
     return sa.Table(
         f"{owner}_{kind}_attributes",
         metadata,
@@ -97,6 +97,6 @@ trial_heartbeats = sa.Table(
 )
 
 CONSTRAINT_PREFIX = "constraints:"
-"""Of Optuna's system attributes for the constraints that `trial.set_constraint` sets; above 0 is infeasible."""
+"""Prefix of Optuna's system attributes for constraints (`trial.set_constraint`); above 0 is infeasible."""
 PAUSED_KEY = "paused_at_epoch"
-"""The user attribute of a trial that waits with what it has learned so far."""
+"""User attribute of a paused trial: the step after which it was paused."""

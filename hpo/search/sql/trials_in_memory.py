@@ -1,8 +1,8 @@
-"""What samplers look at: the trials of a study, kept in memory and brought up to date with a few queries.
+"""The trials of a study for samplers, kept in memory and updated with few queries.
 
-Optuna's own storage would read every open trial again and again, and open a transaction for each parameter. Samplers
-only read trials and leave notes with the current one, so they are given an Optuna study over this memory, and the
-worker writes what they drew.
+Optuna's own storage would reread every open trial each time, and open a transaction for each parameter. Samplers only
+read trials and set system attributes of the current one, so they get an Optuna study over these trials in memory, and
+the worker writes what they drew.
 """
 
 import json
@@ -33,14 +33,14 @@ from hpo.search.sql.tables import (
     trials,
 )
 
-CHUNK = 5000  # ids in one statement, which SQLite limits to a million characters
+CHUNK = 5000  # ids per statement, which SQLite limits to a million characters
 INFINITY = {"INF_POS": float("inf"), "INF_NEG": float("-inf"), "NAN": float("nan")}
 
 
 class History:
     """The finished, running and paused trials of one study.
 
-    Trials that end before the baseline may get a constraint when it ends, so all are read again then.
+    When the baseline completes, trials that ended before it may get a constraint, so all are read again.
     """
 
     def __init__(self, engine: sa.Engine, study_id: int, name: str) -> None:
@@ -52,13 +52,13 @@ class History:
         self._baseline_seen = False
 
     def study(self, current: FrozenTrial | None = None) -> OptunaStudy:
-        """The trials as they are now, in the order of their numbers, without the current one."""
+        """The current state of the trials, by number, without the current trial."""
         open_trials = self._read(current._trial_id if current else None)
         seen = sorted([*self._finished.values(), *open_trials], key=lambda trial: trial.number)
         return _study(self._name, seen, current)
 
     def _read(self, current_id: int | None) -> list[FrozenTrial]:
-        """Reads the trials that started or ended since the last time; those that are not finished."""
+        """Reads the trials that started or ended since the last call, and returns those that are not finished."""
         with self._engine.connect() as connection:
             first_open = connection.scalar(
                 sa.select(sa.func.min(trials.c.trial_id)).where(
@@ -83,7 +83,7 @@ class History:
         open_trials = [trial for trial in read if not trial.state.is_finished()]
         for trial in open_trials:
             if trial.state == TrialState.WAITING:
-                trial.state = TrialState.PRUNED  # a paused trial tells samplers as much as a pruned one
+                trial.state = TrialState.PRUNED  # samplers learn as much from a paused trial as from a pruned one
         return open_trials
 
     def _forget_unconstrained(self, connection: sa.Connection) -> None:
@@ -94,7 +94,7 @@ class History:
 
 
 class _Snapshot(InMemoryStorage):
-    """Holds these trials, and lets samplers leave notes with the current one."""
+    """Holds these trials, and lets samplers set system attributes of the current one."""
 
     def __init__(self, name: str, shown: Sequence[FrozenTrial], current: FrozenTrial | None) -> None:
         super().__init__()
@@ -118,10 +118,10 @@ def _study(name: str, shown: Sequence[FrozenTrial], current: FrozenTrial | None)
 
 
 def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
-    """The study as samplers are shown it, of which some learn from complete trials alone: pruned and paused trials
-    count as complete, with the score that they would have had if they had gained from their last step on what
-    complete trials gained (the median). In a constrained study each complete trial has a constraint: at the border of
-    what is feasible where it is not known. Trials outside of what is searched, as the baseline may be, are left out.
+    """The study as shown to samplers, some of which learn only from complete trials. Pruned and paused trials become
+    complete, with an estimated final score: that of their last step plus the median gain of complete trials after that
+    step. In a constrained study, complete trials without a known constraint get 0, the limit of feasibility. Trials
+    outside the search space, as the baseline may be, are left out.
     """
     seen = study.get_trials(deepcopy=False)
     gains: dict[int, list[float]] = defaultdict(list)
@@ -146,7 +146,7 @@ def with_estimates(study: OptunaStudy, current: FrozenTrial) -> OptunaStudy:
 
 
 def _is_within(trial: FrozenTrial, current: FrozenTrial) -> bool:
-    """Whether the trial could have been drawn from what the current one is drawn from."""
+    """Whether the trial's parameters lie within the current trial's distributions."""
     return all(
         distribution.single() or name not in trial.params or distribution.low <= trial.params[name] <= distribution.high
         for name, distribution in current.distributions.items()
@@ -155,7 +155,7 @@ def _is_within(trial: FrozenTrial, current: FrozenTrial) -> bool:
 
 
 def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = False) -> Iterable[FrozenTrial]:
-    """The trials of these rows of `trials`; whole: with all their attributes, else those that samplers need."""
+    """The trials of these rows of `trials`. whole: with all attributes, not only those that samplers need."""
     ids = [row.trial_id for row in rows]
     params: dict[int, dict[str, Any]] = {i: {} for i in ids}
     distributions: dict[int, dict[str, BaseDistribution]] = {i: {} for i in ids}
@@ -188,10 +188,12 @@ def read_trials(connection: sa.Connection, rows: Sequence[Any], whole: bool = Fa
 
 def _related(connection: sa.Connection, table: sa.Table, ids: Sequence[int], *columns: str) -> Iterable[Any]:
     for start in range(0, len(ids), CHUNK):
-        # in the statement's text: psycopg takes as long to bind so many numbers as to read what they belong to
+        # literals, since psycopg takes as long to bind so many parameters as to read the rows
         chosen = sa.bindparam(None, ids[start : start + CHUNK], sa.Integer, expanding=True, literal_execute=True)
         query = sa.select(table.c.trial_id, *(table.c[name] for name in columns))
-        yield from connection.execute(query.where(table.c.trial_id.in_(chosen))).all()  # row by row takes twice as long
+        yield from connection.execute(
+            query.where(table.c.trial_id.in_(chosen))
+        ).all()  # iterating row by row takes twice as long
 
 
 @lru_cache(maxsize=1024)

@@ -10,11 +10,11 @@ from hpo.errors import InputError
 
 DEFAULT_STORAGE = "sqlite:///hpo.db"
 SQLITE_NEEDED = (3, 38)
-"""RETURNING came with 3.35, the operator -> with 3.38."""
+"""The operator -> needs 3.38, RETURNING 3.35."""
 
 
 def parse_url(text: str) -> sa.URL:
-    """sqlite:///file.db or postgresql://user:password@host/database. Raises InputError; never shows a password."""
+    """Parses sqlite:///file.db or postgresql://user:password@host/database. Raises InputError without a password."""
     try:
         url = sa.make_url(text)
     except (ArgumentError, ValueError):
@@ -28,7 +28,7 @@ def parse_url(text: str) -> sa.URL:
     if url.get_backend_name() == "sqlite":
         _check_sqlite_version()
         _check_sqlite_file(url.database)
-    elif "@" in (url.database or "") + (url.host or ""):  # what is before it may be a password: nothing is shown
+    elif "@" in (url.database or "") + (url.host or ""):  # the text before it may be a password, so nothing is shown
         raise InputError(
             "--storage: the user name or password holds a character that ends it in a URL; write @ as %40, / as %2F, "
             ": as %3A, # as %23, ? as %3F, % as %25"
@@ -52,15 +52,16 @@ def _check_sqlite_file(file: str | None) -> None:
 
 
 def masked(url: sa.URL) -> str:
-    """The URL as it may be shown: without its password, wherever it stands."""
+    """The URL for display: without its password, also if that is in the query."""
     url = url.update_query_dict(dict.fromkeys(secrets_in(url), "***"))
     return url.render_as_string(hide_password=True).replace("postgresql+psycopg://", "postgresql://")
 
 
 def sqlite_file(url: sa.URL) -> str | None:
+    """The database's file; None if it is not SQLite."""
     return url.database if url.get_backend_name() == "sqlite" else None
 
 
 def secrets_in(url: sa.URL) -> dict[str, str]:
-    """The query's keys that hold passwords, and their values."""
+    """The parameters of the query that hold passwords."""
     return {key: str(value) for key, value in url.query.items() if "pass" in key.lower()}

@@ -1,6 +1,6 @@
-"""What people have given PostgreSQL's views: an owner, options, rights, comments. A view that is made anew has none.
+"""Keeps owner, options, rights and comments of PostgreSQL's views when they are replaced.
 
-The server itself writes the statements that give it all back, names quoted.
+The server itself generates the statements that restore them, with quoted names.
 """
 
 # ruff: noqa: S608 (the SQL here is put together from names of this file only)
@@ -42,19 +42,19 @@ _GIVEN_BY_DEFAULT = f"""{_VIEWS} SELECT DISTINCT format('REVOKE ALL ON %I FROM %
 
 
 def existing_views(connection: sa.Connection) -> list[str]:
-    """The names of those that there are."""
+    """The names of hpo's views that exist."""
     return _select(connection, f"{_VIEWS} SELECT CAST(relname AS text) FROM views", VIEWS)
 
 
 def read_kept(connection: sa.Connection) -> list[str]:
-    """The statements that give new views what these have now. Rights are then granted by the owner, whoever granted
-    them before; the version that a comment holds is this one.
+    """The statements that give new views what the current ones have. All rights are then granted by the owner; the
+    version in the comment becomes the current one.
     """
     return _select(connection, _KEPT, VIEWS)
 
 
 def restore(connection: sa.Connection, existed: Sequence[str], kept: Sequence[str]) -> None:
-    """Says those statements; what ALTER DEFAULT PRIVILEGES has given to views that existed is taken from them first."""
+    """Executes these statements, after revoking what ALTER DEFAULT PRIVILEGES has granted on views that existed."""
     for statement in [*_select(connection, _GIVEN_BY_DEFAULT, existed), *kept]:
         connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 

@@ -1,7 +1,7 @@
-"""The two SQL views over Optuna's tables: `trial_results`, a row a trial, and `best_configs`, those worth having.
+"""The SQL views over Optuna's tables: `trial_results`, one row per trial, and `best_configs`, a ranking of good ones.
 
-Views, so that they can never be stale. They cover every study of the database, also those that hpo did not make:
-whatever such a study holds, a row must not fail.
+Views are never stale. They cover every study in the database, also those that hpo did not create, whose rows must not
+cause errors, whatever they contain.
 """
 
 # ruff: noqa: S608 (the SQL here is put together from names of this file only)
@@ -15,12 +15,12 @@ from hpo.search.sql.tables import CONSTRAINT_PREFIX
 from hpo.trial_result import CLEAN
 
 VIEWS_VERSION = 5
-"""Raised when a view changes: older views are made anew by the first command that may, newer ones are left alone."""
+"""Incremented when a view changes: older views are replaced by the first command that may, newer ones are kept."""
 
 Kind = Literal["number", "text", "time", "flag"]
 
 ACCURACY_COLUMNS = {"gaussian-noise": "gaussian_noise", "pixel-recolor": "pixel_recolor"}
-"""Parts of the score that have a column of their own, as they had before there were others; all are in `accuracies`."""
+"""Parts of the score with a column of their own, for compatibility; `accuracies` has all parts."""
 
 KINDS: dict[str, Kind] = {
     "study": "text",
@@ -44,16 +44,16 @@ KINDS: dict[str, Kind] = {
     "accuracies": "text",
     "violation": "number",
 }
-"""The columns of `trial_results`, in their order."""
+"""The columns of `trial_results`, in order."""
 
 _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {"time": sa.DateTime(), "flag": sa.Boolean()}
 trial_results = sa.table("trial_results", *(sa.column(name, _TYPES.get(kind)) for name, kind in KINDS.items()))
 
 VIEWS = ("trial_results", "best_configs")
 
-# What differs between the two dialects: how JSON text becomes a value, and how an object is put together. PostgreSQL's
-# `json` is kept as it was written, where `jsonb` refuses some strings; a cast of too large or small a number fails
-# there; NaN and infinity are no JSON, but Python writes them into the choices of a category.
+# Differences between the dialects: how JSON text becomes a value, and how an object is built. PostgreSQL's `json` keeps
+# the text, while `jsonb` rejects some strings; it also fails to cast numbers that are too large or too small. NaN and
+# infinity are not JSON, but Python writes them into the choices of a categorical parameter.
 _SQLITE = {
     "number": "CASE WHEN json_valid({0}) AND json_type({0}) IN ('integer', 'real') THEN CAST({0} AS REAL) END",
     "text": "CASE WHEN {0} LIKE '\"%' THEN json_extract({0}, '$') END",
@@ -86,7 +86,7 @@ _POSTGRESQL = {
 
 
 def view_statements(dialect: str) -> list[str]:
-    """The SQL that makes the views anew, for "sqlite" or "postgresql"."""
+    """The SQL that replaces the views, for "sqlite" or "postgresql"."""
     selected = _trial_results_sql(_SQLITE if dialect == "sqlite" else _POSTGRESQL)
     best = """SELECT row_number() OVER (PARTITION BY study ORDER BY score DESC, number) AS rank, trial_results.*
         FROM trial_results WHERE state = 'complete' AND feasible AND score IS NOT NULL"""
@@ -106,7 +106,7 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
         return f"(SELECT {value} FROM trial_user_attributes a WHERE a.trial_id = t.trial_id AND a.key = '{key}')"
 
     def part(name: str, old_key: str) -> str:
-        """A part of the score; of an older hpo's trials, which kept each under a key of its own."""
+        """A part of the score; older versions of hpo stored each under a key of its own."""
         new, old = sql["member"].format("a.value_json", name), sql["number"].format("a.value_json")
         value = f"CASE a.key WHEN '{PARTS_KEY}' THEN {sql['number'].format(f'({new})')} ELSE {old} END"
         return f"""(SELECT {value} FROM trial_user_attributes a WHERE a.trial_id = t.trial_id

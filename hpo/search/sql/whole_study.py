@@ -1,4 +1,4 @@
-"""What is done to a study as a whole, also to one that hpo did not make: it is deleted, or gets another name."""
+"""Deletes and renames studies, also those that hpo did not create."""
 
 import json
 from collections.abc import Callable
@@ -32,14 +32,14 @@ from hpo.study_file.spec import Spec
 
 TABLES_OF_TRIALS = [table for table in metadata.sorted_tables if "trial_id" in table.c and table is not trials]
 TABLES_OF_STUDIES = [table for table in metadata.sorted_tables if "study_id" in table.c and table is not studies]
-LONGEST_NAME = 512  # characters in Optuna's table
+MAX_NAME_CHARACTERS = 512  # in Optuna's table
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What a study has in an artifact store. location: as its workers said, None if none has; folder: of its
-    checkpoints and weights, None if hpo did not make it; numbers: of the trials that may have a checkpoint; pictures:
-    names of artifacts.
+    """A study's files in the artifact store. location: of the store, None if no worker has reported it; folder: of
+    checkpoints and weights, None if hpo did not create the study; numbers: of trials that may have a checkpoint;
+    pictures: names of artifacts.
     """
 
     study: str
@@ -50,13 +50,15 @@ class Kept:
 
 
 def delete(engine: sa.Engine, study_id: int) -> Kept | None:
-    """Removes a study with its trials, whoever runs some, in one transaction; None if there is none.
+    """Deletes a study with all trials, including running ones, in one transaction; None if there is no such study.
 
-    A worker that writes later finds its trial gone.
+    A worker that writes later finds its trial deleted.
     """
     of_study = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id)
     with writing(engine) as connection:
-        connection.execute(of_study.with_for_update()).all()  # as workers do: first their trial, then the study
+        connection.execute(
+            of_study.with_for_update()
+        ).all()  # in the same order as workers: first the trial, then the study
         kept = _locked(connection, study_id)
         if kept is None:
             return None
@@ -69,14 +71,13 @@ def delete(engine: sa.Engine, study_id: int) -> Kept | None:
 
 
 def rename(engine: sa.Engine, study_id: int, name: str, move: Callable[[Kept, Spec], None]) -> Kept | None:
-    """Gives a study another name, in its spec too; everything else stays as it is. What it has kept so far; None if
-    there is no such study.
+    """Renames a study, also in its spec. Returns its files under the old name; None if there is no such study.
 
-    move: is told what the study keeps and the spec with the new name, by which its workers will look for it; the name
-    stays as it was if it raises. Raises StudyError for a name that is taken or not allowed, and while trials of the
-    study are running: their workers know it by its name.
+    move: called with these files and the renamed spec, in whose folder workers will look for them; if it raises, the
+    study is not renamed. Raises StudyError if the name is taken or not allowed, or while trials are running, since
+    their workers know the study by name.
     """
-    _give_back_what_the_dead_had(engine, study_id)
+    _reap_if_ours(engine, study_id)
     with writing(engine) as connection:
         kept = _locked(connection, study_id)
         if kept is None:
@@ -89,10 +90,10 @@ def rename(engine: sa.Engine, study_id: int, name: str, move: Callable[[Kept, Sp
                     f"name; `hpo stop {kept.study}`, and rename it when nothing runs any more"
                 )
             renamed = _renamed(kept.study, spec, name)
-            anew = {SPEC_KEY: spec | {"name": name}, UID_KEY: new_token()}  # whoever has it set up does so anew
+            anew = {SPEC_KEY: spec | {"name": name}, UID_KEY: new_token()}  # workers that have set it up do so again
             attributes.write(connection, study_user_attributes, study_id, anew)
-        elif len(name) > LONGEST_NAME:
-            raise StudyError(f"name: must have at most {LONGEST_NAME} characters, not {len(name)}")
+        elif len(name) > MAX_NAME_CHARACTERS:
+            raise StudyError(f"name: must have at most {MAX_NAME_CHARACTERS} characters, not {len(name)}")
         try:
             connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=name))
         except IntegrityError:
@@ -105,13 +106,13 @@ def rename(engine: sa.Engine, study_id: int, name: str, move: Callable[[Kept, Sp
 def _locked(connection: sa.Connection, study_id: int) -> Kept | None:
     try:
         lock_study(connection, study_id)
-    except StudyError:  # it is no longer there
+    except StudyError:  # it was deleted
         return None
     return _kept(connection, study_id)
 
 
-def _give_back_what_the_dead_had(engine: sa.Engine, study_id: int) -> None:
-    """Of a study that hpo made: of others nobody beats."""
+def _reap_if_ours(engine: sa.Engine, study_id: int) -> None:
+    """Gives back trials of dead workers, except in studies that hpo did not create, which have no heartbeats."""
     with engine.connect() as connection:
         ours = attributes.read_study(connection, study_id, SPEC_KEY) is not None
     if ours:
@@ -131,7 +132,7 @@ def _renamed(study: str, spec: dict[str, Any], name: str) -> Spec:
 
 
 def folder_of(name: str) -> str:
-    """Where a study of this name has its checkpoints and weights, whatever else its spec says."""
+    """The folder for checkpoints and weights of a study of this name."""
     named: dict[str, Any] = {"name": name}
     return Spec.model_construct(**named).folder_name
 
@@ -153,7 +154,7 @@ def _kept(connection: sa.Connection, study_id: int) -> Kept | None:
 
 
 def _pictures(connection: sa.Connection, study_id: int) -> list[str]:
-    """What was uploaded to the study and to its trials, by hpo or in the page."""
+    """Artifacts of the study and its trials, uploaded by hpo or in the dashboard."""
     of_study, of_trial = study_system_attributes.c, trial_system_attributes.c
     queries = (
         sa.select(of_study.value_json).where(
@@ -169,7 +170,7 @@ def _pictures(connection: sa.Connection, study_id: int) -> list[str]:
 
 
 def locations(engine: sa.Engine) -> dict[str, list[str]]:
-    """Where workers keep their files, and the names of the studies that they keep there, the first submitted first."""
+    """Locations where workers keep files, each with the names of its studies in the order they were submitted."""
     spec, location = study_user_attributes.alias(), study_user_attributes.alias()
     query = (
         sa.select(studies.c.study_name, location.c.value_json)
