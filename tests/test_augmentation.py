@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from some_perturbations import perturbations
+from support.perturbations import perturbations
 
 from hpo.vision.training.augmentation import Augmentation
 

@@ -5,8 +5,9 @@ import threading
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, end, give_parameter, make_spec, optuna_storage, pause, report
 from lost_answers import faults_after
+from support.search import claim_next, end, give_parameter, optuna_storage, pause, report
+from support.studies import make_spec
 
 from hpo.search.sql import claims, heartbeats
 from hpo.search.sql.fence import TrialLost

@@ -14,9 +14,11 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
-from conftest import Hpo, Start, optuna_storage, write_study
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
+from support.commands import Hpo, Start
+from support.search import optuna_storage
+from support.studies import write_study
 
 from hpo.cli.main import cli
 from hpo.errors import InputError

@@ -21,25 +21,15 @@ import optuna
 import optuna_dashboard
 import pytest
 import sqlalchemy as sa
-from conftest import (
-    Hpo,
-    Start,
-    claim_next,
-    give_parameter,
-    make_spec,
-    open_fresh,
-    optuna_storage,
-    pause,
-    report,
-    run,
-    write_study,
-)
 from free_objective import FreeObjective
 from large_study import fill
 from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from optuna_dashboard import save_note
 from optuna_dashboard._importance import param_importance_cache
+from support.commands import Hpo, Start
+from support.search import claim_next, give_parameter, open_fresh, optuna_storage, pause, report, run
+from support.studies import make_spec, write_study
 
 from hpo.artifacts import Artifacts
 from hpo.errors import StudyError

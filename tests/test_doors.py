@@ -8,7 +8,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from conftest import Hpo, write_study
+from support.commands import Hpo
+from support.studies import write_study
 
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
 from hpo.doors.registry import Door

@@ -15,10 +15,10 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, optuna_storage, run
 from faults import HERE, Plan, examine, make_spec, run_with_faults
 from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.exc import DBAPIError
+from support.search import claim_next, optuna_storage, run
 
 from hpo.search.sql import claims, storage
 from hpo.search.sql.counts import Counts, count
@@ -208,7 +208,7 @@ def test_a_scheduler_is_told_by_a_code_of_its_own_that_a_worker_was_stopped(
     postgresql_url: str, hpo: Callable[..., Any], start: Any, tmp_path: Path
 ) -> None:
     """Slurm and Kubernetes take 0 for done."""
-    from conftest import write_study
+    from support.studies import write_study
 
     hpo("submit", write_study(tmp_path), HPO_STORAGE=postgresql_url)
     for option, code in ((["--exit-code-when-stopped", "75"], 75), ([], 0)):

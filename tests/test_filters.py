@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from conftest import make_spec
 from free_objective import FreeObjective
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from postgresql_servers import fresh_database
+from support.studies import make_spec
 
 from hpo.errors import InputError
 from hpo.search.sql import queries

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Hpo
-from image_trees import write_class_folders, zip_tree
+from support.commands import Hpo
+from support.image_trees import write_class_folders, zip_tree
 
 from hpo.errors import DataError
 from hpo.study_file.images import DataSpec

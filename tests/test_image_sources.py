@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_trees import WNIDS, write_class_folders, write_tiny_imagenet, zip_tree
 from PIL import Image
+from support.image_trees import WNIDS, write_class_folders, write_tiny_imagenet, zip_tree
 
 from hpo.errors import DataError
 from hpo.study_file.images import DataSpec

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_spec
-from image_trees import IMAGES_PER_CLASS, WNIDS, write_class_folders, write_tiny_imagenet, zip_tree
 from PIL import Image
+from support.image_trees import IMAGES_PER_CLASS, WNIDS, write_class_folders, write_tiny_imagenet, zip_tree
+from support.studies import make_spec
 
 from hpo.errors import DataError
 from hpo.study_file.images import DataSpec

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from some_perturbations import perturbations
+from support.perturbations import perturbations
 from torch import Tensor, nn
 
 from hpo.study_file.images import DataSpec

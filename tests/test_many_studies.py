@@ -13,8 +13,10 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import ONE_THREAD, claim_next, make_spec, optuna_storage, states
 from free_objective import FreeObjective
+from support.commands import ONE_THREAD
+from support.search import claim_next, optuna_storage, states
+from support.studies import make_spec
 
 from hpo.doors.objective import Trial
 from hpo.errors import DataError, MachineError, StudyError

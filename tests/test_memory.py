@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import ONE_THREAD, claim_next, give_parameter, make_spec, open_fresh, write_study
+from support.commands import ONE_THREAD
+from support.search import claim_next, give_parameter, open_fresh
+from support.studies import make_spec, write_study
 
 from hpo.errors import InputError
 from hpo.search.sql.counts import count

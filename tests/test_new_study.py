@@ -8,10 +8,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import Hpo
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from image_trees import write_class_folders, write_tiny_imagenet, zip_tree
+from support.commands import Hpo
+from support.image_trees import write_class_folders, write_tiny_imagenet, zip_tree
 from test_image_cache import may_mount
 
 from hpo.cli.new_study import Look, digits_study, image_study, look_at, write_study_file

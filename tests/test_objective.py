@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_spec
+from support.studies import make_spec
 
 import hpo.objectives.robust_accuracy
 from hpo.artifacts import Artifacts

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from conftest import Hpo, make_spec, write_study
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from some_perturbations import perturbations
+from support.commands import Hpo
+from support.perturbations import perturbations
+from support.studies import make_spec, write_study
 from test_step import FP32, a_batch, results, start
 from torch.nn import functional as F
 

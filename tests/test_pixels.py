@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_spec
-from image_trees import write_class_folders
 from numpy.typing import NDArray
 from PIL import Image
+from support.image_trees import write_class_folders
+from support.studies import make_spec
 
 from hpo.errors import DataError
 from hpo.study_file.images import DataSpec

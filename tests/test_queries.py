@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, make_spec, optuna_storage, report, run
 from large_study import fill
 from optuna.distributions import IntDistribution
+from support.search import claim_next, optuna_storage, report, run
+from support.studies import make_spec
 
 from hpo.errors import HpoError
 from hpo.search.importances import parameter_importances

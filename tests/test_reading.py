@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 import torch
-from conftest import Hpo, Start, claim_next, end, make_spec, pause, write_study
 from free_objective import FreeObjective
 from large_study import fill
 from rich.console import Console, RenderableType
+from support.commands import Hpo, Start
+from support.search import claim_next, end, pause
+from support.studies import make_spec, write_study
 
 import hpo as package
 from hpo import errors

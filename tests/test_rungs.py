@@ -10,10 +10,11 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, make_spec, open_fresh, optuna_storage
 from free_objective import FreeObjective
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.search import claim_next, open_fresh, optuna_storage
+from support.studies import make_spec
 
 from hpo.artifacts import Artifacts
 from hpo.doors.objective import Measurement, Trial

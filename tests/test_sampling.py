@@ -11,12 +11,13 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, give_parameter, make_spec, open_fresh, optuna_storage, run, states
 from free_objective import FreeObjective
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState
+from support.search import claim_next, give_parameter, open_fresh, optuna_storage, run, states
+from support.studies import make_spec
 
 from hpo.doors.objective import Trial
 from hpo.doors.parameters import Params

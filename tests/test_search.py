@@ -8,9 +8,10 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, make_spec, open_fresh, optuna_storage, run, running
 from free_objective import FreeObjective
 from optuna.distributions import IntDistribution
+from support.search import claim_next, open_fresh, optuna_storage, run, running
+from support.studies import make_spec
 
 from hpo.doors.parameters import Params
 from hpo.errors import StudyError, WorkerError

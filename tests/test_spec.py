@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from conftest import STUDIES, make_spec
 from hypothesis import given
 from hypothesis import strategies as st
+from support.studies import STUDIES, make_spec
 
 from hpo.doors.parameters import Choices, Range
 from hpo.errors import SpecError, nearest

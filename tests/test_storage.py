@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from conftest import Hpo, claim_next, make_spec, open_fresh
 from free_objective import FreeObjective
 from postgresql_servers import pgbouncer
+from support.commands import Hpo
+from support.search import claim_next, open_fresh
+from support.studies import make_spec
 
 from hpo.doors.objective import Trial
 from hpo.errors import InputError, StorageError

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from some_perturbations import perturbations
+from support.perturbations import perturbations
 from torch import nn
 
 from hpo.study_file.images import DataSpec

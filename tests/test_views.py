@@ -10,16 +10,16 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import open_fresh, optuna_storage
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from support.search import open_fresh, optuna_storage
 
 from hpo.errors import InputError, StorageError
 from hpo.search.sql import tables
-from hpo.search.sql.storage import _views_version, create_database, open_engine
+from hpo.search.sql.storage import create_database, open_engine, views_version
 from hpo.search.sql.views import VIEWS_VERSION, view_statements
 
 
@@ -199,7 +199,7 @@ def test_the_views_of_a_newer_hpo_are_left_alone(engine: sa.Engine) -> None:
     execute(engine, *newer)
     open_fresh(engine.url)
     with engine.connect() as connection:
-        assert _views_version(connection) == 99
+        assert views_version(connection) == 99
 
 
 def test_the_version_is_raised_with_every_change_of_the_views() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 import optuna
 import pytest
 import sqlalchemy as sa
-from conftest import claim_next, end, give_parameter, make_spec, optuna_storage, report, run, running, states
 from free_objective import FreeObjective
 from rich.console import Console
 from sqlalchemy.exc import OperationalError
+from support.search import claim_next, end, give_parameter, optuna_storage, report, run, running, states
+from support.studies import make_spec
 
 from hpo.cli.tables import status_view
 from hpo.doors.objective import Trial

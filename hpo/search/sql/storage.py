@@ -59,7 +59,7 @@ def _check(url: sa.URL, engine: sa.Engine) -> None:
     """
     try:
         with engine.connect() as connection:
-            views = _views_version(connection)
+            views = views_version(connection)
             version = connection.scalar(sa.select(alembic_version)) if views is not None else None
             strange = _strange_columns(connection) if version not in (None, OPTUNA_SCHEMA) else []
     except (SQLAlchemyError, ImportError) as error:
@@ -112,7 +112,7 @@ def _views_cannot_be_made(url: sa.URL, error: SQLAlchemyError) -> HpoError:
     )
 
 
-def _views_version(connection: sa.Connection) -> int | None:
+def views_version(connection: sa.Connection) -> int | None:
     """The version of the views; None if there are none, as they are created after all tables."""
     if connection.dialect.name == "sqlite":
         text = connection.scalar(sa.text("SELECT sql FROM sqlite_master WHERE name = 'trial_results'"))
@@ -131,7 +131,7 @@ def _make_views(engine: sa.Engine) -> None:
         server = engine.dialect.name == "postgresql"
         if server:
             connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({VIEWS_LOCK})")
-        if (_views_version(connection) or 0) >= VIEWS_VERSION:
+        if (views_version(connection) or 0) >= VIEWS_VERSION:
             return
         existed, kept = (existing_views(connection), read_kept(connection)) if server else ([], [])
         for statement in view_statements(engine.dialect.name):
@@ -170,7 +170,7 @@ def _create_tables(url: sa.URL) -> None:
             with engine.connect() as connection:
                 connection.exec_driver_sql("PRAGMA journal_mode=WAL")
         with engine.connect() as connection:
-            views = _views_version(connection)
+            views = views_version(connection)
         if views is None or views < VIEWS_VERSION:
             try:
                 _make_views(engine)
