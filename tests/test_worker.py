@@ -98,6 +98,19 @@ def test_a_score_that_is_no_number_is_a_finished_bad_trial(engine: sa.Engine) ->
     assert all(math.isnan(value) for value in study.trials[1].intermediate_values.values())
 
 
+def test_the_worst_score_is_worse_than_all_others_also_where_scores_are_negative(engine: sa.Engine) -> None:
+    class Loss(FreeObjective):
+        def run(self, trial: Trial) -> Any:
+            for measurement in super().run(trial):
+                yield replace(measurement, score=math.nan if trial.number == 3 else measurement.score - 5)
+
+    submit(engine, make_spec(budget=4))
+    work(engine, [], Loss, "worker", lambda text: None)
+    study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    scores = [trial.value for trial in study.trials]
+    assert scores[3] == min(scores) < -4
+
+
 def test_what_passes_is_tried_again_in_the_same_trial(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failures, "RETRY_SECS", (0.01, 0.01))
     lost = iter([OSError(errno.EIO, "lost"), ConnectionResetError()])

@@ -106,7 +106,8 @@ class RobustAccuracy(Objective):
 
     def _take_checkpoint(self, training: Training, measured: Sequence[Mapping[str, float]]) -> Callable[[], bytes]:
         header = {"measured": json.dumps(list(measured))}
-        copies = copied_aside(training.tensors())
+        with _device_errors(MachineError):
+            copies = copied_aside(training.tensors())
         return lambda: checkpoint_as_bytes(copies(), header)
 
     def initial_weights(self, params: Params) -> Weights:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import math
 import mimetypes
 import time
 import uuid
@@ -26,7 +25,6 @@ from hpo.search.sql.claims import Claim
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.queries import baseline_trial, best_trials
 from hpo.search.sql.reports import (
-    WORST_SCORE,
     KeptFile,
     finish,
     finish_with_worst_score,
@@ -192,12 +190,11 @@ def _end(ready: ReadyStudy, claim: Claim, measured: Measurement, verdict: asha.V
         ready.discard(*pruned)
         return f"trial {number} paused at {step}: score {measured.score:.4f}"
     ended = "pruned" if verdict == "pruned" else "complete"
-    score = WORST_SCORE if math.isnan(measured.score) else measured.score  # Optuna allows no NaN as a result
     worth_keeping = ended == "complete" and ready.outlast(_is_worth_keeping, ready, claim, measured)
     files = _keep(ready, measured) if worth_keeping else []
-    ready.outlast(finish, ready.engine, claim.hold, ended.upper(), score, measured, files)
+    ready.outlast(finish, ready.engine, claim.hold, ended.upper(), measured.score, measured, files)
     ready.discard(number, *claim.start.continues)
-    return f"trial {number} {ended} at {step}: score {score:.4f}"
+    return f"trial {number} {ended} at {step}: score {measured.score:.4f}"
 
 
 def _is_worth_keeping(ready: ReadyStudy, claim: Claim, measured: Measurement) -> bool:

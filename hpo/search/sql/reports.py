@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 WORST_SCORE = 0.0
+"""Of a trial that has no score of its own, unless others of the study score even less."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,16 @@ def kept_attributes(measured: Measurement) -> dict[str, Any]:
 def finish(
     engine: sa.Engine, hold: Hold, state: str, score: float, measured: Measurement, files: Sequence[KeptFile] = ()
 ) -> None:
-    """Ends a trial, COMPLETE or PRUNED, with its score, its user attributes, its constraints and its files. Raises
-    TrialLost.
+    """Ends a trial, COMPLETE or PRUNED, with its score (NaN: the study's worst, since Optuna allows no NaN as a result),
+    its user attributes, its constraints and its files. Raises TrialLost.
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
         if _has_ended(connection, hold):  # the first attempt took effect, but its answer was lost
             return
         study_id = lock_held(connection, hold).study_id
+        if math.isnan(score):
+            score = _worst_score(connection, study_id)
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
         attributes.write(connection, trial_user_attributes, trial_id, kept_attributes(measured))
@@ -119,8 +122,14 @@ def finish_with_worst_score(
     """Completes a trial that ran out of memory, so that the sampler, which ignores failed trials, learns from it.
     Raises TrialLost.
     """
-    nothing = Measurement(0, WORST_SCORE, attributes={"out_of_memory": out_of_memory}, constraints=constraints or {})
-    finish(engine, hold, "COMPLETE", WORST_SCORE, nothing)
+    nothing = Measurement(0, math.nan, attributes={"out_of_memory": out_of_memory}, constraints=constraints or {})
+    finish(engine, hold, "COMPLETE", math.nan, nothing)
+
+
+def _worst_score(connection: sa.Connection, study_id: int) -> float:
+    lowest = sa.select(sa.func.min(trial_values.c.value)).join(trials, trials.c.trial_id == trial_values.c.trial_id)
+    found: float | None = connection.scalar(lowest.where(trials.c.study_id == study_id))
+    return WORST_SCORE if found is None else min(WORST_SCORE, found)
 
 
 def _as_optunas_artifact(file: KeptFile) -> tuple[str, str]:
