@@ -97,8 +97,8 @@ def kept_attributes(measured: Measurement) -> dict[str, Any]:
 def finish(
     engine: sa.Engine, hold: Hold, state: str, score: float, measured: Measurement, files: Sequence[KeptFile] = ()
 ) -> None:
-    """Ends a trial, COMPLETE or PRUNED, with its score (NaN: the study's worst, since Optuna allows no NaN as a result),
-    its user attributes, its constraints and its files. Raises TrialLost.
+    """Ends a trial, COMPLETE or PRUNED, with its score (NaN: the study's worst, since Optuna allows no NaN as a
+    result), its user attributes, its constraints and its files. Raises TrialLost.
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
