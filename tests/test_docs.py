@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
+from hpo.doors.objective import Trial
 from hpo.doors.parameters import Section
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
 from hpo.study_file.images import ImageSpec
@@ -82,6 +84,11 @@ def test_the_examples_of_extending_are_what_they_say(tmp_path: Path) -> None:
     for part in (*found["SmallConv"].units(module), found["SmallConv"].head(module)):
         by_units = part(by_units)
     assert torch.equal(module(images), by_units)
+    descent = found["Descent"](found["Descent"].Settings(), None)
+    trial = Trial(number=0, params={"rate": 0.001, "momentum": 0.9}, seed=0, steps=50)
+    whole = list(descent.run(trial))
+    assert whole[-1].score > whole[0].score
+    assert list(descent.run(replace(trial, checkpoint=whole[29].checkpoint))) == whole[30:]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -132,6 +132,13 @@ def test_mistakes_are_refused_in_one_line(python: Path, tmp_path: Path, override
     assert not (tmp_path / "hpo.db").exists()
 
 
+def test_what_differs_from_a_study_that_was_submitted_is_said(hpo: Run, tmp_path: Path) -> None:
+    assert hpo("submit", study_file(tmp_path)).returncode == 0
+    refused = hpo("submit", "study.toml", "--set", "objective.noise=0.5", "--set", "search.alpha.low=1e-5")
+    assert refused.returncode == 1
+    assert "search.alpha.low = 1e-06, not 1e-05; objective.noise = 1.0, not 0.5; choose another" in refused.stderr
+
+
 def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo: Run, tmp_path: Path) -> None:
     assert hpo("submit", study_file(tmp_path)).returncode == 0
     assert hpo("run", "study.toml", "--set", "name=done", "--set", "budget=2").returncode == 0

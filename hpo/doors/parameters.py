@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, model_validator
 
+from hpo.errors import nearest
+
 Value = int | float | str
 Params = dict[str, Value]
 
@@ -63,7 +65,9 @@ class Choices(Section):
 
 
 def _kind(value: object) -> str:
-    if isinstance(value, Choices) or (isinstance(value, dict) and "choices" in value):
+    """Of what a file says, misspelt or not."""
+    names_choices = isinstance(value, dict) and any(nearest(str(key), ["choices"]) for key in value)
+    if isinstance(value, Choices) or names_choices:
         return "choices"
     return "range" if isinstance(value, Range | dict) else "value"
 

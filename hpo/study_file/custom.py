@@ -1,6 +1,7 @@
 """The study file of an objective of an installed package: its own settings, and a free [search]."""
 
 import json
+import keyword
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated, Any
@@ -13,8 +14,11 @@ from hpo.errors import InputError
 from hpo.study_file.messages import with_allowed_keys
 from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec
 
-TAKEN = ("study", "number", "state", "score", "worker", "started_at", "finished_at", "baseline", "feasible", "params")
-"""Names that mean something else in `hpo top --where`."""
+TAKEN = (
+    *("study", "number", "state", "score", "worker", "started_at", "finished_at", "baseline", "feasible", "params"),
+    *("clean_accuracy", "perturbed_accuracy", "gaussian_noise", "pixel_recolor", "violation", "images"),
+)
+"""Names that mean something else in `hpo top --where` or `--csv`."""
 
 
 class CustomSearch(SearchSection):
@@ -26,10 +30,9 @@ class CustomSearch(SearchSection):
     __pydantic_extra__: dict[str, Parameter] = Field(init=False)
 
     @model_validator(mode="after")
-    def _check(self) -> "CustomSearch":
+    def _check(self, info: ValidationInfo) -> "CustomSearch":
         for name, parameter in self._named().items():
-            if not name.isidentifier() or name in TAKEN:
-                why = "is taken" if name in TAKEN else "may only have letters, digits and underscores"
+            if (why := _why_not(name)) and not is_kept(info):
                 raise ValueError(f"{name!r} {why}; choose another name for this parameter")
             free_row(name, parameter)
         return self
@@ -40,6 +43,13 @@ class CustomSearch(SearchSection):
     @cached_property
     def rows(self) -> Mapping[str, Row]:
         return {name: free_row(name, parameter) for name, parameter in self._named().items()}
+
+
+def _why_not(name: str) -> str | None:
+    """Why no parameter may have this name, if so: `--where` could not tell it from something else."""
+    if name in TAKEN or name.lower() in ("null", "none", "true", "false") or keyword.iskeyword(name.lower()):
+        return "is taken"
+    return None if name.isidentifier() else "may only have letters, digits and underscores"
 
 
 class CustomObjective(Section):

@@ -115,6 +115,8 @@ def _difference(spec: Spec, existing: Study) -> str:
 def _by_key(spec: Spec) -> dict[str, Any]:
     """The values of the spec by their keys for `--set`."""
     document = spec.model_dump()
+    if not isinstance(spec, ImageSpec):
+        return flatten(document)
     perturbations = {entry["name"]: entry for entry in document["objective"]["perturbations"]}
     return flatten(document | {"objective": document["objective"] | {"perturbations": perturbations}})
 
