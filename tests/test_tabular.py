@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
+from support.search import open_fresh
+
+from hpo.search.sql.dead_workers import give_back_trials_of
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "tabular"
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -135,7 +137,7 @@ def test_mistakes_are_refused_in_one_line(python: Path, tmp_path: Path, override
 def test_what_differs_from_a_study_that_was_submitted_is_said(hpo: Run, tmp_path: Path) -> None:
     assert hpo("submit", study_file(tmp_path)).returncode == 0
     refused = hpo("submit", "study.toml", "--set", "objective.noise=0.5", "--set", "search.alpha.low=1e-5")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "search.alpha.low = 1e-06, not 1e-05; objective.noise = 1.0, not 0.5; choose another" in refused.stderr
 
 
@@ -155,17 +157,19 @@ def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo
 def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
     hpo: Run, python: Path, tmp_path: Path
 ) -> None:
-    study = study_file(tmp_path, steps=1200)
+    study = study_file(tmp_path, steps=400)
     changes = ("--set", "budget=2", "--set", "pruner.name=none")
     assert hpo("run", study, *changes, "--set", "name=unbroken").returncode == 0
     hpo("submit", study, *changes)
-    command = [python, "-m", "hpo", "launch", "tabular"]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path), stderr=subprocess.PIPE) as launched:
+    command = [python, "-m", "hpo", "worker", "tabular"]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path)) as worker:
         deadline = time.monotonic() + 60
         while not list(tmp_path.rglob("tabular/trial-*.checkpoint")) and time.monotonic() < deadline:
             time.sleep(0.05)
-        for worker in psutil.Process(launched.pid).children():
-            worker.kill()
+        worker.kill()
+    (trial,) = found(hpo, "status", "tabular")["running_trials"]
+    assert give_back_trials_of(open_fresh(f"sqlite:///{tmp_path}/hpo.db"), trial["worker"])
+    assert hpo("worker", "tabular").returncode == 0
     broken, unbroken = (found(hpo, "top", name) for name in ("tabular", "unbroken"))
     assert any(trial["resumed_after_epoch"] for trial in broken)
     curves = [sorted(json.dumps(trial["epochs"]) for trial in trials) for trials in (broken, unbroken)]
