@@ -110,28 +110,37 @@ def test_an_objective_of_a_package_is_searched_by_real_workers(postgresql_url: s
     assert same["score"] == found(hpo, "best", "tabular")["score"]
 
 
-@pytest.mark.parametrize(
-    ("override", "words"),
-    [
-        ("objective.noize=1", "objective.noize: unknown key; allowed here: name, steps, noise, max_clean_drop."),
-        ("objective.noise=-1", "objective.noise: must be greater than or equal to 0, not -1"),
-        ("objective.name=noisy-tabula", "there are: robust-accuracy, noisy-tabular. Did you mean 'noisy-tabular'?"),
-        (
-            "search.alpha={ low = 1, hihg = 2 }",
-            "search.alpha.hihg: unknown key; allowed here: low, high, log, default.",
-        ),
-        ("search.score=3", "search: 'score' is taken; choose another name"),
-        ("search.loss={ choices = [1, 'hinge'] }", "mixes numbers and words"),
-        ("data.name=digits", "data: unknown key; allowed here: name, budget, seed,"),
-    ],
-)
-def test_mistakes_are_refused_in_one_line(python: Path, tmp_path: Path, override: str, words: str) -> None:
-    command = [python, "-m", "hpo", "submit", study_file(tmp_path), "--set", override]
-    ran = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
-    assert ran.returncode == 2
-    assert len(ran.stderr.splitlines()) == 1
-    assert words in ran.stderr
+MISTAKES = {
+    "objective.noize=1": "objective.noize: unknown key; allowed here: name, steps, noise, max_clean_drop.",
+    "objective.noise=-1": "objective.noise: must be greater than or equal to 0, not -1",
+    "objective.name=noisy-tabula": "there are: robust-accuracy, noisy-tabular. Did you mean 'noisy-tabular'?",
+    "search.score=3": "search: 'score' is taken; choose another name",
+    "search.loss={ choices = [1, 'hinge'] }": "mixes numbers and words",
+    "data.name=digits": "data: unknown key; allowed here: name, budget, seed,",
+}
+READ = """
+import json, sys
+from pathlib import Path
+from hpo.errors import SpecError
+from hpo.study_file.reading import load_spec
+for override in json.loads(sys.argv[1]):
+    try:
+        load_spec(Path("study.toml"), [override])
+    except SpecError as error:
+        print(error)
+"""
+
+
+def test_mistakes_are_refused_in_one_line(hpo: Run, python: Path, tmp_path: Path) -> None:
+    refused = hpo("submit", study_file(tmp_path), "--set", "objective.noize=1")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "Did you mean 'noise'?" in refused.stderr
     assert not (tmp_path / "hpo.db").exists()
+    command = [python, "-c", READ, json.dumps(list(MISTAKES))]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment(tmp_path), capture_output=True, text=True)
+    for said, words in zip(ran.stdout.splitlines(), MISTAKES.values(), strict=True):
+        assert words in said
 
 
 def test_what_differs_from_a_study_that_was_submitted_is_said(hpo: Run, tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ rows that it has not seen: as they are ("clean") and with Gaussian noise on ever
 import hashlib
 import io
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from pydantic import Field
-from sklearn.datasets import load_breast_cancer
-from sklearn.linear_model import SGDClassifier
 
 import hpo
+
+if TYPE_CHECKING:
+    from sklearn.linear_model import SGDClassifier
 
 
 class NoisyTabular(hpo.Objective):
@@ -29,6 +30,8 @@ class NoisyTabular(hpo.Objective):
         """A trial is feasible if its clean accuracy is at most this far below the baseline's."""
 
     def __init__(self, settings: Settings, context: hpo.Context) -> None:
+        from sklearn.datasets import load_breast_cancer  # here: commands that only read settings need not wait for it
+
         table = load_breast_cancer()
         self.settings = settings
         self.digest = hashlib.sha256(table.data.tobytes() + table.target.tobytes()).hexdigest()
@@ -45,6 +48,8 @@ class NoisyTabular(hpo.Objective):
         return {"table": self.digest}
 
     def run(self, trial: hpo.Trial) -> Iterator[hpo.Measurement]:
+        from sklearn.linear_model import SGDClassifier
+
         model = SGDClassifier(
             loss=trial.params["loss"],
             alpha=trial.params["alpha"],
@@ -69,7 +74,7 @@ class NoisyTabular(hpo.Objective):
                 attributes={"rows": len(self.scored[trial.split][1])},
             )
 
-    def _accuracies(self, model: SGDClassifier, trial: hpo.Trial) -> dict[str, float]:
+    def _accuracies(self, model: "SGDClassifier", trial: hpo.Trial) -> dict[str, float]:
         """The noise is the same in all trials, so that they are compared on equal terms."""
         features, labels = self.scored[trial.split]
         noise = np.random.default_rng(1).normal(scale=self.settings.noise, size=features.shape)
@@ -81,14 +86,14 @@ class NoisyTabular(hpo.Objective):
     )
     """Attributes of scikit-learn's model that a checkpoint holds."""
 
-    def _checkpoint(self, model: SGDClassifier, step: int) -> bytes:
+    def _checkpoint(self, model: "SGDClassifier", step: int) -> bytes:
         """Arrays alone: nothing that could run when it is read, as a pickle could."""
         state = {name: getattr(model, name) for name in self.STATE if getattr(model, name, None) is not None}
         stream = io.BytesIO()
         np.savez(stream, step=step, **state)
         return stream.getvalue()
 
-    def _restore(self, model: SGDClassifier, checkpoint: bytes) -> int:
+    def _restore(self, model: "SGDClassifier", checkpoint: bytes) -> int:
         """The step that the checkpoint was taken after."""
         features, labels = self.train
         model.partial_fit(features[:2], labels[:2], classes=[0, 1])  # makes what the state is written into
