@@ -288,7 +288,9 @@ def test_a_newer_optuna_is_worked_with_as_long_as_its_columns_are_the_same(
         if change is not None:
             connection.exec_driver_sql(change)
     if strange is None:
-        work(open_engine(engine.url), [], FreeObjective, "worker", print)
+        opened = open_engine(engine.url)
+        work(opened, [], FreeObjective, "worker", print)
+        opened.dispose()
         return
     with pytest.raises(StorageError) as refused:
         open_engine(engine.url)

@@ -84,7 +84,8 @@ def _strange_columns(connection: sa.Connection) -> list[str]:
     there = set(inspector.get_table_names())
     found = []
     for table in metadata.sorted_tables:
-        columns = {column["name"]: column for column in inspector.get_columns(table.name) if table.name in there}
+        described = inspector.get_columns(table.name) if table.name in there else []
+        columns = {column["name"]: column for column in described}
         missing = [name for name in table.columns.keys() if name not in columns]  # noqa: SIM118 (a collection of columns)
         needed = [
             name
