@@ -82,7 +82,7 @@ def test_a_trial_has_a_seed_and_a_split_of_its_own(
     first, again, other = (list(objective.run(trial(seed=seed)))[-1] for seed in (0, 0, 1))
     assert first.parts == again.parts
     assert first.parts != other.parts
-    test = list(objective.run(replace(trial(), split="test")))[-1]
+    test = next(iter(objective.run(replace(trial(), split="test"))))
     assert test.attributes["images"] == len(objective.images.test)
     assert first.attributes["images"] == len(objective.images.tuning)
 
@@ -104,7 +104,7 @@ def test_the_best_trial_keeps_pictures_and_weights(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
-    files = list(made(make_spec(data=DATA), tmp_path).run(trial()))[-1].keep()
+    files = next(iter(made(make_spec(data=DATA), tmp_path).run(trial()))).keep()
     assert files.keys() == {"training-curve.png", "predictions.png", "weights.safetensors"}
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(files["weights.safetensors"])
