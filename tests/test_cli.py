@@ -47,8 +47,8 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     hpo: Hpo, tmp_path: Path, postgresql_url: str
 ) -> None:
     """On PostgreSQL, with a password; on SQLite in test_new_study.py."""
-    storage_url = parse_url(postgresql_url).set(password=SECRET).render_as_string(hide_password=False)
-    storage = {"HPO_STORAGE": storage_url}
+    postgresql_url = parse_url(postgresql_url).set(password=SECRET).render_as_string(hide_password=False)
+    storage = {"HPO_STORAGE": postgresql_url}
     study = write_study(tmp_path, sampler={"name": "auto"})
     ran = hpo("run", study, "--workers", "2", **storage)
     assert ran.returncode == 0, ran.stderr
@@ -56,7 +56,7 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     assert "tuning images, the same for all trials" in ran.stdout
     assert "hpo top study" in ran.stderr
 
-    optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(storage_url))
+    optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(postgresql_url))
     best = json.loads(hpo("best", "study", "--json", **storage).stdout)
     assert best["score"] == optuna_study.best_value
     assert best["params"] == optuna_study.trials[best["number"]].params
@@ -103,17 +103,17 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     assert "is done" in again.stderr
     assert "Best configurations of study" in again.stdout
     said = [ran.stdout, ran.stderr, hpo("status", "study", **storage).stdout, again.stderr]
-    check_that_the_password_is_nowhere(said, tmp_path, storage_url)
+    check_that_the_password_is_nowhere(said, tmp_path, postgresql_url)
     check_that_the_best_run_again_gives_the_same_accuracies(hpo, tmp_path, best, storage)
 
 
-def check_that_the_password_is_nowhere(said: list[str], folder: Path, storage_url: str) -> None:
+def check_that_the_password_is_nowhere(said: list[str], folder: Path, postgresql_url: str) -> None:
     """In no output, no file and no text of the database."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert any(path.suffix == ".log" for path in files)
     assert not any(SECRET in text for text in said)
     assert not any(SECRET.encode() in path.read_bytes() for path in files)
-    engine = open_engine(parse_url(storage_url))
+    engine = open_engine(parse_url(postgresql_url))
     with engine.connect() as connection:
         for table in sa.inspect(connection).get_table_names():
             rows = connection.execute(sa.text(f'SELECT * FROM "{table}"')).all()  # noqa: S608

@@ -166,7 +166,7 @@ def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo
 def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
     hpo: Run, python: Path, tmp_path: Path
 ) -> None:
-    study = study_file(tmp_path, steps=250)
+    study = study_file(tmp_path, steps=200)
     changes = ("--set", "budget=2", "--set", "pruner.name=none")
     assert hpo("run", study, *changes, "--set", "name=unbroken").returncode == 0
     hpo("submit", study, *changes)
