@@ -117,6 +117,16 @@ def test_the_known_good_configuration_starts_first_then_the_baseline_then_the_ot
     assert (second.baseline, second.fixed_params) == (True, study.spec.search.baseline())
 
 
+def test_the_baseline_runs_within_the_budget_also_beside_enqueued_trials(engine: sa.Engine) -> None:
+    study, _ = submit(engine, make_spec(budget=3))
+    optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(engine.url))
+    for size in (16, 32):
+        optuna_study.enqueue_trial({"batch_size": size})
+    taken = [claim_next(engine, study, "w") for _ in range(4)]
+    assert [claim and claim.start.baseline for claim in taken] == [False, False, True, None]
+    assert count(engine, study.study_id) == Counts(running=3)
+
+
 def test_what_was_interrupted_goes_on_before_anything_new_starts(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec(budget=6))
     first, baseline, _ = (claim_next(engine, study, "w") for _ in range(3))

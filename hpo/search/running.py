@@ -6,7 +6,7 @@ import mimetypes
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,7 +17,7 @@ from hpo.doors.parameters import Params
 from hpo.errors import InputError, MachineError, StorageError
 from hpo.search import asha, checkpoints
 from hpo.search.checkpoint_writer import CheckpointWriter
-from hpo.search.checkpoints import Checkpoint, Reports, StudyFolder
+from hpo.search.checkpoints import StudyFolder
 from hpo.search.failures import decide, in_words
 from hpo.search.provenance import made_by
 from hpo.search.sql import rungs
@@ -29,6 +29,7 @@ from hpo.search.sql.reports import (
     finish,
     finish_with_worst_score,
     record_params,
+    record_replayed,
     record_step,
     record_trouble,
     violation,
@@ -115,7 +116,9 @@ def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequenc
         baseline=claim.start.baseline,
         checkpoint=found.content if found else None,
     )
-    reports = _replay(ready, claim, found)
+    reports = found.reports if found else []
+    if reports:
+        ready.outlast(record_replayed, ready.engine, claim.hold, reports)
     resumed_after = len(reports)
     seen = rungs.Seen(claim.hold.trial_id, bracket)
     verdict: asha.Verdict = "goes on"
@@ -127,7 +130,8 @@ def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequenc
             if ready.folder and measured.checkpoint is not None and measured.step < spec.steps:
                 writer.offer(checkpoints.taking(ready.folder, trial, continues, whose, measured, list(reports)))
             if not trial.baseline and measured.step < spec.steps:
-                verdict = ready.outlast(_judge, ready, seen, measured)
+                at = (ready.study.study_id, spec, seen, measured.step, measured.score)
+                verdict = ready.outlast(asha.judge, ready.engine, *at)
             ready.outlast(record_step, ready.engine, claim.hold, measured, reports)
             if verdict != "goes on":
                 writer.flush()
@@ -157,30 +161,13 @@ def _measuring(objective: Objective, trial: Trial) -> Iterator[tuple[Iterator[Me
             close()
 
 
-def _replay(ready: ReadyStudy, claim: Claim, found: Checkpoint | None) -> Reports:
-    """Records the steps up to the checkpoint, which were measured by the trial that this one continues."""
-    reports: Reports = []
-    for report in found.reports if found else ():
-        reports.append(report)
-        measured = Measurement(int(report["step"]), report["score"])
-        ready.outlast(record_step, ready.engine, claim.hold, measured, reports)
-    return reports
-
-
-def _judge(ready: ReadyStudy, seen: rungs.Seen, measured: Measurement) -> asha.Verdict:
-    """The pruner's verdict. Not asked for the baseline, replayed steps, and the last step."""
-    return asha.judge(ready.engine, ready.study.study_id, ready.study.spec, seen, measured.step, measured.score)
-
-
 def _with_provenance(ready: ReadyStudy, measured: Measurement, resumed_after: int) -> Measurement:
     """Adds the provenance to the objective's own attributes."""
     made = made_by(ready.study.spec, ready.objective.fingerprints())
     own = measured.attributes.get("made_by", {})
     resumed = {"resumed_after_epoch": resumed_after} if resumed_after else {}
     attributes = {**measured.attributes, "host": made["host"], "made_by": {**made, **own}, **resumed}
-    return Measurement(
-        measured.step, measured.score, measured.parts, None, measured.constraints, attributes, measured.keep
-    )
+    return replace(measured, attributes=attributes)
 
 
 def _end(ready: ReadyStudy, claim: Claim, measured: Measurement, verdict: asha.Verdict) -> str:

@@ -25,7 +25,7 @@ from hpo.search.sql.conditions import (
     is_still_there,
     is_stopped,
 )
-from hpo.search.sql.counts import count_in
+from hpo.search.sql.counts import Counts, count_in
 from hpo.search.sql.fence import TOKEN_KEY, Hold, TrialLost, lock_held, new_token, write_token
 from hpo.search.sql.storage import database_now, writing
 from hpo.search.sql.tables import (
@@ -124,30 +124,33 @@ def claim(
     """
     study_id, _ = study
     with engine.connect() as connection:  # without a lock, since idle workers ask every second
-        if not _may_claim(connection, study):
+        if _room(connection, study) is None:
             return None
     with writing(engine) as connection:
         try:
             lock_study(connection, study_id)
         except StudyError:
             return None
-        if not _may_claim(connection, study):
+        room = _room(connection, study)
+        if room is None:
             return None
         trial_id = _waiting(connection, study_id, baseline_alone)
         if trial_id is None:
-            trial_id = _next_trial(connection, study_id, start_of, baseline_alone)
+            trial_id = _next_trial(connection, study_id, *room, start_of, baseline_alone)
         if trial_id is None:
             trial_id = _waiting(connection, study_id, baseline_alone, also_failed_baseline=True)
         return None if trial_id is None else take(connection, trial_id, worker, token)
 
 
-def _may_claim(connection: sa.Connection, study: StudyKey) -> bool:
-    """Whether the budget allows another trial to run. Paused trials count, since they finish sooner or later."""
+def _room(connection: sa.Connection, study: StudyKey) -> tuple[Counts, int] | None:
+    """The study's counts and budget if that allows another trial to run, else None. Paused trials count, since they
+    finish sooner or later.
+    """
     study_id, _ = study
     if not connection.scalar(sa.select(~is_stopped(study_id) & is_still_there(study))):
-        return False
-    counts = count_in(connection, study_id)
-    return counts.finished + counts.running + counts.paused < read_budget(connection, study_id)
+        return None
+    counts, budget = count_in(connection, study_id), read_budget(connection, study_id)
+    return (counts, budget) if counts.finished + counts.running + counts.paused < budget else None
 
 
 def read_budget(connection: sa.Connection, study_id: int) -> int:
@@ -176,12 +179,13 @@ def _waiting(
     return found
 
 
-def _next_trial(connection: sa.Connection, study_id: int, start_of: StartOf, baseline_alone: bool) -> int | None:
+def _next_trial(
+    connection: sa.Connection, study_id: int, counts: Counts, budget: int, start_of: StartOf, baseline_alone: bool
+) -> int | None:
     """Adds the next trial if the budget allows. The baseline, trial 0, waits for the second claim: trial 1 is known to
     be good, so that a single worker has a good result soon.
     """
-    counts, budget = count_in(connection, study_id), read_budget(connection, study_id)
-    if counts.finished + counts.running + counts.waiting >= budget:
+    if counts.budgeted >= budget:
         return None
     before: int | None = attributes.read_study(connection, study_id, NEXT_START_KEY)
     number = budget if before is None else before  # an older hpo used all starts when the study was submitted
@@ -189,7 +193,7 @@ def _next_trial(connection: sa.Connection, study_id: int, start_of: StartOf, bas
     if baseline_alone and not start.baseline and not connection.scalar(sa.select(baseline_is_complete(study_id))):
         return None
     trial_id = add_trial(connection, study_id, start)
-    if start.baseline and not baseline_alone and counts.waiting + 1 < budget:
+    if start.baseline and not baseline_alone and counts.budgeted + 2 <= budget:
         number += 1
         trial_id = add_trial(connection, study_id, start_of(number))
     attributes.write(connection, study_user_attributes, study_id, {NEXT_START_KEY: number + 1})

@@ -25,6 +25,11 @@ class Counts:
     def finished(self) -> int:
         return self.complete + self.pruned
 
+    @property
+    def budgeted(self) -> int:
+        """Trials that use up budget: all but failed ones."""
+        return self.finished + self.running + self.waiting
+
 
 _FIELD_OF_STATE = {
     "COMPLETE": "complete",

@@ -72,12 +72,25 @@ def record_params(
 
 
 def record_step(engine: sa.Engine, hold: Hold, measured: Measurement, reports: Sequence[Mapping[str, float]]) -> None:
-    """Stores a step's score, and score and parts of all steps so far. Raises TrialLost."""
-    value = _value_and_type(measured.score, "intermediate_value", "intermediate_value_type")
-    row = {"trial_id": hold.trial_id, "step": measured.step, **value}
+    """Stores the score of a step, and scores and parts of all steps so far. Raises TrialLost."""
+    _record(engine, hold, {measured.step: measured.score}, reports)
+
+
+def record_replayed(engine: sa.Engine, hold: Hold, reports: Sequence[Mapping[str, float]]) -> None:
+    """Stores at once the steps up to a checkpoint, which were measured by the trial that this one continues. Raises
+    TrialLost.
+    """
+    _record(engine, hold, {int(report["step"]): report["score"] for report in reports}, reports)
+
+
+def _record(engine: sa.Engine, hold: Hold, scores: Mapping[int, float], reports: Sequence[Mapping[str, float]]) -> None:
+    columns = ("intermediate_value", "intermediate_value_type")
+    rows = [
+        {"trial_id": hold.trial_id, "step": step, **_value_and_type(score, *columns)} for step, score in scores.items()
+    ]
     with writing(engine) as connection:
         lock_held(connection, hold)
-        attributes.upsert(connection, trial_intermediate_values, [row], ("trial_id", "step"))
+        attributes.upsert(connection, trial_intermediate_values, rows, ("trial_id", "step"))
         attributes.write(connection, trial_user_attributes, hold.trial_id, {REPORTS_KEY: list(reports)})
 
 

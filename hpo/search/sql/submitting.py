@@ -11,7 +11,7 @@ from hpo.doors.parameters import Params
 from hpo.errors import StudyError
 from hpo.search.sql import attributes
 from hpo.search.sql.attributes import BUDGET_KEY, FIRST_STARTS_KEY, NEXT_START_KEY, UID_KEY
-from hpo.search.sql.claims import lock_study
+from hpo.search.sql.claims import lock_study, read_budget
 from hpo.search.sql.fence import new_token
 from hpo.search.sql.storage import writing
 from hpo.search.sql.studies import PROTOCOL_KEY, SPEC_KEY, Study, find_study, study_names, those_there
@@ -135,7 +135,7 @@ def extend(engine: sa.Engine, study: Study, budget: int) -> int:
         raise StudyError(f"study '{study.name}': the grid and the baseline are {points} trials, not {budget}")
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
-        before = int(attributes.read_study(connection, study.study_id, BUDGET_KEY))
+        before = read_budget(connection, study.study_id)
         if budget < before:
             raise StudyError(f"study '{study.name}' has a budget of {before}; --budget must be more, not {budget}")
         kept = {BUDGET_KEY: budget}
