@@ -24,7 +24,7 @@ from hpo.doors.perturbation import PERTURBATIONS, NotInstalled, Perturbation
 from hpo.errors import InputError
 from hpo.study_file.messages import with_allowed_keys
 from hpo.study_file.parameters import ImageSearch
-from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec, shares_in_words
+from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec
 
 ROBUST_ACCURACY = "robust-accuracy"
 
@@ -228,7 +228,8 @@ class ImageSpec(Spec):
     def summary(self) -> list[str]:
         perturbations = self.objective.perturbations
         parts = [(p.weight, f"accuracy under {p.name} {p.scored_severity:g}") for p in perturbations]
-        score = shares_in_words([(self.objective.clean, "clean accuracy"), *parts])
+        weighted = [(self.objective.clean, "clean accuracy"), *parts]
+        score = " + ".join(f"{weight:g} × {what}" for weight, what in weighted)  # noqa: RUF001
         lines = [
             f"**{self.model.name}** (weights: {self.model.weights}), **{self.data.name}**, {self.model.input_size} px.",
             f"Score: {score}, on tuning images that no trial trains on.",

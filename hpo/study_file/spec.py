@@ -1,7 +1,7 @@
 """What every study file says, whatever its objective, as frozen typed data."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -153,8 +153,3 @@ def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in document.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
-
-
-def shares_in_words(parts: Sequence[tuple[float, str]]) -> str:
-    """`0.5 × clean accuracy + …`."""  # noqa: RUF002
-    return " + ".join(f"{weight:g} × {what}" for weight, what in parts)  # noqa: RUF001

@@ -45,7 +45,6 @@ MAX_DEATHS = 3
 Why = Literal["failure", "stopped", "worker lost", "device failed"]
 """Why a trial is given back; only failures count against the study."""
 DEATHS: tuple[Why, ...] = ("worker lost", "device failed")
-INTERRUPTION = "interruption"
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
         if why in DEATHS and _died_repeatedly(connection, row.study_id, trial_id, start.continues):
             why = "failure"
             text = f"{MAX_DEATHS} workers in a row died in the same step of this configuration (out of memory?): {text}"
-        kept = {"failure" if why == "failure" else INTERRUPTION: text}
+        kept = {"failure" if why == "failure" else "interruption": text}
         attributes.write(connection, trial_user_attributes, trial_id, kept)
         if why != "failure":
             if params := read_params(connection, trial_id):
