@@ -15,8 +15,9 @@ from pydantic.fields import FieldInfo
 
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
-from hpo.doors.parameters import Choices, Range, Row, SearchSection, Section
+from hpo.doors.parameters import Choices, Range, Row, SearchSection
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
+from hpo.doors.section import Section
 from hpo.study_file.images import ImageSpec, ObjectiveSpec
 from hpo.study_file.parameters import PARAMETERS
 from hpo.study_file.schema import study_schema
@@ -127,11 +128,11 @@ def perturbations_section() -> Iterator[str]:
     rows = []
     for name, kind in PERTURBATIONS.loadable().items():
         properties = kind.model_json_schema()["properties"]
-        for key, field in kind.model_fields.items():
+        for key in kind.model_fields:
             if key not in Perturbation.model_fields:
                 is_severity = "yes" if key == kind.severity else ""
-                settings = (code(key), allowed(properties[key]), is_severity, one_line(field.description))
-                rows.append((literal(name), one_line(kind.__doc__), *settings))
+                values, help_ = allowed(properties[key]), one_line(properties[key].get("description"))
+                rows.append((literal(name), one_line(kind.__doc__), code(key), values, is_severity, help_))
     yield from table(("name", "what it does", "key", "values", "severity", "meaning"), rows)
     yield "Installed packages can add more: [extending.md](extending.md).\n"
 
@@ -139,16 +140,17 @@ def perturbations_section() -> Iterator[str]:
 def keys_table(
     section: type[Section], schema: Mapping[str, Any], without: Mapping[str, Any] | None = None
 ) -> Iterator[str]:
+    properties = schema["properties"]
     rows = [
-        (code(key), allowed(schema["properties"][key]), default(field), meaning(section, key, field))
+        (code(key), allowed(properties[key]), default(field), meaning(section, key, properties[key]))
         for key, field in section.model_fields.items()
         if key not in (without or {})
     ]
     yield from table(("key", "values", "default", "meaning"), rows)
 
 
-def meaning(section: type[Section], key: str, field: FieldInfo) -> str:
-    return one_line(field.description) or MEANINGS[f"{section.__name__}.{key}"]
+def meaning(section: type[Section], key: str, schema: Mapping[str, Any]) -> str:
+    return one_line(schema.get("description")) or MEANINGS[f"{section.__name__}.{key}"]
 
 
 def default(field: FieldInfo) -> str:

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from hpo.api import Results, best, history, load_results, pareto, perturb, run, submit, top
     from hpo.doors.network import Network
     from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Trial
-    from hpo.doors.parameters import Section
     from hpo.doors.perturbation import Perturbation
+    from hpo.doors.section import Section
     from hpo.errors import (
         DataError,
         HpoError,

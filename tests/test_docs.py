@@ -11,8 +11,8 @@ import torch
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
 from hpo.doors.objective import Trial
-from hpo.doors.parameters import Section
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
+from hpo.doors.section import Section
 from hpo.study_file.images import ImageSpec
 from hpo.study_file.parameters import PARAMETERS
 

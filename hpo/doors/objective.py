@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from hpo.doors.parameters import Params, Section
+from hpo.doors.parameters import Params
 from hpo.doors.registry import Door
+from hpo.doors.section import Section
 
 Split = Literal["tuning", "test"]
 Take = Callable[[], Callable[[], bytes]]

@@ -6,20 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, model_validator
 
+from hpo.doors.section import Section
 from hpo.errors import nearest
 
 Value = int | float | str
 Params = dict[str, Value]
-
-
-class Section(BaseModel):
-    """A table of the study file: frozen, and no key is accepted that is not declared."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
 
 def is_kept(info: ValidationInfo) -> bool:

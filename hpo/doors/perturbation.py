@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import ConfigDict, Field
 
-from hpo.doors.parameters import Section
 from hpo.doors.registry import Door
+from hpo.doors.section import Section
 from hpo.errors import InputError
 
 if TYPE_CHECKING:

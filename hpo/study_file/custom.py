@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from hpo.doors.objective import OBJECTIVES, Objective
-from hpo.doors.parameters import Choices, Parameter, Range, Row, SearchSection, Section, Value, free_row, is_kept
+from hpo.doors.parameters import Choices, Parameter, Range, Row, SearchSection, Value, free_row, is_kept
+from hpo.doors.section import Section
 from hpo.errors import InputError
 from hpo.study_file.messages import with_allowed_keys
 from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec

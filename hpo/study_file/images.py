@@ -19,8 +19,9 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from hpo.doors.network import family_of, freezable_layers
-from hpo.doors.parameters import Section, is_kept
+from hpo.doors.parameters import is_kept
 from hpo.doors.perturbation import PERTURBATIONS, NotInstalled, Perturbation
+from hpo.doors.section import Section
 from hpo.errors import InputError
 from hpo.study_file.messages import with_allowed_keys
 from hpo.study_file.parameters import ImageSearch

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from hpo.doors.parameters import Section
+from hpo.doors.section import Section
 
 if TYPE_CHECKING:
     from hpo.doors.parameters import SearchSection

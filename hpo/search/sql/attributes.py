@@ -1,11 +1,11 @@
 """Attributes of studies and trials, and parameters of trials: JSON text and numbers in Optuna's tables."""
 
+import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from hpo.search.sql.tables import study_user_attributes, trial_params
 
@@ -66,7 +66,7 @@ def _owner(table: sa.Table) -> sa.Column[int]:
 
 def upsert(connection: sa.Connection, table: sa.Table, rows: list[dict[str, Any]], key: tuple[str, ...]) -> None:
     """Inserts rows, replacing those with the same key."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    dialect = importlib.import_module(f"sqlalchemy.dialects.{connection.dialect.name}")  # SQLite's alone starts sooner
     for some in _few_at_once(rows):
         statement = dialect.insert(table).values(some)
         replaced = {name: statement.excluded[name] for name in rows[0] if name not in key}
