@@ -19,6 +19,7 @@ from hpo.search import asha, checkpoints
 from hpo.search.checkpoint_writer import CheckpointWriter
 from hpo.search.checkpoints import StudyFolder
 from hpo.search.failures import decide, in_words
+from hpo.search.measurements import checked
 from hpo.search.provenance import made_by
 from hpo.search.sql import rungs
 from hpo.search.sql.claims import Claim
@@ -120,11 +121,14 @@ def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequenc
     if reports:
         ready.outlast(record_replayed, ready.engine, claim.hold, reports)
     resumed_after = len(reports)
+    previous = 0
     seen = rungs.Seen(claim.hold.trial_id, bracket)
     verdict: asha.Verdict = "goes on"
     measured = None
     with _measuring(ready.objective, trial) as (measurements, writer):
-        for measured in measurements:
+        for yielded in measurements:
+            measured = checked(yielded, spec.objective_name, claim.number, params, previous, spec.steps)
+            previous = measured.step
             reports = [report for report in reports if report["step"] < measured.step]
             reports.append({"step": measured.step, "score": measured.score, **measured.parts})
             if ready.folder and measured.checkpoint is not None and measured.step < spec.steps:

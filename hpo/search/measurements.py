@@ -1,0 +1,100 @@
+"""Checks what an objective yields before anything of it is stored: a mistake in its code is told in one line."""
+
+import json
+import operator
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Real
+from typing import Any
+
+from hpo.doors.objective import BelowBaseline, Measurement
+from hpo.doors.parameters import Params
+from hpo.errors import InputError, nearest
+from hpo.search.sql.views import ACCURACY_COLUMNS, KINDS
+from hpo.trial_result import as_column
+
+
+class _MistakeError(ValueError):
+    """The message goes on from "objective 'NAME', trial 3, step 2: "."""
+
+
+def checked(measured: Any, objective: str, number: int, params: Params, previous: int, steps: int) -> Measurement:
+    """The measurement, its numbers as Python's. number: the trial's; previous: its step before, 0 at first; steps: its
+    last. Raises InputError.
+    """
+    where = f"objective '{objective}', trial {number}"
+    try:
+        if not isinstance(measured, Measurement):
+            raise _MistakeError(f"yielded {_shown(measured)}; yield hpo.Measurement(step=…, score=…)")
+        for name in ("parts", "constraints", "attributes"):
+            if not isinstance(getattr(measured, name), Mapping):
+                raise _MistakeError(f"{name} is {_shown(getattr(measured, name))}; give values by name")
+        step = _step(measured.step, previous, steps)
+        where = f"{where}, step {step}"
+        for name in measured.parts:
+            _check_name(name, params)
+        parts = {name: _number(f"part '{name}'", value) for name, value in measured.parts.items()}
+        constraints = {name: _constraint(name, limit, parts) for name, limit in measured.constraints.items()}
+        score = _number("score", measured.score)
+        _check_attributes(measured)
+    except _MistakeError as mistake:
+        raise InputError(f"{where}: {mistake}") from None
+    return replace(measured, step=step, score=score, parts=parts, constraints=constraints)
+
+
+def _step(value: Any, previous: int, steps: int) -> int:
+    try:
+        step = operator.index(value)
+    except TypeError:
+        step = 0
+    if not previous < step <= steps:
+        raise _MistakeError(f"step is {_shown(value)}; allowed: whole numbers from {previous + 1} to {steps}, in order")
+    return step
+
+
+def _number(what: str, value: Any) -> float:
+    if hasattr(value, "item"):  # NumPy's scalars, and arrays and tensors of one value
+        try:
+            value = value.item()
+        except (TypeError, ValueError, RuntimeError):
+            raise _MistakeError(f"{what} has several values; give one number") from None
+    try:
+        if isinstance(value, Real):
+            return float(value)
+    except OverflowError:
+        pass
+    raise _MistakeError(f"{what} is {_shown(value)}; give a number")
+
+
+def _check_name(name: Any, params: Params) -> None:
+    if not isinstance(name, str) or not as_column(name).isidentifier():
+        raise _MistakeError(
+            f"a part is named {_shown(name)}; allowed: letters, digits, - and _, such as noisy-accuracy"
+        )
+    if as_column(name) in params:
+        raise _MistakeError(f"part '{name}' has the name of a parameter; name it otherwise")
+    if name == "step" or (as_column(name) in KINDS and name not in ACCURACY_COLUMNS):
+        raise _MistakeError(f"part '{name}' has the name of a field of every trial; name it otherwise")
+
+
+def _constraint(name: str, limit: Any, parts: dict[str, float]) -> float | BelowBaseline:
+    if not isinstance(limit, BelowBaseline):
+        return _number(f"constraint '{name}'", limit)
+    if limit.part not in parts:
+        raise _MistakeError(
+            f"constraint '{name}' compares part '{limit.part}', which was not measured.{nearest(limit.part, parts)}"
+        )
+    return BelowBaseline(limit.part, _number(f"at_most of constraint '{name}'", limit.at_most))
+
+
+def _check_attributes(measured: Measurement) -> None:
+    for name, value in measured.attributes.items():
+        try:
+            json.dumps(value)
+        except (TypeError, ValueError):
+            raise _MistakeError(f"attribute '{name}' is {_shown(value)}; give what JSON can hold") from None
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}…"

@@ -1,0 +1,82 @@
+"""What an objective of one's own yields: numbers of any library are taken, mistakes are told in one line."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import hpo
+from hpo.search.measurements import checked
+
+
+def check(measured: Any, previous: int = 0) -> hpo.Measurement:
+    return checked(measured, "mine", 7, {"rate": 0.1}, previous, steps=5)
+
+
+@pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(2), torch.tensor(0.5), np.array([0.5]), math.nan])
+def test_a_number_of_any_library_is_a_number(number: Any) -> None:
+    constraints = {"limit": number}
+    measured = check(hpo.Measurement(step=1, score=number, parts={"part": number}, constraints=constraints))
+    for found in (measured.score, measured.parts["part"], measured.constraints["limit"]):
+        assert type(found) is float
+        assert found == number or math.isnan(number)
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ({"step": 1}, "trial 7: yielded {'step': 1}; yield hpo.Measurement"),
+        (hpo.Measurement(step=0, score=1), "step is 0; allowed: whole numbers from 2 to 5, in order"),
+        (hpo.Measurement(step=1, score=1), "step is 1; allowed: whole numbers from 2 to 5"),
+        (hpo.Measurement(step=6, score=1), "step is 6; allowed"),
+        (hpo.Measurement(step="2", score=1), "step is '2'; allowed"),
+        (hpo.Measurement(step=2, score=1, parts=[0.5]), "parts is [0.5]; give values by name"),
+        (hpo.Measurement(step=2, score=None), "step 2: score is None; give a number"),
+        (hpo.Measurement(step=2, score="high"), "score is 'high'"),
+        (hpo.Measurement(step=2, score=np.array([1, 2])), "score has several values"),
+        (hpo.Measurement(step=2, score=1, parts={"a": [1]}), "part 'a' is [1]"),
+        (hpo.Measurement(step=2, score=1, parts={"two words": 1}), "named 'two words'; allowed: letters"),
+        (hpo.Measurement(step=2, score=1, parts={3: 1}), "named 3; allowed: letters"),
+        (hpo.Measurement(step=2, score=1, parts={"rate": 1}), "part 'rate' has the name of a parameter"),
+        (hpo.Measurement(step=2, score=1, parts={"score": 1}), "part 'score' has the name of a field"),
+        (hpo.Measurement(step=2, score=1, constraints={"c": None}), "constraint 'c' is None"),
+        (
+            hpo.Measurement(step=2, score=1, parts={"clean": 1}, constraints={"c": hpo.BelowBaseline("claen", 0.1)}),
+            "compares part 'claen', which was not measured. Did you mean 'clean'?",
+        ),
+        (hpo.Measurement(step=2, score=1, attributes={"model": object}), "attribute 'model' is <class 'object'>"),
+    ],
+)
+def test_a_mistake_names_objective_trial_and_value(measured: Any, said: str) -> None:
+    with pytest.raises(hpo.InputError) as raised:
+        check(measured, previous=1)
+    assert str(raised.value).startswith("objective 'mine', trial 7")
+    assert said in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+anything = st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=9) | st.lists(st.floats())
+
+
+@given(
+    step=anything,
+    score=anything,
+    parts=st.dictionaries(st.sampled_from(["a", "noisy-b", "rate", "number", "a b", ""]), anything, max_size=3),
+    attributes=st.dictionaries(st.text(max_size=5), anything, max_size=2),
+)
+def test_whatever_is_yielded_is_stored_or_refused_in_one_line(
+    step: Any, score: Any, parts: Any, attributes: Any
+) -> None:
+    try:
+        measured = check(hpo.Measurement(step=step, score=score, parts=parts, attributes=attributes))
+    except hpo.InputError as error:
+        refusal = str(error)
+        assert "\n" not in refusal
+    else:
+        assert 1 <= measured.step <= 5
+        json.dumps([measured.score, dict(measured.parts), dict(measured.attributes)])
