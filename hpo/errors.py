@@ -15,6 +15,7 @@ What was asked to stop ends with 0, and at once with 130 when it was asked twice
 """
 
 import difflib
+import re
 import shlex
 from collections.abc import Iterable
 
@@ -72,6 +73,14 @@ class NothingCompleteError(HpoError):
         super().__init__(
             f"study '{study}' has no complete trial yet; `hpo status {shlex.quote(study)}` shows how far it is"
         )
+
+
+def reason_in(traceback: str) -> str:
+    """The first line of a traceback's exception; of any other text, its first line."""
+    lines = [re.sub(r"^ +[|+] ?", "", line) for line in traceback.strip().splitlines()] or [""]  # of exception groups
+    frames = [position for position, line in enumerate(lines) if line.startswith("  File ")]
+    after = lines[frames[-1] + 1 :] if frames else lines
+    return next((line for line in after if line.strip() and not line.startswith("    ")), lines[-1])
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

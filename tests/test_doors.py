@@ -137,6 +137,13 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
     again = hpo("submit", "again.toml", **package)
     assert again.returncode == 0, again.stderr
 
+    assert hpo("extend", "study", "--budget", "3").returncode == 0
+    code = tmp_path / "site" / "theirs.py"
+    code.write_text(code.read_text().replace("1.0)", "0.9)"))
+    other = hpo("worker", "study", **package)
+    assert "study 'study' has other code of stuck-pixels than this machine" in other.stdout + other.stderr
+    assert json.loads(hpo("status", "study", "--json").stdout)["waiting"] == 1
+
 
 @pytest.mark.parametrize(
     ("perturbation", "expected"),
@@ -147,10 +154,10 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
         ),
         ({"name": "stuck-pixels", "amount": 2}, "objective.perturbations.1.amount: must be less than or equal to 1"),
         ({"name": "stuck-pixels"}, "objective.perturbations.1.amount: required, but not given"),
-        ({"name": "stuck-pixel", "amount": 0.1}, "no perturbation 'stuck-pixel'; there are: gaussian-noise"),
+        ({"name": "stuck-pixel", "amount": 0.1}, "no perturbation 'stuck-pixel'; installed here are: gaussian-noise"),
         ({"name": "unfinished"}, "perturbation 'unfinished' (theirs:Unfinished) is no subclass of hpo.Perturbation"),
         ({"name": "broken"}, "perturbation 'broken' (theirs_that_is_missing:Nothing) cannot be loaded: ModuleNotFound"),
-        ({"name": "os"}, "no perturbation 'os'; there are: gaussian-noise"),
+        ({"name": "os"}, "no perturbation 'os'; installed here are: gaussian-noise"),
         ({"name": "clean", "sigma": 0.1}, "no perturbation 'clean'"),
         ({"sigma": 0.1}, "name is required: gaussian-noise or pixel-recolor or"),
     ],
@@ -190,8 +197,12 @@ def test_a_network_of_an_installed_package_is_fine_tuned_and_resumed(
 @pytest.mark.parametrize(
     ("network", "changes", "expected"),
     [
-        ("small-con", {}, "no network 'small-con'; there are: resnet18, resnet34, resnet50, small-conv"),
-        ("small-conv", {"frozen_layers": 9}, "search.frozen_layers: 9 is more than the 3 of small-conv"),
+        ("small-con", {}, "no network 'small-con'; installed here are: resnet18, resnet34, resnet50, small-conv"),
+        (
+            "small-conv",
+            {"frozen_layers": {"low": 0, "high": 9}},
+            "search.frozen_layers: 9 is more than the 3 of small-conv",
+        ),
         ("headless", {}, "a network's head must end in nn.Linear, not ReLU"),
     ],
 )
@@ -240,7 +251,7 @@ def test_where_the_package_is_missing_workers_say_so_and_others_go_on(
     other = write_study(tmp_path, name="other", budget=1, training={"epochs": 1, "horizontal_flip": False})
     assert hpo("submit", other).returncode == 0
     worked = hpo("worker")
-    assert "no perturbation 'stuck-pixels'; there are:" in worked.stdout + worked.stderr
+    assert "no perturbation 'stuck-pixels'; installed here are:" in worked.stdout + worked.stderr
     status = {each["study"]: each["finished"] for each in json.loads(hpo("status", "--json").stdout)}
     assert status == {"study": 0, "other": 1}
 

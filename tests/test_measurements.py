@@ -44,6 +44,7 @@ def test_a_number_of_any_library_is_a_number(number: Any) -> None:
         (hpo.Measurement(step=2, score=1, parts={3: 1}), "named 3; allowed: letters"),
         (hpo.Measurement(step=2, score=1, parts={"rate": 1}), "part 'rate' has the name of a parameter"),
         (hpo.Measurement(step=2, score=1, parts={"score": 1}), "part 'score' has the name of a field"),
+        (hpo.Measurement(step=2, score=1, checkpoint="text"), "checkpoint is 'text'; give bytes"),
         (hpo.Measurement(step=2, score=1, constraints={"c": None}), "constraint 'c' is None"),
         (
             hpo.Measurement(step=2, score=1, parts={"clean": 1}, constraints={"c": hpo.BelowBaseline("claen", 0.1)}),

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -361,7 +362,7 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
         assert torch.equal(package.perturb(name, images, 0.0), images)
         assert perturbed.shape == images.shape
         assert 0 <= perturbed.min() <= perturbed.max() <= 1
-    with pytest.raises(InputError, match="there are: gaussian-noise, pixel-recolor"):
+    with pytest.raises(InputError, match="installed here are: gaussian-noise, pixel-recolor"):
         package.perturb("fog", images, 0.2)
     for wrong in (images[0], images[:, :1], images.double(), images.numpy(), (images * 255).byte(), images * 2):
         with pytest.raises(InputError, match="images must"):
@@ -405,6 +406,24 @@ except hpo.HpoError as error:
     print(error)
 """
     assert in_python(code, folder) == "to_pandas() needs another package: pip install 'hpo[pandas]'\n"
+
+
+@pytest.mark.parametrize(
+    ("exception", "first_line"),
+    [
+        (RuntimeError("boom\nsecond line"), "RuntimeError: boom"),
+        (KeyError("rate"), "KeyError: 'rate'"),
+        (ValueError(), "ValueError"),
+        (ExceptionGroup("several", [ValueError("one")]), "ExceptionGroup: several (1 sub-exception)"),
+    ],
+)
+def test_a_failure_is_told_by_the_first_line_of_its_exception(exception: Exception, first_line: str) -> None:
+    try:
+        raise exception
+    except Exception:
+        text = traceback.format_exc()
+    assert errors.reason_in(text) == first_line
+    assert errors.reason_in("the kernel killed it") == "the kernel killed it"
 
 
 def test_importing_hpo_loads_neither_torch_nor_optuna(folder: Path) -> None:

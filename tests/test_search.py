@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from free_objective import FreeObjective
 from optuna.distributions import IntDistribution
-from support.search import claim_next, open_fresh, optuna_storage, run, running
+from support.search import claim_next, end, give_parameter, open_fresh, optuna_storage, run, running
 from support.studies import make_spec
 
 from hpo.doors.parameters import Params
@@ -19,7 +19,7 @@ from hpo.search.sql import claims, heartbeats, queries
 from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.fence import Hold
 from hpo.search.sql.joining import check_fingerprints
-from hpo.search.sql.reports import record_params
+from hpo.search.sql.reports import finish_with_worst_score, record_params
 from hpo.search.sql.status import status
 from hpo.search.sql.studies import Study, find_studies
 from hpo.search.sql.submitting import extend, submit
@@ -330,11 +330,27 @@ def test_a_worker_that_lost_its_trial_drops_it_and_goes_on(engine: sa.Engine) ->
     assert [t.intermediate_values for t in optuna_study.trials if t.state.name == "FAIL"] == [{}]
 
 
+def test_what_ran_out_of_memory_is_never_better_than_what_has_a_score(engine: sa.Engine) -> None:
+    """Also where scores are below 0, and in whatever order the trials end."""
+    study, _ = submit(engine, make_spec(budget=3))
+    holds = [claim.hold for _ in range(3) if (claim := claim_next(engine, study, "worker"))]
+    for hold in holds:
+        give_parameter(engine, hold)
+    finish_with_worst_score(engine, holds[0], "too large")
+    end(engine, holds[1], "COMPLETE", -5.5, {"clean": 0.5})
+    end(engine, holds[2], "COMPLETE", -1.5, {"clean": 0.5})
+    scores = {trial.value for trial in optuna.load_study(study_name="study", storage=optuna_storage(engine.url)).trials}
+    assert scores == {-5.5, -1.5}
+    assert queries.best_trials(engine, "study", 1)[0].score == -1.5
+
+
 def test_a_worker_with_other_images_refuses_to_join(engine: sa.Engine) -> None:
     study, _ = submit(engine, make_spec())
     check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"}, {})
     check_fingerprints(engine, study, {"images": "a" * 64, "weights": "none"}, {})
-    with pytest.raises(StudyError, match=r"this machine's images differ from the study's \(fingerprint bbbbbbbbbbbb"):
+    with pytest.raises(
+        StudyError, match=r"has other images than this machine \(fingerprint aaaaaaaaaaaa, not bbbbbbbbbbbb"
+    ):
         check_fingerprints(engine, study, {"images": "b" * 64, "weights": "none"}, {})
 
 

@@ -119,7 +119,7 @@ def test_only_a_near_miss_is_suggested(word: str, allowed: list[str], meant: str
 
 def test_another_perturbation_is_not_suggested_for_one_that_does_not_exist(tmp_path: Path) -> None:
     message = refused(tmp_path, GOOD, "objective.perturbations.gaussian-noise.name=gaussian-blur")
-    assert "no perturbation 'gaussian-blur'; there are: gaussian-noise, pixel-recolor" in message
+    assert "no perturbation 'gaussian-blur'; installed here are: gaussian-noise, pixel-recolor" in message
     assert "Did you mean" not in message
 
 

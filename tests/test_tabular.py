@@ -113,7 +113,7 @@ def test_an_objective_of_a_package_is_searched_by_real_workers(postgresql_url: s
 MISTAKES = {
     "objective.noize=1": "objective.noize: unknown key; allowed here: name, steps, noise, max_clean_drop.",
     "objective.noise=-1": "objective.noise: must be greater than or equal to 0, not -1",
-    "objective.name=noisy-tabula": "there are: robust-accuracy, noisy-tabular. Did you mean 'noisy-tabular'?",
+    "objective.name=noisy-tabula": "installed here are: robust-accuracy, noisy-tabular. Did you mean 'noisy-tabular'?",
     "search.score=3": "search: 'score' is taken; choose another name",
     "search.loss={ choices = [1, 'hinge'] }": "mixes numbers and words",
     "data.name=digits": "data: unknown key; allowed here: name, budget, seed,",
@@ -158,7 +158,7 @@ def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo
         assert hpo(*command, interpreter=without).returncode == 0
     refused = hpo("worker", "tabular", interpreter=without)
     assert refused.returncode == 2
-    assert "no objective 'noisy-tabular'; there are: robust-accuracy" in refused.stderr
+    assert "no objective 'noisy-tabular'; installed here are: robust-accuracy" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert found(hpo, "status", "tabular")["failed"] == 0
 

@@ -218,7 +218,7 @@ def _study(
         "#",
         f"#   hpo run {shlex.quote(_printable(file.name))} --workers auto",
         "#",
-        "# All keys, their defaults and meanings: hpo/study_file/spec.py. To override one: --set budget=50",
+        "# All keys, their defaults and meanings: docs/study-file.md. To override one: --set budget=50",
         "",
         f"name = {_quoted(_name(file))}",
         _line(f"budget = {budget}", "trials, including the baseline"),

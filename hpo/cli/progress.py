@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hpo.cli.tables import console, shown, shown_part, shown_score, split_line, troubles_of, warn_of_few_images
+from hpo.errors import reason_in
 from hpo.search.sql import queries
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.status import RunningTrial, progress, read_split
@@ -94,7 +95,7 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
         when = f" after {_last_step(trial, study)}" if trial.reports else ""
         return f"{name} interrupted{when}: {trial.interruption}; requeued"
     if trial.state == "fail":
-        reason = (trial.failure or "no reason was recorded").strip().splitlines()[-1]
+        reason = reason_in(trial.failure or "no reason was recorded")
         return f"{name} failed: {reason}; requeued"
     stopped = "pruned" if trial.state == "pruned" else "paused"
     ended = "complete" if trial.state == "complete" else f"{stopped} after {_last_step(trial, study)}"

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from hpo.errors import reason_in
 from hpo.search.sql import queries
 from hpo.search.sql.status import RunningTrial, Split, StudyStatus
 from hpo.search.sql.studies import Study
@@ -233,7 +234,7 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
         name = record.study.name
         parts += [Text(f"{name}: {line}") for line in troubles_of(record.running)]
         for number, traceback in record.failures:
-            reason = traceback.strip() if tracebacks else traceback.strip().splitlines()[-1]
+            reason = traceback.strip() if tracebacks else reason_in(traceback)
             parts.append(Text(f"{name}: trial {number} failed: {reason}"))
         if record.split:
             parts.append(Text(f"{name}: {split_line(record.split)}"))

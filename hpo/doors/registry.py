@@ -3,10 +3,13 @@ packages. Nothing else that a study file or a database names is ever imported.
 """
 
 import contextlib
+import hashlib
+import inspect
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from pkgutil import iter_modules
 from typing import Generic, TypeVar
 
@@ -52,7 +55,9 @@ class Door(Generic[T]):
             return self._class_in(name)
         if name not in _installed(self.group):
             allowed = self.names()
-            raise InputError(f"no {self.what} '{name}'; there are: {', '.join(allowed)}.{nearest(name, allowed)}")
+            raise InputError(
+                f"no {self.what} '{name}'; installed here are: {', '.join(allowed)}.{nearest(name, allowed)}"
+            )
         found = _installed(self.group)[name]
         try:
             member = found.load()
@@ -66,6 +71,13 @@ class Door(Generic[T]):
         """Name and version of the installed package that a member comes from; None for hpo's own."""
         found = None if name in _files_in(self.folder) else _installed(self.group).get(name)
         return f"{found.dist.name} {found.dist.version}" if found and found.dist else None
+
+    def code_of(self, name: str) -> str | None:
+        """The SHA-256 of the file that a package's member is in; None for hpo's own. Raises InputError."""
+        if name in _files_in(self.folder):
+            return None
+        source = inspect.getsourcefile(self.find(name))
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else str(self.package_of(name))
 
     def _class_in(self, name: str) -> type[T]:
         module = import_module(f"{self.folder}.{name.replace('-', '_')}")

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from hpo.doors.network import code_of
 from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Split, Trial
 from hpo.doors.parameters import Params
+from hpo.doors.perturbation import PERTURBATIONS
 from hpo.errors import DataError, MachineError, WeightsError
 from hpo.search.kept_files import WEIGHTS_FILE
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
@@ -61,10 +63,13 @@ class RobustAccuracy(Objective):
 
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
-        return {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained)}
+        model = self.spec.model.name
+        codes = {p.name: PERTURBATIONS.code_of(p.name) for p in self.settings.perturbations} | {model: code_of(model)}
+        of_packages = {f"code of {name}": code for name, code in codes.items() if code is not None}
+        return {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained), **of_packages}
 
     def fingerprints(self) -> Mapping[str, str]:
-        """Of the decoded images and of the initial weights."""
+        """Of the decoded images, the initial weights, and the code of installed perturbations and networks."""
         return self._fingerprints
 
     def about(self) -> Mapping[str, Any]:
@@ -75,8 +80,11 @@ class RobustAccuracy(Objective):
         return kept | ({SKIPPED_KEY: list(images.skipped)} if images.skipped else {})
 
     def check(self) -> None:
-        """Raises WeightsError if the weights are not this network's."""
-        self.network({"frozen_layers": 0}, self.pretrained)
+        """Raises WeightsError if the weights are not this network's, InputError if more layers are to be frozen than it
+        has.
+        """
+        most = max(value for value in self.spec.search.values("frozen_layers") if isinstance(value, int))
+        self.network({"frozen_layers": most}, self.pretrained)
 
     def checkpoint_identity(self) -> Mapping[str, Any]:
         """Machines that compute in another precision go another way."""

@@ -36,6 +36,8 @@ def checked(measured: Any, objective: str, number: int, params: Params, previous
         parts = {name: _number(f"part '{name}'", value) for name, value in measured.parts.items()}
         constraints = {name: _constraint(name, limit, parts) for name, limit in measured.constraints.items()}
         score = _number("score", measured.score)
+        if not (measured.checkpoint is None or isinstance(measured.checkpoint, bytes) or callable(measured.checkpoint)):
+            raise _MistakeError(f"checkpoint is {_shown(measured.checkpoint)}; give bytes, or a function that takes it")
         _check_attributes(measured)
     except _MistakeError as mistake:
         raise InputError(f"{where}: {mistake}") from None

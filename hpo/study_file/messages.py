@@ -69,7 +69,9 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
         case "model_type" | "dict_type" | "model_attributes_type":
             return f"must be a table, not {_short(given)}"
     if details["loc"][-1] in ("int", "float"):  # one of several types that would do
-        return f"must be a finite number, not {_short(given)}"
+        in_search = details["loc"][0] == "search" and not isinstance(given, int | float | str)
+        or_else = ", a range { low, high }, { choices = [...] } or a word" if in_search else ""
+        return f"must be a finite number{or_else}, not {_short(given)}"
     message = (
         details["msg"]
         .replace("Input should be", "must be")

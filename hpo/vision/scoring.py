@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hpo.doors.perturbation import Perturbation
+from hpo.errors import InputError
 from hpo.study_file.images import CLEAN
 from hpo.vision.data.images import Split
 from hpo.vision.device import SCORED_AT_ONCE_BY_A_CPU
@@ -50,7 +51,13 @@ def perturb(
 ) -> Tensor:
     """n images under a perturbation, seeded by image key, name and replicate. severity: the same for all images."""
     keys = derive_keys(image_keys, name, "replicate", replicate)
-    return kind.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
+    perturbed = kind.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
+    if perturbed.shape != pixels.shape or perturbed.dtype != pixels.dtype:
+        raise InputError(
+            f"perturbation '{name}' made {perturbed.dtype} {tuple(perturbed.shape)} of images that are "
+            f"{pixels.dtype} {tuple(pixels.shape)}; its apply must keep both"
+        )
+    return perturbed
 
 
 def build_evaluation_set(

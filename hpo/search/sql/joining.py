@@ -49,7 +49,7 @@ def check_fingerprints(
         given = fingerprints.get(name, "missing")
         if given != known:
             raise StudyError(
-                f"study '{study.name}': this machine's {name} differ from the study's "
-                f"(fingerprint {given[:12]}, not {known[:12]}); use the same {name} on every machine, or "
+                f"study '{study.name}' has other {name} than this machine "
+                f"(fingerprint {known[:12]}, not {given[:12]}); use the same {name} on every machine, or "
                 f"another study name if you changed them (--set name=…)"
             )

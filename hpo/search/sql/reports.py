@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 WORST_SCORE = 0.0
 """Of a trial that has no score of its own, unless others of the study score even less."""
+UNSCORED_KEY = "hpo:unscored"
+"""Of a trial, whether it has no score of its own: it ran out of memory, or its score was no number."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,16 @@ def finish(
         if _has_ended(connection, hold):  # the first attempt took effect, but its answer was lost
             return
         study_id = lock_held(connection, hold).study_id
-        if math.isnan(score):
+        unscored = math.isnan(score)
+        if unscored:
             score = _worst_score(connection, study_id)
+        elif score < WORST_SCORE:
+            _lower_unscored(connection, study_id, score)
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
         attributes.write(connection, trial_user_attributes, trial_id, kept_attributes(measured))
+        if unscored:
+            attributes.write(connection, trial_system_attributes, trial_id, {UNSCORED_KEY: True})
         attributes.write(connection, trial_system_attributes, trial_id, dict(map(_as_optunas_artifact, files)))
         ended = {"state": state, "datetime_complete": database_now(connection)}
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(ended))
@@ -143,6 +150,18 @@ def _worst_score(connection: sa.Connection, study_id: int) -> float:
     lowest = sa.select(sa.func.min(trial_values.c.value)).join(trials, trials.c.trial_id == trial_values.c.trial_id)
     found: float | None = connection.scalar(lowest.where(trials.c.study_id == study_id))
     return WORST_SCORE if found is None else min(WORST_SCORE, found)
+
+
+def _lower_unscored(connection: sa.Connection, study_id: int, score: float) -> None:
+    """Trials that got the worst score before one was worse are not better than that one."""
+    unscored = (
+        sa.select(trials.c.trial_id)
+        .join(trial_system_attributes, trial_system_attributes.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trial_system_attributes.c.key == UNSCORED_KEY)
+    )
+    higher = sa.and_(trial_values.c.trial_id.in_(unscored), trial_values.c.value > score)
+    lowered = _value_and_type(score, "value", "value_type")
+    connection.execute(trial_values.update().where(higher).values(lowered))
 
 
 def _as_optunas_artifact(file: KeptFile) -> tuple[str, str]:

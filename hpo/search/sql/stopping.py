@@ -5,6 +5,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from hpo.errors import reason_in
 from hpo.search.sql import attributes
 from hpo.search.sql.attributes import STOPPED_KEY
 from hpo.search.sql.claims import lock_study
@@ -53,7 +54,7 @@ def stop_if_failing(engine: sa.Engine, study: Study) -> None:
         ((number, text),) = latest_failures(connection, study, limit=1)
     reason = (
         f"{failed} trials failed, more than max_failed_share = {study.spec.max_failed_share:g} of the budget "
-        f"allows; the last, trial {number}: {text.strip().splitlines()[-1]}"
+        f"allows; the last, trial {number}: {reason_in(text)}"
     )
     stop(engine, study, reason, failing=True)
 
