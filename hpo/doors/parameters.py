@@ -102,9 +102,11 @@ class Row:
     def check(self, parameter: Value | Range | Choices) -> None:
         """Raises ValueError if a study file may not say this of the parameter."""
         if self.kind == "word":
-            if isinstance(parameter, Range) or any(word not in self.words for word in values_in(parameter)):
+            wrong = [value for value in values_in(parameter) if value not in self.words]
+            if isinstance(parameter, Range) or wrong:
                 words = [f"'{word}'" for word in self.words]
-                raise ValueError(f"must be {', '.join(words)}, or {{ choices = [{', '.join(words)}] }}")
+                meant = "".join(nearest(word, self.words) for word in wrong[:1] if isinstance(word, str))
+                raise ValueError(f"must be {', '.join(words)}, or {{ choices = [{', '.join(words)}] }}.{meant}")
             return
         whole = self.kind == "whole"
         for value in values_in(parameter):
