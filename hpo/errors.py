@@ -83,6 +83,15 @@ def reason_in(traceback: str) -> str:
     return next((line for line in after if line.strip() and not line.startswith("    ")), lines[-1])
 
 
+def short(value: object) -> str:
+    """A value as Python writes it, but never more than a line of it."""
+    try:
+        text = " ".join(repr(value).splitlines())
+    except ValueError:  # an integer of thousands of digits
+        return "so large a number"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """` Did you mean 'x'?` when an allowed word is `word` but for a slip of the finger or two, else nothing."""
     similar = difflib.get_close_matches(word, list(allowed), n=5, cutoff=0.6)

@@ -44,6 +44,9 @@ def test_a_number_of_any_library_is_a_number(number: Any) -> None:
         (hpo.Measurement(step=2, score=1, parts={3: 1}), "named 3; allowed: letters"),
         (hpo.Measurement(step=2, score=1, parts={"rate": 1}), "part 'rate' has the name of a parameter"),
         (hpo.Measurement(step=2, score=1, parts={"score": 1}), "part 'score' has the name of a field"),
+        (hpo.Measurement(step=2, score=1, parts={"images": 1}), "part 'images' has the name of a field"),
+        (hpo.Measurement(step=2, score=1, parts={"and": 1}), "part 'and' has the name of a field or of a word"),
+        (hpo.Measurement(step=2, score=10**5000), "score is so large a number"),
         (hpo.Measurement(step=2, score=1, checkpoint="text"), "checkpoint is 'text'; give bytes"),
         (hpo.Measurement(step=2, score=1, constraints={"c": None}), "constraint 'c' is None"),
         (

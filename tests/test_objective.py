@@ -79,7 +79,8 @@ def test_a_trial_has_a_seed_and_a_split_of_its_own(
     """The images' split stays as it is, whatever the seed."""
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
     objective = made(make_spec(data=DATA), tmp_path)
-    first, other = (list(objective.run(trial(seed=seed)))[-1] for seed in (0, 1))
+    first, again, other = (list(objective.run(trial(seed=seed)))[-1] for seed in (0, 0, 1))
+    assert first.parts == again.parts
     assert first.parts != other.parts
     test = next(iter(objective.run(replace(trial(), split="test"))))
     assert test.attributes["images"] == len(objective.images.test)

@@ -61,12 +61,6 @@ def family_of(name: str) -> type[Network]:
     raise InputError(f"no network '{name}'; installed here are: {', '.join(allowed)}.{nearest(name, allowed)}")
 
 
-def code_of(name: str) -> str | None:
-    """As `Door.code_of`, of the family that has a network of this name."""
-    family = family_of(name)
-    return next(NETWORKS.code_of(member) for member, kind in NETWORKS.loadable().items() if kind is family)
-
-
 def freezable_layers(name: str) -> int | None:
     """How many units the network has; None where that is not known here."""
     try:

@@ -105,7 +105,7 @@ class Row:
             wrong = [value for value in values_in(parameter) if value not in self.words]
             if isinstance(parameter, Range) or wrong:
                 words = [f"'{word}'" for word in self.words]
-                meant = "".join(nearest(word, self.words) for word in wrong[:1] if isinstance(word, str))
+                meant = nearest(str(wrong[0]), self.words) if wrong else ""
                 raise ValueError(f"must be {', '.join(words)}, or {{ choices = [{', '.join(words)}] }}.{meant}")
             return
         whole = self.kind == "whole"

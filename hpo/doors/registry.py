@@ -72,17 +72,17 @@ class Door(Generic[T]):
         found = None if name in _files_in(self.folder) else _installed(self.group).get(name)
         return f"{found.dist.name} {found.dist.version}" if found and found.dist else None
 
-    def code_of(self, name: str) -> str | None:
-        """The SHA-256 of the file that a package's member is in; None for hpo's own. Raises InputError."""
-        if name in _files_in(self.folder):
-            return None
-        source = inspect.getsourcefile(self.find(name))
-        return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else str(self.package_of(name))
-
     def _class_in(self, name: str) -> type[T]:
         module = import_module(f"{self.folder}.{name.replace('-', '_')}")
         own = (each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__)
         return next(each for each in own if isinstance(each, type) and issubclass(each, self.base))
+
+
+def code_of(member: type) -> str | None:
+    """The SHA-256 of the file that a package's member is defined in; None for hpo's own."""
+    if member.__module__.startswith("hpo."):
+        return None
+    return hashlib.sha256(Path(inspect.getfile(member)).read_bytes()).hexdigest()
 
 
 @cache

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from hpo.doors.network import code_of
+from hpo.doors.network import family_of
 from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Split, Trial
 from hpo.doors.parameters import Params
-from hpo.doors.perturbation import PERTURBATIONS
+from hpo.doors.registry import code_of
 from hpo.errors import DataError, MachineError, WeightsError
 from hpo.search.kept_files import WEIGHTS_FILE
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
@@ -64,7 +64,8 @@ class RobustAccuracy(Objective):
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
         model = self.spec.model.name
-        codes = {p.name: PERTURBATIONS.code_of(p.name) for p in self.settings.perturbations} | {model: code_of(model)}
+        members = {p.name: type(p) for p in self.settings.perturbations} | {model: family_of(model)}
+        codes = {name: code_of(member) for name, member in members.items()}
         of_packages = {f"code of {name}": code for name, code in codes.items() if code is not None}
         return {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained), **of_packages}
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from hpo.doors.objective import BelowBaseline, Measurement
 from hpo.doors.parameters import Params
-from hpo.errors import InputError, nearest
+from hpo.errors import InputError, nearest, short
 from hpo.search.sql.views import ACCURACY_COLUMNS, KINDS
+from hpo.study_file.custom import is_taken
 from hpo.trial_result import as_column
 
 
@@ -25,10 +26,10 @@ def checked(measured: Any, objective: str, number: int, params: Params, previous
     where = f"objective '{objective}', trial {number}"
     try:
         if not isinstance(measured, Measurement):
-            raise _MistakeError(f"yielded {_shown(measured)}; yield hpo.Measurement(step=…, score=…)")
+            raise _MistakeError(f"yielded {short(measured)}; yield hpo.Measurement(step=…, score=…)")
         for name in ("parts", "constraints", "attributes"):
             if not isinstance(getattr(measured, name), Mapping):
-                raise _MistakeError(f"{name} is {_shown(getattr(measured, name))}; give values by name")
+                raise _MistakeError(f"{name} is {short(getattr(measured, name))}; give values by name")
         step = _step(measured.step, previous, steps)
         where = f"{where}, step {step}"
         for name in measured.parts:
@@ -37,7 +38,7 @@ def checked(measured: Any, objective: str, number: int, params: Params, previous
         constraints = {name: _constraint(name, limit, parts) for name, limit in measured.constraints.items()}
         score = _number("score", measured.score)
         if not (measured.checkpoint is None or isinstance(measured.checkpoint, bytes) or callable(measured.checkpoint)):
-            raise _MistakeError(f"checkpoint is {_shown(measured.checkpoint)}; give bytes, or a function that takes it")
+            raise _MistakeError(f"checkpoint is {short(measured.checkpoint)}; give bytes, or a function that takes it")
         _check_attributes(measured)
     except _MistakeError as mistake:
         raise InputError(f"{where}: {mistake}") from None
@@ -50,7 +51,7 @@ def _step(value: Any, previous: int, steps: int) -> int:
     except TypeError:
         step = 0
     if not previous < step <= steps:
-        raise _MistakeError(f"step is {_shown(value)}; allowed: whole numbers from {previous + 1} to {steps}, in order")
+        raise _MistakeError(f"step is {short(value)}; allowed: whole numbers from {previous + 1} to {steps}, in order")
     return step
 
 
@@ -65,18 +66,17 @@ def _number(what: str, value: Any) -> float:
             return float(value)
     except OverflowError:
         pass
-    raise _MistakeError(f"{what} is {_shown(value)}; give a number")
+    raise _MistakeError(f"{what} is {short(value)}; give a number")
 
 
 def _check_name(name: Any, params: Params) -> None:
     if not isinstance(name, str) or not as_column(name).isidentifier():
-        raise _MistakeError(
-            f"a part is named {_shown(name)}; allowed: letters, digits, - and _, such as noisy-accuracy"
-        )
-    if as_column(name) in params:
+        raise _MistakeError(f"a part is named {short(name)}; allowed: letters, digits, - and _, such as noisy-accuracy")
+    column = as_column(name)
+    if column in params:
         raise _MistakeError(f"part '{name}' has the name of a parameter; name it otherwise")
-    if name == "step" or (as_column(name) in KINDS and name not in ACCURACY_COLUMNS):
-        raise _MistakeError(f"part '{name}' has the name of a field of every trial; name it otherwise")
+    if name == "step" or (name not in ACCURACY_COLUMNS and (column in KINDS or is_taken(column))):
+        raise _MistakeError(f"part '{name}' has the name of a field or of a word of --where; name it otherwise")
 
 
 def _constraint(name: str, limit: Any, parts: dict[str, float]) -> float | BelowBaseline:
@@ -94,9 +94,4 @@ def _check_attributes(measured: Measurement) -> None:
         try:
             json.dumps(value)
         except (TypeError, ValueError):
-            raise _MistakeError(f"attribute '{name}' is {_shown(value)}; give what JSON can hold") from None
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:60]}…"
+            raise _MistakeError(f"attribute '{name}' is {short(value)}; give what JSON can hold") from None

@@ -46,9 +46,14 @@ class CustomSearch(SearchSection):
         return {name: free_row(name, parameter) for name, parameter in self._named().items()}
 
 
+def is_taken(name: str) -> bool:
+    """Whether `hpo top` takes the name for something else."""
+    return name in TAKEN or name.lower() in ("null", "none", "true", "false") or keyword.iskeyword(name.lower())
+
+
 def _why_not(name: str) -> str | None:
     """Why no parameter may have this name, if so: `--where` could not tell it from something else."""
-    if name in TAKEN or name.lower() in ("null", "none", "true", "false") or keyword.iskeyword(name.lower()):
+    if is_taken(name):
         return "is taken"
     return None if name.isidentifier() else "may only have letters, digits and underscores"
 

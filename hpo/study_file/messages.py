@@ -6,7 +6,7 @@ from typing import Any, get_args, get_type_hints
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-from hpo.errors import nearest
+from hpo.errors import nearest, short
 
 _UNION_TAGS = {"range", "choices", "value"}
 
@@ -59,35 +59,26 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
         case "literal_error":
             expected = str(details.get("ctx", {}).get("expected", ""))
             allowed = [word.strip(" '") for word in expected.replace(" or ", ", ").split(",")]
-            return f"must be {expected}, not {_short(given)}.{nearest(str(given), allowed)}"
+            return f"must be {expected}, not {short(given)}.{nearest(str(given), allowed)}"
         case "value_error":
             return str(details.get("ctx", {}).get("error", details["msg"]))
         case "bool_type" | "bool_parsing":
-            return f"must be true or false, not {_short(given)}"
+            return f"must be true or false, not {short(given)}"
         case "too_short":
             return "must not be empty"
         case "model_type" | "dict_type" | "model_attributes_type":
-            return f"must be a table, not {_short(given)}"
+            return f"must be a table, not {short(given)}"
     if details["loc"][-1] in ("int", "float"):  # one of several types that would do
         in_search = details["loc"][0] == "search" and not isinstance(given, int | float | str)
         or_else = ", a range { low, high }, { choices = [...] } or a word" if in_search else ""
-        return f"must be a finite number{or_else}, not {_short(given)}"
+        return f"must be a finite number{or_else}, not {short(given)}"
     message = (
         details["msg"]
         .replace("Input should be", "must be")
         .replace("Input should have", "must have")
         .replace("String should", "must")
     )
-    return f"{message}, not {_short(given)}"
-
-
-def _short(given: Any) -> str:
-    """The value as it was given, but never more than a line of it."""
-    try:
-        text = repr(given)
-    except ValueError:  # an integer of thousands of digits
-        return "so large a number"
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{message}, not {short(given)}"
 
 
 def _keys_at(model: type[BaseModel], location: list[str]) -> list[str]:

@@ -121,6 +121,8 @@ def finish(
             return
         study_id = lock_held(connection, hold).study_id
         unscored = math.isnan(score)
+        if unscored or score < WORST_SCORE:
+            lock_study(connection, study_id)  # of two that end at once, one sees the other's score
         if unscored:
             score = _worst_score(connection, study_id)
         elif score < WORST_SCORE:
@@ -128,9 +130,10 @@ def finish(
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
         attributes.write(connection, trial_user_attributes, trial_id, kept_attributes(measured))
+        system: dict[str, Any] = dict(map(_as_optunas_artifact, files))
         if unscored:
-            attributes.write(connection, trial_system_attributes, trial_id, {UNSCORED_KEY: True})
-        attributes.write(connection, trial_system_attributes, trial_id, dict(map(_as_optunas_artifact, files)))
+            system[UNSCORED_KEY] = True
+        attributes.write(connection, trial_system_attributes, trial_id, system)
         ended = {"state": state, "datetime_complete": database_now(connection)}
         connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(ended))
         _record_constraints(connection, study_id, trial_id, measured.constraints)
