@@ -51,7 +51,7 @@ def plain_worker(url: str, name: str, spec: Spec) -> None:
             "augmentation_strength": trial.suggest_float("augmentation_strength", 0.0, 1.0),
         }
         trial.set_user_attr("worker", str(os.getpid()))
-        for measured in measure.run(Trial(trial.number, params, baseline=False)):
+        for measured in measure.run(Trial(trial.number, params, seed=trial.number, steps=spec.steps)):
             time.sleep(float(os.environ.get("EPOCH_SECS", "0")))
             trial.report(measured.score, measured.step)
             if trial.should_prune():

@@ -64,15 +64,21 @@ def objective_of(given: Result, folder: Path, *more: str) -> Any:
     return robust_accuracy(spec, None, folder / "artifacts")
 
 
-def training_of(objective: Any, **params: Any) -> Any:
+def trial_of(objective: Any, params: Result) -> Any:
     from hpo.doors.objective import Trial
+
+    return Trial(0, params, seed=objective.spec.seed, steps=objective.spec.steps)
+
+
+def training_of(objective: Any, **params: Any) -> Any:
     from hpo.vision.training.loop import Training
 
     every = PARAMS | params
-    trial = Trial(0, every, seed=objective.spec.seed, steps=objective.spec.steps)
     network = objective.network(every, objective.initial_weights(every))
     on_gpu = objective.compute.device.type == "cuda"
-    return Training(network, objective.recipe(trial), objective.compute, None if on_gpu else Called())
+    return Training(
+        network, objective.recipe(trial_of(objective, every)), objective.compute, None if on_gpu else Called()
+    )
 
 
 def synchronize() -> None:
@@ -213,11 +219,27 @@ def plain(given: Result) -> Result:
     return {"epochs": rates, "best": max(rates)}
 
 
+def epochs_of(objective: Any, trial: Any) -> list[float]:
+    """How many seconds each epoch took, with the checkpoint that a worker leaves after it."""
+    from hpo.search import checkpoints
+    from hpo.search.checkpoint_writer import CheckpointWriter
+
+    writer, store = CheckpointWriter(), objective.store
+    marks = [time.perf_counter()]
+    for measured in objective.run(trial):
+        if measured.step < trial.steps:
+            writer.offer(checkpoints.taking(store, trial, (), "", measured, []))
+        writer.move_on()
+        marks.append(time.perf_counter())
+    writer.close()
+    checkpoints.discard(store, [trial.number])
+    return [after - before for before, after in itertools.pairwise(marks)]
+
+
 def steps(given: Result) -> Result:
     """hpo's step; whole epochs as trials have them, scoring, averaging and checkpoints included; memory."""
     import torch
 
-    from hpo.doors.objective import Trial
     from hpo.vision.inference import Inference
     from hpo.vision.scoring import embedded, evaluate
     from hpo.vision.training.batches import Batches
@@ -248,10 +270,7 @@ def steps(given: Result) -> Result:
             found["how"][name] = training.runner.how
             training.runner.forget()
             params = PARAMS | {"batch_size": batch, "frozen_layers": frozen}
-            marks = [time.perf_counter()]
-            marks += (time.perf_counter() for _ in objective.run(Trial(1, params, baseline=False)))
-            took = [after - before for before, after in itertools.pairwise(marks)]
-            objective.discard([1])
+            took = epochs_of(objective, trial_of(objective, params))
             found["epoch"][name] = round(len(objective.images.train) / statistics.median(took[1:]))
             found["first_epoch_secs"][name] = round(took[0], 3)
             if torch.cuda.is_available():
@@ -417,7 +436,7 @@ def killed(given: Result) -> Result:
         if place.name == "killed":
             worker = subprocess.Popen([sys.executable, "-m", "hpo", "worker"], cwd=place, stderr=subprocess.DEVNULL)
             deadline = time.monotonic() + 120
-            while not list(place.glob("hpo-artifacts/*/*.checkpoint.safetensors")):
+            while not list(place.glob("hpo-artifacts/*/*.checkpoint")):
                 assert time.monotonic() < deadline, "no checkpoint"
                 time.sleep(0.02)
             time.sleep(given["killed_after_secs"])
