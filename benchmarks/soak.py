@@ -24,7 +24,7 @@ from lost_answers import SPEC
 from postgresql_servers import fresh_database, postgresql
 
 from hpo.errors import StudyError
-from hpo.search.sql.claims import count
+from hpo.search.sql.counts import count
 from hpo.search.sql.storage import create_database
 from hpo.search.sql.studies import Study, find_studies
 from hpo.search.sql.submitting import extend, submit
