@@ -141,7 +141,7 @@ def limit(given: Result) -> Result:
         recorder.warm_up(step)
         found["captured"][batch] = rate(recorder.record(step), batch, given["secs"])
     torch.backends.cudnn.benchmark = False
-    choose_compute(None)
+    choose_compute(None, 64)
     for batch in given["batches"]:
         step = make_step(batch)
         recorder.warm_up(step)

@@ -175,7 +175,7 @@ def test_bad_settings_are_one_line(
 def with_network(folder: Path, network: str, **changes: object) -> str:
     quick = {"epochs": 1, "horizontal_flip": False}
     search = {"batch_size": 16, "learning_rate": 0.05, "frozen_layers": {"low": 0, "high": 2}}
-    model = {"name": network, "weights": "none", "input_size": 32}
+    model = {"name": network, "weights": "none", "input_size": 16}
     document = {"budget": 2, "training": quick, "search": search, "model": model} | changes
     path = Path(write_study(folder, **document | {"model": model | {"name": "resnet18"}}))
     path.write_text(path.read_text().replace('name = "resnet18"', f'name = "{network}"'))

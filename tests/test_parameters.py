@@ -31,6 +31,7 @@ from hpo.vision.training.optimizers import AdamW
 if TYPE_CHECKING:
     from hpo.objectives.robust_accuracy import RobustAccuracy
 
+pytestmark = pytest.mark.usefixtures("narrow_resnets")
 numeric = [row.name for row in PARAMETERS.values() if row.kind != "word"]
 OLD = ["batch_size", "learning_rate", "frozen_layers", "augmentation_strength", "initial_weights"]
 

@@ -25,7 +25,6 @@ from support.studies import make_spec, write_study
 import hpo as package
 from hpo import errors
 from hpo.cli import progress, tables
-from hpo.cli.main import main
 from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
 from hpo.search.sql import attributes, claims
@@ -35,25 +34,6 @@ from hpo.search.sql.submitting import submit
 from hpo.search.sql.tables import study_user_attributes
 from hpo.search.sql.url import parse_url
 from hpo.search.worker import work
-
-
-@pytest.fixture
-def hpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Hpo:
-    """Runs a reading command in this process, in an empty folder: fifty processes of their own took a minute."""
-
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        capsys.readouterr()
-        with monkeypatch.context() as patch:
-            patch.chdir(tmp_path)
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            patch.setattr(sys, "argv", ["hpo", *arguments])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
-
-    return run
 
 
 @pytest.fixture

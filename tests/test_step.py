@@ -27,6 +27,7 @@ from hpo.vision.training.batches import Batches, TrainingImages
 from hpo.vision.training.loop import EpochResult, Recipe, Training, fine_tune
 from hpo.vision.training.optimizers import MOMENTUM
 
+pytestmark = pytest.mark.usefixtures("narrow_resnets")
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 CPU = torch.device("cpu")
 FP32 = Compute(CPU, bf16=False)

@@ -16,7 +16,7 @@ from torch import nn
 from hpo.study_file.images import DataSpec
 from hpo.vision.classifier import build_network, fingerprint
 from hpo.vision.data.images import ImageSet, Split, load_images
-from hpo.vision.device import Compute
+from hpo.vision.device import Compute, choose_compute
 from hpo.vision.inference import Inference
 from hpo.vision.scoring import build_evaluation_set, evaluate, perturb
 from hpo.vision.training.augmentation import Augmentation
@@ -24,6 +24,7 @@ from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
 from hpo.vision.training.loop import EpochResult, Recipe, Training, fine_tune
 
+pytestmark = pytest.mark.usefixtures("narrow_resnets")
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
 FP32 = Compute(torch.device("cpu"), bf16=False)
 
@@ -67,6 +68,13 @@ def test_the_same_seed_gives_the_same_accuracies_and_another_seed_others(digits:
     first, again = train(images, compute), train(images, compute)
     assert [(r.loss, r.accuracies) for r in first] == [(r.loss, r.accuracies) for r in again]
     assert train(images, compute, seed=1)[-1].loss != first[-1].loss
+
+
+def test_a_cpu_computes_small_images_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bf16 their gradients hold what was in memory before: trainings with one seed were not equal."""
+    monkeypatch.setattr("hpo.vision.device.cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [choose_compute(1, size).bf16 for size in (8, 31, 32, 64)] == [False, False, True, True]
 
 
 def test_it_learns_and_counts_every_image(digits: ImageSet) -> None:

@@ -55,7 +55,7 @@ class RobustAccuracy(Objective):
         self.spec: ImageSpec = context.study
         self.settings = settings
         self.store = context.store
-        self.compute: Compute = choose_compute(context.threads)
+        self.compute: Compute = choose_compute(context.threads, self.spec.model.input_size)
         self.pretrained = read_weights(self.spec.model.name, self.spec.model.weights)
         self.images = load_images(self.spec.data, self.spec.model.input_size, self.spec.split_seed)
         if not may_have_gpu():

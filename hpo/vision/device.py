@@ -18,6 +18,10 @@ MAX_SCORED_AT_ONCE = 2000
 SCORED_AT_ONCE_BY_A_CPU = 250
 MAX_PIXELS_SCORED_AT_ONCE_BY_A_CPU = 250 * 128 * 128
 """Each takes about 200 bytes of memory."""
+MIN_SIZE_FOR_BF16_ON_A_CPU = 32
+"""Below, in pixels, the features of a network's last units may be single pixels, where oneDNN's bf16 gradient of a 3x3
+convolution leaves uninitialised memory in the taps that see only padding: no two trainings were equal.
+"""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ class Compute:
         return f"{kind}, {'bf16' if self.bf16 else 'fp32'}"
 
 
-def choose_compute(threads: int | None) -> Compute:
+def choose_compute(threads: int | None, input_size: int) -> Compute:
     """CUDA if available, otherwise the CPU; deterministic in both cases.
 
-    threads: for the CPU, None for PyTorch's default. Raises InputError if the launcher assigned a GPU to this process
-    that PyTorch cannot use.
+    threads: for the CPU, None for PyTorch's default; input_size: of the network, in pixels. Raises InputError if the
+    launcher assigned a GPU to this process that PyTorch cannot use.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -76,7 +80,7 @@ def choose_compute(threads: int | None) -> Compute:
         return Compute(torch.device("cuda"), torch.cuda.is_bf16_supported(including_emulation=False))
     if os.environ.get("HPO_GPU") == "required":
         raise InputError("PyTorch cannot use the GPU that this worker was given; HPO_MPS=0 does without NVIDIA's MPS")
-    return Compute(torch.device("cpu"), cpu_multiplies_bf16())
+    return Compute(torch.device("cpu"), cpu_multiplies_bf16() and input_size >= MIN_SIZE_FOR_BF16_ON_A_CPU)
 
 
 def seconds_between(first: "torch.cuda.Event | float", last: "torch.cuda.Event | float") -> float:

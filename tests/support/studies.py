@@ -16,7 +16,7 @@ def make_spec(**changes: object) -> ImageSpec:
         "name": "study",
         "budget": 6,
         "data": {"name": "digits"},
-        "model": {"weights": "none", "input_size": 32},
+        "model": {"weights": "none", "input_size": 16},
         "training": {"epochs": 3, "horizontal_flip": False},
         "search": {
             "batch_size": {"choices": [16, 32, 64]},
