@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from postgresql_servers import fresh_database, postgresql
 from support.commands import ONE_THREAD, Hpo, Start
+from support.packages import install
 from support.search import OPENED
 
 from hpo.cli.main import main
@@ -100,6 +101,18 @@ def narrow_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
+def _handling_signals() -> Iterator[None]:
+    """What a worker does on signals is not what the tests do."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def _closing_databases() -> Iterator[None]:
     """Closes what is connected to in this block, as a process that ends does."""
     connected: set[sa.Engine] = set()
@@ -132,7 +145,7 @@ def hpo_here(
             for name, value in ({"HPO_DATA_ROOT": str(data_root)} | environment).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["hpo", *arguments])
-            with pytest.raises(SystemExit) as ended, _closing_databases():
+            with pytest.raises(SystemExit) as ended, _handling_signals(), _closing_databases():
                 main()
         said = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
@@ -158,6 +171,13 @@ def hpo(tmp_path: Path, data_root: Path, hpo_here: Hpo) -> Hpo:
         )
 
     return run
+
+
+@pytest.fixture
+def waiting(tmp_path: Path) -> dict[str, str]:
+    """The environment of processes that find the objective of support/waiting.py."""
+    code = (Path(__file__).parent / "support" / "waiting.py").read_text(encoding="utf-8")
+    return install(tmp_path / "waiting", "waiting", code, "[hpo.objectives]\nwaiting = waiting:Waiting\n")
 
 
 @pytest.fixture

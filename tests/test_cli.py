@@ -19,6 +19,7 @@ from optuna_dashboard import get_note
 from support.commands import Hpo, Start
 from support.search import optuna_storage
 from support.studies import write_study
+from support.waiting import write_waiting_study
 
 from hpo.cli.main import cli
 from hpo.errors import InputError
@@ -125,24 +126,11 @@ def check_that_the_best_run_again_gives_the_same_accuracies(
     hpo: Hpo, tmp_path: Path, best: dict[str, Any], storage: dict[str, str]
 ) -> None:
     (tmp_path / "best.toml").write_text(hpo("best", "study", "--toml", **storage).stdout, encoding="utf-8")
-    repeated = hpo("run", "best.toml", "--workers", "2", **storage)
+    hpo("submit", "best.toml", **storage)
+    repeated = hpo("worker", f"study-trial-{best['number']}", **storage)  # one thread, as each of the two had
     assert repeated.returncode == 0, repeated.stderr
     repeats = json.loads(hpo("top", f"study-trial-{best['number']}", "--json", **storage).stdout)
     assert best["correct"] in [repeat["correct"] for repeat in repeats if repeat["params"] == best["params"]]
-
-
-def test_a_search_that_starts_from_the_baselines_weights(hpo: Hpo, tmp_path: Path) -> None:
-    search = {"initial_weights": "baseline", "learning_rate": {"low": 0.01, "high": 0.03}, "batch_size": 16}
-    data = {"name": "digits", "images_per_class": 30, "validation_fraction": 0.05}  # enough for the baseline to learn
-    hpo("submit", write_study(tmp_path, budget=2, search=search, data=data))
-    ran = hpo("worker", "study")
-    assert ran.returncode == 0, ran.stderr
-    top = json.loads(hpo("top", "study", "--json").stdout)
-    later = [trial for trial in top if not trial["baseline"]]
-    assert {trial["params"]["initial_weights"] for trial in later} == {"baseline"}
-    assert (tmp_path / "hpo-artifacts" / "study" / "baseline.safetensors").exists()
-    baseline = next(trial for trial in top if trial["baseline"])
-    assert min(trial["epochs"][0]["clean"] for trial in later) > baseline["epochs"][0]["clean"]
 
 
 def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> None:
@@ -199,11 +187,11 @@ def test_without_pytorch_a_worker_takes_no_trial(hpo: Hpo, tmp_path: Path) -> No
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
-    hpo: Hpo, tmp_path: Path, arguments: list[str], expected: str
+    hpo_here: Hpo, tmp_path: Path, arguments: list[str], expected: str
 ) -> None:
     write_study(tmp_path)
     (tmp_path / "study.safetensors").write_text("no weights")
-    assert expected in one_line(hpo(*arguments))
+    assert expected in one_line(hpo_here(*arguments))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["study.safetensors", "study.toml"]
 
 
@@ -276,10 +264,10 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
 
 
 def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
-    hpo: Hpo, start: Start, tmp_path: Path
+    hpo: Hpo, start: Start, tmp_path: Path, waiting: dict[str, str]
 ) -> None:
-    study = write_study(tmp_path, budget=2, training={"epochs": 5, "horizontal_flip": False})
-    running = start("run", study, "--workers", "2")
+    study = write_waiting_study(tmp_path, budget=2, steps=60)
+    running = start("run", study, "--workers", "2", **waiting)
     wait_for(running, lambda: len(epochs_done(tmp_path)) == 2)
     victim, other = psutil.Process(running.pid).children()
     victim.kill()
@@ -294,7 +282,7 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     assert status["running"] == 0, "the workers gave their trials back when their supervisor had gone"
     assert status["finished"] + status["waiting"] == 2
 
-    again = start("run", study, "--workers", "2")
+    again = start("run", study, "--workers", "2", **waiting)
     wait_for(again, lambda: len(epochs_done(tmp_path)) > 0)
     workers = psutil.Process(again.pid).children()
     again.send_signal(signal.SIGINT)
@@ -306,10 +294,10 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
 
 @pytest.mark.parametrize("names", [[], ["study"]])
 def test_a_launch_says_that_its_study_was_deleted_meanwhile(
-    hpo: Hpo, start: Start, tmp_path: Path, names: list[str]
+    hpo: Hpo, start: Start, tmp_path: Path, waiting: dict[str, str], names: list[str]
 ) -> None:
-    hpo("submit", write_study(tmp_path, budget=100))
-    launched = start("launch", *names)
+    hpo("submit", write_waiting_study(tmp_path, budget=100, steps=60), **waiting)
+    launched = start("launch", *names, **waiting)
     wait_for(launched, lambda: len(epochs_done(tmp_path)) > 0)
     optuna.delete_study(study_name="study", storage=optuna_storage(f"sqlite:///{tmp_path}/hpo.db"))
     said, _ = launched.communicate(timeout=30)
@@ -319,7 +307,7 @@ def test_a_launch_says_that_its_study_was_deleted_meanwhile(
 
 def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo: Hpo, tmp_path: Path) -> None:
     hpo("submit", write_study(tmp_path, model={"weights": "absent.safetensors"}))
-    result = hpo("launch", "study", "--workers", "2")
+    result = hpo("launch", "study", "--workers", "1")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
         f"hpo: model.weights: {tmp_path}/absent.safetensors does not exist; give a .safetensors or .pth file"

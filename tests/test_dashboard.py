@@ -152,13 +152,15 @@ def test_a_browser_annotates_renames_and_deletes(hpo: Hpo, start: Start, tmp_pat
     assert [study["study"] for study in json.loads(hpo("status", "--json").stdout)] == ["second thoughts"]
 
 
-def test_other_addresses_need_a_password_and_a_certificate_or_a_warning(start: Start, hpo: Hpo, tmp_path: Path) -> None:
-    hpo("submit", write_study(tmp_path))
-    refused = hpo("dashboard", "--host", "0.0.0.0")  # noqa: S104
+def test_other_addresses_need_a_password_and_a_certificate_or_a_warning(
+    start: Start, hpo_here: Hpo, tmp_path: Path
+) -> None:
+    hpo_here("submit", write_study(tmp_path))
+    refused = hpo_here("dashboard", "--host", "0.0.0.0")  # noqa: S104
     assert refused.returncode == 2
     assert "other machines could see and change everything; set HPO_DASHBOARD_PASSWORD" in refused.stderr
     for given, reason in (("change-me", "is the example's password"), ("short", "at least 8 characters")):
-        refused = hpo("dashboard", HPO_DASHBOARD_PASSWORD=given)
+        refused = hpo_here("dashboard", HPO_DASHBOARD_PASSWORD=given)
         assert refused.returncode == 2
         assert reason in refused.stderr
 
@@ -178,7 +180,7 @@ def test_other_addresses_need_a_password_and_a_certificate_or_a_warning(start: S
     address_of(unencrypted)
     assert unencrypted.stdout is not None
     assert "warning: without TLS" in unencrypted.stdout.readline()
-    assert "cannot be used" in hpo("dashboard", "--tls-certificate", "password", "--tls-key", "key.pem").stderr
+    assert "cannot be used" in hpo_here("dashboard", "--tls-certificate", "password", "--tls-key", "key.pem").stderr
 
 
 def test_the_dashboard_reads_what_optuna_reads_and_sees_the_constraints(engine: sa.Engine) -> None:

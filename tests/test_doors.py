@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 from support.commands import Hpo
+from support.packages import install
 from support.studies import write_study
 
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
@@ -98,13 +100,7 @@ ENTRY_POINTS = dedent(
 
 @pytest.fixture
 def package(tmp_path: Path) -> dict[str, str]:
-    """A package as pip leaves it, on the path of what gets this environment."""
-    site = tmp_path / "site"
-    (site / "theirs-1.0.dist-info").mkdir(parents=True)
-    (site / "theirs.py").write_text(PACKAGE)
-    (site / "theirs-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (site / "theirs-1.0.dist-info" / "entry_points.txt").write_text(ENTRY_POINTS)
-    return {"PYTHONPATH": str(site)}
+    return install(tmp_path / "site", "theirs", PACKAGE, ENTRY_POINTS)
 
 
 def a_study(folder: Path, perturbation: dict[str, object], weight: float = 0.25) -> str:
@@ -216,32 +212,39 @@ def test_a_network_that_does_not_fit_is_one_line(
     assert "Traceback" not in ran.stderr
 
 
-def test_weights_of_an_installed_network(hpo: Hpo, tmp_path: Path, package: dict[str, str]) -> None:
-    """Taken from a file, its own head among them; not from ImageNet, where there are none."""
-    code = """
-import theirs, torch
-torch.manual_seed(1)
-torch.save(theirs.SmallConv.build("small-conv", 10, 32).state_dict(), "w.pth")
+REFUSED = """
+import sys
+from hpo.cli.main import main
+study = sys.argv[1]
+for settings in (["model.weights=imagenet"], ["model.name=small-conv-wide", "model.weights=w.pth"]):
+    sys.argv = ["hpo", "run", study, "--set", "name=other"]
+    for setting in settings:
+        sys.argv += ["--set", setting]
+    try:
+        main()
+    except SystemExit as ended:
+        assert ended.code == 2
 """
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=os.environ | package, capture_output=True)
-    assert ran.returncode == 0, ran.stderr
+
+
+def test_weights_of_an_installed_network(
+    hpo: Hpo, tmp_path: Path, package: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken from a file, its own head among them; not from ImageNet, where there are none."""
+    import torch
+
+    monkeypatch.syspath_prepend(package["PYTHONPATH"])
+    small = import_module("theirs").SmallConv.build("small-conv", 10, 32)
+    monkeypatch.delitem(sys.modules, "theirs")
+    torch.save(small.state_dict(), tmp_path / "w.pth")
     study = with_network(tmp_path, "small-conv")
     given = hpo("run", study, "--workers", "1", "--set", "model.weights=w.pth", **package)
     assert given.returncode == 0, given.stderr
-    none = hpo("run", study, "--set", "model.weights=imagenet", "--set", "name=other", **package)
-    assert "model.weights: there are none from ImageNet for small-conv; give a file, or 'none'" in none.stderr
-    wide = hpo(
-        "run",
-        study,
-        "--set",
-        "model.name=small-conv-wide",
-        "--set",
-        "model.weights=w.pth",
-        "--set",
-        "name=b",
-        **package,
+    refused = subprocess.run(
+        [sys.executable, "-c", REFUSED, study], cwd=tmp_path, env=os.environ | package, capture_output=True, text=True
     )
-    assert "do not fit model.name = 'small-conv-wide'" in wide.stderr
+    assert "model.weights: there are none from ImageNet for small-conv; give a file, or 'none'" in refused.stderr
+    assert "do not fit model.name = 'small-conv-wide'" in refused.stderr
 
 
 def test_where_the_package_is_missing_workers_say_so_and_others_go_on(

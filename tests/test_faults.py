@@ -19,6 +19,7 @@ from faults import HERE, Plan, examine, make_spec, run_with_faults
 from postgresql_servers import fresh_database, postgresql
 from sqlalchemy.exc import DBAPIError
 from support.search import claim_next, optuna_storage, run
+from support.waiting import write_waiting_study
 
 from hpo.search.sql import claims, storage
 from hpo.search.sql.counts import Counts, count
@@ -205,14 +206,13 @@ def test_a_worker_whose_clock_is_wrong_writes_the_databases_times(storage_url: s
 
 
 def test_a_scheduler_is_told_by_a_code_of_its_own_that_a_worker_was_stopped(
-    postgresql_url: str, hpo: Callable[..., Any], start: Any, tmp_path: Path
+    postgresql_url: str, hpo: Callable[..., Any], start: Any, tmp_path: Path, waiting: dict[str, str]
 ) -> None:
     """Slurm and Kubernetes take 0 for done."""
-    from support.studies import write_study
-
-    hpo("submit", write_study(tmp_path), HPO_STORAGE=postgresql_url)
+    environment = {"HPO_STORAGE": postgresql_url, **waiting}
+    hpo("submit", write_waiting_study(tmp_path, budget=4, steps=600), **environment)
     for option, code in ((["--exit-code-when-stopped", "75"], 75), ([], 0)):
-        worker = start("worker", "--forever", *option, HPO_STORAGE=postgresql_url)
+        worker = start("worker", "--forever", *option, **environment)
         engine = storage.open_engine(parse_url(postgresql_url))
         wait_until(lambda engine=engine: count(engine, 1).running == 1)  # type: ignore[misc]
         engine.dispose()

@@ -14,9 +14,10 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from free_objective import FreeObjective
-from support.commands import ONE_THREAD
+from support.commands import Hpo
 from support.search import claim_next, optuna_storage, states
 from support.studies import make_spec
+from support.waiting import write_waiting_study
 
 from hpo.doors.objective import Trial
 from hpo.errors import DataError, MachineError, StudyError
@@ -262,18 +263,12 @@ def test_a_baseline_out_of_memory_fails_and_keeps_the_constraint(engine: sa.Engi
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full disk")
-def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo: Any, tmp_path: Path, data_root: Path) -> None:
-    tiny = ("--set", "budget=2", "--set", "training.epochs=1", "--set", "data.images_per_class=4")
-    quickstart = Path(__file__).parent.parent / "studies" / "quickstart.toml"
-    assert hpo("submit", str(quickstart), *tiny).returncode == 0
+def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo: Hpo, tmp_path: Path, waiting: dict[str, str]) -> None:
+    assert hpo("submit", write_waiting_study(tmp_path, budget=2, steps=1), **waiting).returncode == 0
     with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "hpo", "worker"]
         ran = subprocess.run(
-            [sys.executable, "-m", "hpo", "worker"],
-            cwd=tmp_path,
-            env=os.environ | {"HPO_DATA_ROOT": str(data_root), **ONE_THREAD},
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, cwd=tmp_path, env=os.environ | waiting, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert "Traceback" not in ran.stderr
     assert json.loads(hpo("status", "--json").stdout)[0]["finished"] == 2

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from support.commands import ONE_THREAD
 from support.search import claim_next, give_parameter, open_fresh
-from support.studies import make_spec, write_study
+from support.studies import make_spec
+from support.waiting import write_waiting_study
 
 from hpo.errors import InputError
 from hpo.search.sql.counts import count
@@ -114,18 +114,14 @@ def little_memory() -> Iterator[Path]:
 
 
 def test_a_run_goes_on_after_the_kernel_killed_a_worker_for_its_memory(
-    little_memory: Path, tmp_path: Path, data_root: Path
+    little_memory: Path, tmp_path: Path, waiting: dict[str, str]
 ) -> None:
-    """A batch of 400 at 64 px takes more than the group may have, of 16 it does not."""
-    search = {"batch_size": {"choices": [400, 16]}, "learning_rate": 0.01, "frozen_layers": 0}
-    changes = {"model": {"weights": "none", "input_size": 64}, "training": {"epochs": 1, "horizontal_flip": False}}
-    data = {"name": "digits", "validation_fraction": 0.05, "images_per_class": 42}
-    study = write_study(tmp_path, budget=2, sampler={"name": "grid"}, search=search, data=data, **changes)
+    study = write_waiting_study(tmp_path, budget=2, steps=1, choices=[1500, 1], default=1)
     command = [sys.executable, "-m", "hpo", "run", study, "--workers", "1"]
     ran = subprocess.run(
         ["sh", "-c", f'echo $$ > {little_memory}/cgroup.procs; exec "$@"', "sh", *command],
         cwd=tmp_path,
-        env=os.environ | {"HPO_DATA_ROOT": str(data_root), **ONE_THREAD},
+        env=os.environ | waiting,
         capture_output=True,
         text=True,
         timeout=150,
@@ -134,4 +130,4 @@ def test_a_run_goes_on_after_the_kernel_killed_a_worker_for_its_memory(
     assert "worker 1 was killed by the kernel, since memory ran out; it starts again in 1 s" in ran.stderr
     engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
     bad = [trial for trial in all_trials(engine, "study", "state = 'complete'") if trial.out_of_memory]
-    assert [trial.params["batch_size"] for trial in bad] == [400]
+    assert [trial.params["mib"] for trial in bad] == [1500]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.studies import make_spec
+from support.commands import Hpo
+from support.studies import make_spec, write_study
 
 import hpo.objectives.robust_accuracy
 from hpo.artifacts import Artifacts
@@ -110,6 +111,20 @@ def test_the_best_trial_keeps_pictures_and_weights(
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(files["weights.safetensors"])
     assert "fc.weight" in read_weights("resnet18", str(weights))
+
+
+def test_a_search_that_starts_from_the_baselines_weights(hpo_here: Hpo, tmp_path: Path) -> None:
+    search = {"initial_weights": "baseline", "learning_rate": {"low": 0.01, "high": 0.03}, "batch_size": 16}
+    data = {"name": "digits", "images_per_class": 30, "validation_fraction": 0.05}  # enough for the baseline to learn
+    hpo_here("submit", write_study(tmp_path, budget=2, search=search, data=data))
+    ran = hpo_here("worker", "study")
+    assert ran.returncode == 0, ran.stderr
+    top = json.loads(hpo_here("top", "study", "--json").stdout)
+    later = [trial for trial in top if not trial["baseline"]]
+    assert {trial["params"]["initial_weights"] for trial in later} == {"baseline"}
+    assert (tmp_path / "hpo-artifacts" / "study" / "baseline.safetensors").exists()
+    baseline = next(trial for trial in top if trial["baseline"])
+    assert min(trial["epochs"][0]["clean"] for trial in later) > baseline["epochs"][0]["clean"]
 
 
 @pytest.fixture

@@ -238,7 +238,7 @@ def test_frozen_side_left_out_is_the_input() -> None:
     assert changed == [False] * 3 + [True] * 7
 
 
-def test_they_are_searched_recorded_and_asked_for(hpo: Hpo, tmp_path: Path) -> None:
+def test_they_are_searched_recorded_and_asked_for(hpo_here: Hpo, tmp_path: Path) -> None:
     search = {
         "batch_size": 16,
         "learning_rate": 0.01,
@@ -249,19 +249,19 @@ def test_they_are_searched_recorded_and_asked_for(hpo: Hpo, tmp_path: Path) -> N
         "frozen_side": {"choices": ["input", "output"]},
     }
     training = {"epochs": 1, "horizontal_flip": False}
-    assert hpo("submit", write_study(tmp_path, budget=4, search=search, training=training)).returncode == 0
-    worked = hpo("worker", "study")
+    assert hpo_here("submit", write_study(tmp_path, budget=4, search=search, training=training)).returncode == 0
+    worked = hpo_here("worker", "study")
     assert worked.returncode == 0, worked.stderr
-    chosen = json.loads(hpo("top", "study", "--json", "-n", "9", "--sort", "weight_decay:asc").stdout)
+    chosen = json.loads(hpo_here("top", "study", "--json", "-n", "9", "--sort", "weight_decay:asc").stdout)
     decays = [trial["params"]["weight_decay"] for trial in chosen]
     assert decays == sorted(decays)
     assert len(set(decays)) > 1
     for name in ("optimizer", "frozen_side"):
         for word in {trial["params"][name] for trial in chosen}:
-            found = json.loads(hpo("top", "study", "--json", "-n", "9", "--where", f"{name} = '{word}'").stdout)
+            found = json.loads(hpo_here("top", "study", "--json", "-n", "9", "--where", f"{name} = '{word}'").stdout)
             assert {trial["params"][name] for trial in found} == {word}
-    assert "weight_decay" in hpo("top", "study", "--csv").stdout.splitlines()[0]
-    document = hpo("best", "study", "--toml").stdout
+    assert "weight_decay" in hpo_here("top", "study", "--csv").stdout.splitlines()[0]
+    document = hpo_here("best", "study", "--toml").stdout
     assert "weight_decay" in document.split("[search]")[1]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import Hpo
 from support.search import open_fresh
 
 from hpo.search.sql.dead_workers import give_back_trials_of
@@ -42,13 +43,17 @@ def environment(folder: Path, storage: str = "") -> dict[str, str]:
 
 
 @pytest.fixture
-def hpo(python: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Run:
-    """The command in that environment, on the database that the test asks for."""
+def hpo(python: Path, tmp_path: Path, hpo_here: Hpo, request: pytest.FixtureRequest) -> Run:
+    """The command in that environment, on the database that the test asks for; what only reads, in this process, which
+    does not have the package.
+    """
     storage = request.getfixturevalue("postgresql_url") if "postgresql_url" in request.fixturenames else ""
 
-    def run(*arguments: str, interpreter: Path = python) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, interpreter: Path | None = None) -> subprocess.CompletedProcess[str]:
+        if interpreter is None and arguments[0] not in ("run", "submit", "worker"):
+            return hpo_here(*arguments, HPO_STORAGE=environment(tmp_path, storage)["HPO_STORAGE"])
         return subprocess.run(
-            [interpreter, "-m", "hpo", *arguments],
+            [interpreter or python, "-m", "hpo", *arguments],
             cwd=tmp_path,
             env=environment(tmp_path, storage),
             capture_output=True,
@@ -166,9 +171,10 @@ def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo
 def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
     hpo: Run, python: Path, tmp_path: Path
 ) -> None:
-    study = study_file(tmp_path, steps=200)
+    study = study_file(tmp_path, steps=100)
     changes = ("--set", "budget=2", "--set", "pruner.name=none")
-    assert hpo("run", study, *changes, "--set", "name=unbroken").returncode == 0
+    hpo("submit", study, *changes, "--set", "name=unbroken")
+    assert hpo("worker", "unbroken").returncode == 0
     hpo("submit", study, *changes)
     command = [python, "-m", "hpo", "worker", "tabular"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment(tmp_path)) as worker:
