@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
 from hpo.doors.parameters import Choices, Range, Row, SearchSection
-from hpo.doors.perturbation import PERTURBATIONS, Perturbation
+from hpo.doors.perturbation import PERTURBATIONS, LeveledPerturbation, Perturbation
 from hpo.doors.section import Section
 from hpo.study_file.images import ImageSpec, ObjectiveSpec
 from hpo.study_file.parameters import PARAMETERS
@@ -48,6 +48,13 @@ Each key is a parameter of a trial, and its value takes one of three forms:
 SEARCH_NOTES = """\
 “Left out” is the value of every trial if the file does not mention the parameter; where it is empty, trials then do not
 have the parameter. “Trial 1” is the value that trial 1 tries if the file gives no `default`.
+"""
+LEVELS_NOTE = """\
+Where levels are named, `level = 3` stands for that setting: they are Tiny-ImageNet-C's (Hendrycks and Dietterich,
+2019), for images of 64 pixels. Images are made in memory from the study's own; the archive of that name was made from
+other files, so accuracies on it are other figures. All of them, by level:
+
+![One picture under each perturbation at levels 1 to 5](perturbations.png)
 """
 MEANINGS = {
     "ImageSpec.name": "The study's name in the database.",
@@ -129,11 +136,13 @@ def perturbations_section() -> Iterator[str]:
     for name, kind in PERTURBATIONS.loadable().items():
         properties = kind.model_json_schema()["properties"]
         for key in kind.model_fields:
-            if key not in Perturbation.model_fields:
+            if key not in LeveledPerturbation.model_fields:
                 is_severity = "yes" if key == kind.severity else ""
                 values, help_ = allowed(properties[key]), one_line(properties[key].get("description"))
-                rows.append((literal(name), one_line(kind.__doc__), code(key), values, is_severity, help_))
-    yield from table(("name", "what it does", "key", "values", "severity", "meaning"), rows)
+                levels = ", ".join(f"{setting:g}" for setting in getattr(kind, "levels", ())) if is_severity else ""
+                rows.append((literal(name), one_line(kind.__doc__), code(key), values, is_severity, levels, help_))
+    yield from table(("name", "what it does", "key", "values", "severity", "levels 1 to 5", "meaning"), rows)
+    yield LEVELS_NOTE
     yield "Installed packages can add more: [extending.md](extending.md).\n"
 
 

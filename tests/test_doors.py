@@ -150,12 +150,12 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
         ),
         ({"name": "stuck-pixels", "amount": 2}, "objective.perturbations.1.amount: must be less than or equal to 1"),
         ({"name": "stuck-pixels"}, "objective.perturbations.1.amount: required, but not given"),
-        ({"name": "stuck-pixel", "amount": 0.1}, "no perturbation 'stuck-pixel'; installed here are: gaussian-noise"),
+        ({"name": "stuck-pixel", "amount": 0.1}, "no perturbation 'stuck-pixel'; installed here are: brightness"),
         ({"name": "unfinished"}, "perturbation 'unfinished' (theirs:Unfinished) is no subclass of hpo.Perturbation"),
         ({"name": "broken"}, "perturbation 'broken' (theirs_that_is_missing:Nothing) cannot be loaded: ModuleNotFound"),
-        ({"name": "os"}, "no perturbation 'os'; installed here are: gaussian-noise"),
+        ({"name": "os"}, "no perturbation 'os'; installed here are: brightness"),
         ({"name": "clean", "sigma": 0.1}, "no perturbation 'clean'"),
-        ({"sigma": 0.1}, "name is required: gaussian-noise or pixel-recolor or"),
+        ({"sigma": 0.1}, "name is required: brightness or contrast or"),
     ],
 )
 def test_bad_settings_are_one_line(

@@ -5,17 +5,31 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.doors.perturbation import PERTURBATIONS
+from hpo.doors.perturbation import LEVELS, PERTURBATIONS, LeveledPerturbation
 from hpo.vision import scoring
 from hpo.vision.random_bits import derive_keys, normal, uniform
+from hpo.vision.training.augmentation import SEVERITY_AT_FULL_STRENGTH
 
 names = st.sampled_from(PERTURBATIONS.names())
+WITHOUT_CHANCE = {
+    *("brightness", "contrast", "saturate", "pixelate", "jpeg", "gaussian-blur", "defocus-blur", "zoom-blur")
+}
 severities = st.floats(0, 1)
+"""As shares of the largest severity that images are trained with."""
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 17), st.integers(1, 17))
 
 
 def perturb(name: str, pixels: torch.Tensor, image_keys: torch.Tensor, severity: float, replicate: int) -> torch.Tensor:
     return scoring.perturb(PERTURBATIONS.find(name), name, pixels, image_keys, severity, replicate)
+
+
+def largest(name: str) -> float:
+    """Twice the scored severity at the benchmark's highest level; 1 where it has none."""
+    kind = PERTURBATIONS.find(name)
+    if not issubclass(kind, LeveledPerturbation):
+        return 1.0
+    levels = [kind.model_validate({"name": name, "level": level, "weight": 1}) for level in range(1, LEVELS + 1)]
+    return SEVERITY_AT_FULL_STRENGTH * max(level.scored_severity for level in levels)
 
 
 def images(count: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -30,7 +44,7 @@ def keys(count: int) -> torch.Tensor:
 def test_shape_range_and_input_are_kept(name: str, severity: float, shape: tuple[int, int, int]) -> None:
     pixels = images(*shape)
     before = pixels.clone()
-    perturbed = perturb(name, pixels, keys(shape[0]), severity, replicate=0)
+    perturbed = perturb(name, pixels, keys(shape[0]), severity * largest(name), replicate=0)
     assert perturbed.shape == pixels.shape
     assert perturbed.dtype == torch.float32
     assert perturbed.min() >= 0
@@ -50,6 +64,7 @@ def test_an_image_is_perturbed_alike_in_any_batch_and_order(
     name: str, severity: float, count: int, data: st.DataObject
 ) -> None:
     pixels, all_keys = images(count, 12, 10), keys(count)
+    severity *= largest(name)
     together = perturb(name, pixels, all_keys, severity, replicate=3)
     order = torch.tensor(data.draw(st.permutations(range(count))))
     size = data.draw(st.integers(1, count))
@@ -57,14 +72,22 @@ def test_an_image_is_perturbed_alike_in_any_batch_and_order(
         assert torch.equal(perturb(name, pixels[chosen], all_keys[chosen], severity, replicate=3), together[chosen])
 
 
-@given(names)
+@pytest.mark.parametrize("name", sorted(set(PERTURBATIONS.names()) - WITHOUT_CHANCE))
 def test_replicates_images_and_perturbations_draw_differently(name: str) -> None:
-    pixels = torch.full((2, 3, 16, 16), 0.5)
+    pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1, -1)
     first = perturb(name, pixels, keys(2), 0.2, replicate=0)
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, perturb(name, pixels, keys(2), 0.2, replicate=1))
     other = derive_keys(keys(2), "another purpose")
     assert not torch.equal(uniform(keys(2), 8), uniform(other, 8))
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT_CHANCE))
+def test_what_has_no_chance_in_it_is_the_same_in_all_replicates(name: str) -> None:
+    pixels = images(2, 16, 16)
+    first, second = (perturb(name, pixels, keys(2), largest(name) / 2, replicate) for replicate in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, pixels)
 
 
 @given(st.floats(0, 1), st.integers(1, 6), st.integers(2, 20), st.integers(2, 20))

@@ -1,8 +1,9 @@
 """What every perturbation is: settings, as a study file gives them, and a function of whole batches of images."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from hpo.doors.registry import Door
 from hpo.doors.section import Section
@@ -10,6 +11,8 @@ from hpo.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+LEVELS = 5
 
 
 class Perturbation(Section):
@@ -47,6 +50,30 @@ class Perturbation(Section):
             raise TypeError(f"{cls.__name__}.severity must name a field of its own, a float or int")
         if cls.apply is Perturbation.apply:
             raise TypeError(f"{cls.__name__} must define apply(pixels, keys, severity)")
+
+
+class LeveledPerturbation(Perturbation):
+    """A family of Tiny-ImageNet-C (Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common
+    Corruptions and Perturbations", ICLR 2019, arXiv:1903.12261): a study file may give a level in place of the setting
+    that is its severity.
+    """
+
+    level: Annotated[int | None, Field(ge=1, le=LEVELS, exclude=True)] = None
+    """The benchmark's level, 1 to 5, in place of the severity."""
+    levels: ClassVar[tuple[float, float, float, float, float]]
+    """The severity's setting at levels 1 to 5."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_level(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("level") is None:
+            return given
+        level = given["level"]
+        if cls.severity in given:
+            raise ValueError(f"level and {cls.severity} say the same; give one of them")
+        if isinstance(level, int) and 1 <= level <= LEVELS:
+            return {**given, cls.severity: cls.levels[level - 1]}
+        return {**given, cls.severity: cls.levels[0]}  # that the level is wrong is said of the level
 
 
 PERTURBATIONS = Door("perturbation", "hpo.vision.perturbations", "hpo.perturbations", Perturbation)

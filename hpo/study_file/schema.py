@@ -4,7 +4,7 @@ from typing import Any
 
 from hpo.doors.network import network_names
 from hpo.doors.objective import OBJECTIVES
-from hpo.doors.perturbation import PERTURBATIONS, Perturbation
+from hpo.doors.perturbation import PERTURBATIONS, LeveledPerturbation, Perturbation
 from hpo.study_file.custom import CustomSpec
 from hpo.study_file.images import ImageSpec
 
@@ -34,4 +34,7 @@ def _perturbation(schema: dict[str, Any], name: str, kind: type[Perturbation]) -
     section = kind.model_json_schema()
     schema["$defs"] |= section.pop("$defs", {})
     section["properties"]["name"] = {"const": name}
+    if issubclass(kind, LeveledPerturbation):
+        section["required"].remove(kind.severity)
+        section["oneOf"] = [{"required": [kind.severity]}, {"required": ["level"]}]
     return section
