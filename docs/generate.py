@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
 from hpo.doors.parameters import Choices, Range, Row, SearchSection
-from hpo.doors.perturbation import PERTURBATIONS, LeveledPerturbation, Perturbation
+from hpo.doors.perturbation import PERTURBATIONS, LeveledPerturbation
 from hpo.doors.section import Section
 from hpo.study_file.images import ImageSpec, ObjectiveSpec
 from hpo.study_file.parameters import PARAMETERS
@@ -64,7 +64,7 @@ MEANINGS = {
     "PrunerSpec.name": "`asha` pauses trials and resumes the best; `hyperband` does so in brackets that begin later "
     "and later; `median` prunes what is below the median of the complete trials; `none` stops none.",
     "ObjectiveSpec.perturbations": "One table for each perturbation that is scored; see below.",
-    "Perturbation.name": "Which perturbation; see the next table.",
+    "LeveledPerturbation.name": "Which perturbation; see the next table.",
     "Range.low": "Lower end.",
     "Range.high": "Upper end.",
     "Choices.choices": "The values.",
@@ -130,7 +130,7 @@ def parameter(row: Row) -> Sequence[str]:
 def perturbations_section() -> Iterator[str]:
     yield "## [[objective.perturbations]]\n"
     yield "A perturbation that is scored. The clean weight and the weights of all perturbations sum to 1.\n"
-    yield from keys_table(Perturbation, Perturbation.model_json_schema())
+    yield from keys_table(LeveledPerturbation, LeveledPerturbation.model_json_schema())
     yield "Each perturbation has one more key or several; one of them is its severity.\n"
     rows = []
     for name, kind in PERTURBATIONS.loadable().items():

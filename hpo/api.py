@@ -3,6 +3,7 @@
 All errors are hpo.HpoError or a subclass, with a message of one line. Queries load neither Optuna nor torch.
 """
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -112,7 +113,7 @@ def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Ten
     """Perturbs images as studies do to score trials. What is drawn for an image depends on its position and the seed.
 
     name: one of hpo's perturbations, such as `gaussian-noise` (severity: standard deviation) or `pixel-recolor`
-    (severity: share of the pixels), or one from an installed package; severity: from 0 (no change) to 1; images:
+    (severity: share of the pixels), or one from an installed package; severity: at least 0, which is no change; images:
     float32 (n, 3, height, width) in [0, 1], left unchanged. Returns a new tensor like it. Raises InputError.
     """
     import torch
@@ -120,8 +121,8 @@ def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Ten
     from hpo.vision import scoring
 
     kind = PERTURBATIONS.find(name)
-    if not isinstance(severity, int | float) or not 0 <= severity <= 1:
-        raise InputError(f"severity must be a number from 0 to 1, not {severity!r}")
+    if not isinstance(severity, int | float) or not 0 <= severity < math.inf:
+        raise InputError(f"severity must be a number of at least 0, not {severity!r}")
     is_batch = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] == 3
     if not is_batch or images.dtype != torch.float32:
         raise InputError("images must be a float32 tensor of shape (n, 3, height, width)")

@@ -12,7 +12,9 @@ import pytest
 from support.commands import Hpo
 from support.packages import install
 from support.studies import write_study
+from support.waiting import write_waiting_study
 
+from hpo.doors.objective import Objective
 from hpo.doors.perturbation import PERTURBATIONS, Perturbation
 from hpo.doors.registry import Door
 from hpo.errors import InputError
@@ -90,6 +92,7 @@ ENTRY_POINTS = dedent(
     [hpo.perturbations]
     stuck-pixels = theirs:StuckPixels
     unfinished = theirs:Unfinished
+    score = theirs:StuckPixels
     broken = theirs_that_is_missing:Nothing
     [hpo.networks]
     small-conv = theirs:SmallConv
@@ -154,6 +157,7 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
         ({"name": "unfinished"}, "perturbation 'unfinished' (theirs:Unfinished) is no subclass of hpo.Perturbation"),
         ({"name": "broken"}, "perturbation 'broken' (theirs_that_is_missing:Nothing) cannot be loaded: ModuleNotFound"),
         ({"name": "os"}, "no perturbation 'os'; installed here are: brightness"),
+        ({"name": "score", "amount": 0.1}, "perturbation 'score': --where could not ask for an accuracy of this name"),
         ({"name": "clean", "sigma": 0.1}, "no perturbation 'clean'"),
         ({"sigma": 0.1}, "name is required: brightness or contrast or"),
     ],
@@ -257,6 +261,28 @@ def test_where_the_package_is_missing_workers_say_so_and_others_go_on(
     assert "no perturbation 'stuck-pixels'; installed here are:" in worked.stdout + worked.stderr
     status = {each["study"]: each["finished"] for each in json.loads(hpo("status", "--json").stdout)}
     assert status == {"study": 0, "other": 1}
+
+
+def test_an_objective_whose_code_was_changed_is_not_gone_on_with(
+    hpo: Hpo, tmp_path: Path, waiting: dict[str, str]
+) -> None:
+    assert hpo("submit", write_waiting_study(tmp_path, budget=1, steps=1), **waiting).returncode == 0
+    assert hpo("worker", "study", **waiting).returncode == 0
+    assert "1 trial added" in hpo("extend", "study", "--budget", "2").stderr
+    code = tmp_path / "waiting" / "waiting.py"
+    code.write_text(code.read_text() + "# changed\n")
+    refused = hpo("worker", "study", **waiting)
+    assert refused.returncode == 2
+    assert "study 'study' has other code of waiting than this machine" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("members", "words"),
+    [({}, "must define run"), ({"run": lambda *_: None, "Settings": object}, "must be a subclass of hpo.Section")],
+)
+def test_an_objective_that_is_none_is_refused_where_it_is_defined(members: dict[str, object], words: str) -> None:
+    with pytest.raises(TypeError, match=words):
+        type("Mine", (Objective,), members)
 
 
 def test_a_perturbation_that_is_none_is_refused_where_it_is_defined() -> None:

@@ -1,14 +1,17 @@
 """The contract of every perturbation, and what each one does to the pixels."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.doors.perturbation import LEVELS, PERTURBATIONS, LeveledPerturbation
+from hpo.doors.perturbation import LEVELS, PERTURBATIONS, LeveledPerturbation, Perturbation
+from hpo.errors import InputError
 from hpo.vision import scoring
 from hpo.vision.random_bits import derive_keys, normal, uniform
-from hpo.vision.training.augmentation import SEVERITY_AT_FULL_STRENGTH
+from hpo.vision.training.augmentation import SEVERITY_AT_FULL_STRENGTH, Augmentation
 
 names = st.sampled_from(PERTURBATIONS.names())
 WITHOUT_CHANCE = {
@@ -94,18 +97,18 @@ def test_what_has_no_chance_in_it_is_the_same_in_all_replicates(name: str) -> No
 def test_recolouring_touches_exactly_its_share_of_the_pixels(
     fraction: float, count: int, height: int, width: int
 ) -> None:
-    pixels = torch.full((count, 3, height, width), -1.0)  # a colour that no draw gives
+    pixels = torch.full((count, 3, height, width), 1.0)  # a colour that no draw gives
     touched = (perturb("pixel-recolor", pixels, keys(count), fraction, replicate=0) != pixels).any(1).flatten(1).sum(1)
     expected = int((torch.tensor(fraction) * (height * width)).round())
     assert touched.tolist() == [expected] * count
 
 
 def test_recoloured_pixels_are_spread_evenly_over_place_and_colour() -> None:
-    pixels = torch.full((2000, 3, 8, 8), -1.0)
+    pixels = torch.ones(2000, 3, 8, 8)
     perturbed = perturb("pixel-recolor", pixels, keys(2000), 0.25, replicate=0)
-    share_by_place = (perturbed != -1).any(1).float().mean(0)
+    share_by_place = (perturbed != 1).any(1).float().mean(0)
     assert share_by_place.sub(0.25).abs().max() < 0.05  # 5 standard deviations of a share of 2,000
-    colours = perturbed[perturbed != -1]
+    colours = perturbed[perturbed != 1]
     assert colours.mean().item() == pytest.approx(0.5, abs=0.005)
     assert colours.var().item() == pytest.approx(1 / 12, abs=0.002)
 
@@ -132,3 +135,50 @@ def test_random_numbers_stay_in_their_range_for_any_key(some_keys: list[int], co
     assert draws.max() < 1
     assert normal(tensor, count).isfinite().all()
     assert torch.equal(uniform(tensor, count + 5)[:, :count], draws)
+
+
+class Striped(Perturbation):
+    """Its settings are more than a severity, and it can do nothing with no image."""
+
+    rows: float
+    every: int = 2
+    severity = "rows"
+
+    def apply(self, pixels: torch.Tensor, keys: torch.Tensor, severity: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        assert len(pixels), "asked for nothing"
+        changed = pixels.clone()
+        changed[:, :, :: self.every] *= (1 - severity.view(-1, 1, 1, 1)).clamp(min=0)
+        return changed
+
+
+def test_a_perturbation_finds_its_other_settings_in_itself() -> None:
+    striped = Striped(name="striped", weight=0.5, rows=1, every=3)
+    black = scoring.perturb(striped, "striped", images(2, 9, 9), keys(2), 1.0, replicate=0) == 0
+    assert black.all(3).all(1).tolist() == [[row % 3 == 0 for row in range(9)]] * 2
+
+
+def test_a_perturbation_is_not_asked_to_change_no_image() -> None:
+    augment = Augmentation(1.0, [Striped(name="striped", weight=0.5, rows=1)], False, perturbed_share=0.2)
+    pixels = (images(1, 8, 8) * 255).to(torch.uint8).permute(0, 2, 3, 1)
+    for number in range(9):
+        assert augment(pixels, torch.tensor([number]), seed=0, epoch=1).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda pixels: None, "made None of images; its apply must return a tensor"),
+        (lambda pixels: pixels[:, :1], "its apply must keep both"),
+        (lambda pixels: pixels.double(), "its apply must keep both"),
+        (lambda pixels: pixels + 1, r"made pixels from 1\S* to 2 ?\S*; its apply must keep to \[0, 1\]"),
+        (lambda pixels: pixels * float("nan"), "made pixels from nan to nan"),
+    ],
+)
+def test_what_is_no_image_is_refused_in_one_line(made: Any, words: str) -> None:
+    class Wrong(Striped):
+        def apply(self, pixels: torch.Tensor, keys: torch.Tensor, severity: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return made(pixels)
+
+    wrong = Wrong(name="wrong", weight=0.5, rows=1)
+    with pytest.raises(InputError, match=words):
+        scoring.perturb(wrong, "wrong", images(2, 9, 9), keys(2), 1.0, replicate=0)

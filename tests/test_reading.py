@@ -25,6 +25,7 @@ from support.studies import make_spec, write_study
 import hpo as package
 from hpo import errors
 from hpo.cli import progress, tables
+from hpo.cli.options import print_json
 from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
 from hpo.search.sql import attributes, claims
@@ -347,8 +348,8 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
     for wrong in (images[0], images[:, :1], images.double(), images.numpy(), (images * 255).byte(), images * 2):
         with pytest.raises(InputError, match="images must"):
             package.perturb("gaussian-noise", wrong, 0.2)
-    for severity in (-0.1, 1.5, math.nan):
-        with pytest.raises(InputError, match="severity must be a number from 0 to 1"):
+    for severity in (-0.1, math.inf, math.nan):
+        with pytest.raises(InputError, match="severity must be a number of at least 0"):
             package.perturb("gaussian-noise", images, severity)
     with pytest.raises(InputError, match="n must be at least 1"):
         package.top("study", -1, storage=storage)
@@ -411,3 +412,25 @@ def test_importing_hpo_loads_neither_torch_nor_optuna(folder: Path) -> None:
     assert in_python(code, folder) == "[]\n"
     light = "import hpo, sys; print(sorted({'sqlalchemy', 'pydantic', 'hpo.api'} & set(sys.modules)))"
     assert in_python(light, folder) == "[]\n"
+
+
+def test_json_has_no_numbers_that_are_not_finite(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json([{"score": math.nan, "parts": (math.inf, 0.5)}])
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == [{"score": None, "parts": [None, 0.5]}]
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"), [(0.5, "0.5000"), (0.0, "0.0000"), (-0.25, "-0.2500"), (1e-7, "1e-07"), (-1e150, "-1e+150")]
+)
+def test_a_score_of_any_size_takes_few_digits(score: float, shown: str) -> None:
+    assert tables.shown_score(score) == shown
+
+
+def test_commands_to_copy_are_quoted_and_a_stopped_study_says_so(hpo: Hpo, tmp_path: Path) -> None:
+    engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
+    submit(engine, make_spec(name="a b"))
+    assert "`hpo resume 'a b'` continues it" in hpo("stop", "a b").stderr
+    assert "`hpo resume 'a b'` continues it" in hpo("status", "a b").stdout
+    extended = hpo("extend", "a b", "--budget", "9").stderr
+    assert "It is stopped: requested by `hpo stop`; `hpo resume 'a b'` continues it" in extended
+    engine.dispose()

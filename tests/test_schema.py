@@ -44,7 +44,7 @@ def test_our_studies_are_valid_and_name_it(study: Path) -> None:
         (["budget"], "many"),
         (["search", "momentum"], 0.9),
         (["search", "weight_decay"], {"low": 1e-5, "hihg": 1e-2}),
-        (["objective", "perturbations", 0, "name"], "gaussian-blur"),
+        (["objective", "perturbations", 0, "name"], "frosted-glass"),
         (["objective", "perturbations", 0, "sigma"], 2.0),
         (["objective", "perturbations", 0, "fraction"], 0.1),
     ],

@@ -37,7 +37,10 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
             "search.learning_rate={low = 0.1, hihg = 1}",
             "search.learning_rate.hihg: unknown key; allowed here: low, high,",
         ),
-        ("objective.perturbations.0.sgma=1", "unknown key; allowed here: weight, name, sigma. Did you mean 'sigma'?"),
+        (
+            "objective.perturbations.0.sgma=1",
+            "unknown key; allowed here: weight, name, level, sigma. Did you mean 'sigma'?",
+        ),
         ("budget='many'", "budget: must be a valid integer, not 'many'"),
         ("budget=-5", "budget: must be greater than or equal to 1, not -5"),
         ("budget=true", "budget: must be a valid integer, not True"),
@@ -118,8 +121,8 @@ def test_only_a_near_miss_is_suggested(word: str, allowed: list[str], meant: str
 
 
 def test_another_perturbation_is_not_suggested_for_one_that_does_not_exist(tmp_path: Path) -> None:
-    message = refused(tmp_path, GOOD, "objective.perturbations.gaussian-noise.name=gaussian-blur")
-    assert "no perturbation 'gaussian-blur'; installed here are: gaussian-noise, pixel-recolor" in message
+    message = refused(tmp_path, GOOD, "objective.perturbations.gaussian-noise.name=gaussian-glass")
+    assert "no perturbation 'gaussian-glass'; installed here are: brightness, contrast" in message
     assert "Did you mean" not in message
 
 

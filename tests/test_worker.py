@@ -3,6 +3,7 @@
 import errno
 import io
 import math
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -175,6 +176,20 @@ def test_a_configuration_that_fails_is_not_tried_again_unless_it_is_the_baseline
     finished = [trial.params for trial in study.trials if trial.state.name == "COMPLETE"]
     assert baseline in finished
     assert defaults not in finished
+
+
+def test_a_configuration_that_asks_to_exit_has_failed(engine: sa.Engine) -> None:
+    """It would end one worker after another, each with its trial given back."""
+    asked: list[Params] = []
+
+    def exit_once(params: Params) -> None:
+        if not asked:
+            asked.append(params)
+            sys.exit("no convergence")
+
+    study = run(engine, make_spec(budget=3), exit_once)
+    (failed,) = [trial for trial in study.trials if trial.state.name == "FAIL"]
+    assert "the objective called sys.exit('no convergence')" in failed.user_attrs["failure"]
 
 
 def test_a_worker_that_is_set_up_wrongly_leaves_its_trial_to_others(engine: sa.Engine) -> None:

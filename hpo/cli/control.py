@@ -26,10 +26,10 @@ def stop(study: str, storage: str) -> None:
     elif stop_study(engine, found, "requested by `hpo stop`"):
         outcome = (
             f"is stopped; its running trials ({counts.running}) are released within "
-            f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s; `hpo resume {study}` continues it"
+            f"{heartbeats.HEARTBEAT_INTERVAL_SECS:g} s; `{found.resume_command}` continues it"
         )
     else:
-        outcome = f"was already stopped; `hpo resume {study}` continues it"
+        outcome = f"was already stopped; `{found.resume_command}` continues it"
     click.echo(f"study {study} {outcome}", err=True)
 
 
@@ -60,6 +60,8 @@ def extend(study: str, budget: int, storage: str) -> None:
     added = extend_study(engine, found, budget)
     outcome = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
     start = f". Start workers with: {launch_command(study)}" if added else ""
+    if found.stopped:
+        start = f". It is stopped: {found.stopped}; `{found.resume_command}` continues it"
     click.echo(f"study {study} has a budget of {budget}: {outcome}{start}", err=True)
 
 

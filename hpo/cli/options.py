@@ -1,5 +1,7 @@
 """What several commands share: options and arguments, each as a decorator, and small helpers."""
 
+import json
+import math
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -90,3 +92,16 @@ def open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
 def launch_command(study: str) -> str:
     """The command to suggest for a study that has trials left to run."""
     return f"hpo launch {shlex.quote(study)} --workers 2"
+
+
+def print_json(found: Any) -> None:
+    """Prints JSON, which has no numbers that are not finite: null stands for them."""
+    click.echo(json.dumps(_finite(found), indent=2, allow_nan=False))
+
+
+def _finite(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -1,7 +1,6 @@
 """The commands that only read: the progress of studies and their results. None of them loads torch."""
 
 import csv
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hpo.cli.options import csv_option, json_option, limit_option, open_study, storage_option, studies_argument
+from hpo.cli.options import (
+    csv_option,
+    json_option,
+    limit_option,
+    open_study,
+    print_json,
+    storage_option,
+    studies_argument,
+)
 from hpo.errors import HpoError, InputError, NothingCompleteError
 
 if TYPE_CHECKING:
@@ -42,7 +49,7 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
     records = look(open_engine(parse_url(storage)), studies)
     if as_json:
         found = [record.as_json() for record in records]
-        click.echo(json.dumps(found[0] if len(studies) == 1 else found, indent=2))
+        print_json(found[0] if len(studies) == 1 else found)
     else:
         tables.console().print(tables.status_view(records, tracebacks=len(studies) == 1))
         if not records:
@@ -98,7 +105,7 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool, w
             click.echo(f"# {tables.nothing_beats_baseline(found)}: this is the baseline itself.")
         click.echo(trial_as_toml(found.spec, results[0].number, results[0].params), nl=False)
     elif as_json:
-        click.echo(json.dumps(results[0].as_json(), indent=2))
+        print_json(results[0].as_json())
     elif as_csv:
         _print_csv(results)
     else:
@@ -208,7 +215,7 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
         raise HpoError(f"all complete trials of study '{study}' have the same score: there is nothing to explain")
     shares = parameter_importances(engine, found)
     if as_json:
-        click.echo(json.dumps(shares, indent=2))
+        print_json(shares)
     elif as_csv:
         csv.writer(sys.stdout).writerows([("parameter", "importance"), *shares.items()])
     else:
@@ -251,7 +258,7 @@ def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -
     """Prints JSON or CSV if asked to; whether it did."""
     _refuse_several(json=as_json, csv=as_csv)
     if as_json:
-        click.echo(json.dumps([result.as_json() for result in results], indent=2))
+        print_json([result.as_json() for result in results])
     elif as_csv:
         _print_csv(results)
     return as_json or as_csv

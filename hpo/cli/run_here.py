@@ -58,7 +58,7 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
     study, new = submit(engine, spec)
     if study.stopped:
         raise StudyError(
-            f"study '{study.name}' is stopped: {study.stopped}; to continue it, first run: hpo resume {study.name}"
+            f"study '{study.name}' is stopped: {study.stopped}; to continue it, first run: {study.resume_command}"
         )
     heartbeats.reap(engine, study.study_id)
     if count(engine, study.study_id).finished < study.budget:
@@ -231,7 +231,7 @@ def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
 def _report_progress(engine: sa.Engine, study: Study) -> None:
     finished = count(engine, study.study_id).finished
     if study.stopped and finished < study.budget:
-        outcome = f"is stopped: {study.stopped}; `hpo resume {study.name}` continues it"
+        outcome = f"is stopped: {study.stopped}; `{study.resume_command}` continues it"
     elif finished < study.budget:
         outcome = f"has {finished} of {study.budget} trials finished; run the same command again to continue"
     else:

@@ -38,8 +38,10 @@ def percent(fraction: float | None) -> str:
 
 
 def shown_score(score: float | None) -> str:
-    """Four decimals, or a dash if there is no score."""
-    return "–" if score is None else f"{score:.4f}"  # noqa: RUF001
+    """Four decimals, or as many digits where those would say nothing or too much; a dash if there is no score."""
+    if score is None:
+        return "–"  # noqa: RUF001
+    return f"{score:.4f}" if score == 0 or 1e-3 <= abs(score) < 1e6 else f"{score:.4g}"
 
 
 def shown(value: Any) -> str:
@@ -246,7 +248,9 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
             verb = "is" if number == 1 else "are"
             parts.append(Text(f"{name}: {counted(number, 'trial')} {verb} paused, and resumed if promoted"))
         if record.study.stopped:
-            parts.append(Text(f"{name} is stopped: {record.study.stopped}; `hpo resume {name}` continues it"))
+            parts.append(
+                Text(f"{name} is stopped: {record.study.stopped}; `{record.study.resume_command}` continues it")
+            )
     return Group(*parts)
 
 

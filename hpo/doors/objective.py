@@ -134,6 +134,10 @@ class Objective:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if not (isinstance(cls.Settings, type) and issubclass(cls.Settings, Section)):
+            raise TypeError(f"{cls.__name__}.Settings must be a subclass of hpo.Section")
+        if cls.run is Objective.run:
+            raise TypeError(f"{cls.__name__} must define run(trial)")
         if taken := [key for key in cls.reserved if key in cls.Settings.model_fields]:
             raise TypeError(f"{cls.__name__}.Settings may not have {' and '.join(taken)}: hpo itself reads them")
 

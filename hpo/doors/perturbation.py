@@ -59,7 +59,7 @@ class LeveledPerturbation(Perturbation):
     """
 
     level: Annotated[int | None, Field(ge=1, le=LEVELS, exclude=True)] = None
-    """The benchmark's level, 1 to 5, in place of the severity."""
+    """Tiny-ImageNet-C's level, in place of the severity, where the next table names levels."""
     levels: ClassVar[tuple[float, float, float, float, float]]
     """The severity's setting at levels 1 to 5."""
 

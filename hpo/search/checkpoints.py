@@ -10,6 +10,7 @@ from typing import Any
 from hpo import PROTOCOL
 from hpo.artifacts import Artifacts
 from hpo.doors.objective import Measurement, Objective, Take, Trial
+from hpo.search.loading import fingerprints_of
 from hpo.study_file.spec import Spec
 
 MAGIC = b"hpo checkpoint 1\n"
@@ -58,7 +59,7 @@ def checkpoint_name(number: int) -> str:
 
 def identity(spec: Spec, objective: Objective, params: Mapping[str, Any]) -> str:
     """What must be equal to continue from a checkpoint: another study of the same name may have left its own."""
-    about = spec.identity() | dict(objective.fingerprints()) | dict(objective.checkpoint_identity())
+    about = spec.identity() | fingerprints_of(spec, objective) | dict(objective.checkpoint_identity())
     return json.dumps(about | {"protocol": PROTOCOL, "params": dict(params)}, sort_keys=True)
 
 
@@ -97,9 +98,8 @@ def taking(
 
 
 def _content(offered: bytes | Take | None) -> Callable[[], bytes]:
-    if callable(offered):
-        return offered()
-    return lambda: offered or b""
+    taken = offered() if callable(offered) else offered or b""
+    return taken if callable(taken) else lambda: taken
 
 
 def discard(folder: StudyFolder | None, numbers: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """Files that trials worth keeping have in the artifact store: pictures, and the weights of the network."""
 
 import json
+import shlex
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -23,8 +24,9 @@ def write_weights(engine: sa.Engine, study: Study, number: int, artifacts: Artif
     kept = _artifact_id(engine, study.study_id, number, WEIGHTS_FILE)
     if kept is None:
         raise HpoError(
-            f"study '{study.name}': trial {number} kept no weights; those are kept of the baseline and of trials that "
-            f"were the best feasible one when they ended. To train it again: hpo best {study.name} --toml"
+            f"study '{study.name}': trial {number} kept no weights; an objective that has any keeps those of "
+            "the baseline and of trials that were the best feasible one when they ended. To train it again: "
+            f"hpo best {shlex.quote(study.name)} --toml"
         )
     content = artifacts.read(kept)
     if content is None:

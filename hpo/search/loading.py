@@ -4,6 +4,7 @@ import traceback
 from collections.abc import Callable
 
 from hpo.doors.objective import OBJECTIVES, Context, Objective, Store
+from hpo.doors.registry import code_of
 from hpo.errors import HpoError, InputError
 from hpo.study_file.custom import CustomSpec, settings_of
 from hpo.study_file.spec import Spec
@@ -23,4 +24,11 @@ def load_objective(spec: Spec, store: Store, threads: int | None, say: Callable[
     except Exception as error:  # raised by the package's own code; must not count as a failed trial
         if not isinstance(error, ImportError):
             say(traceback.format_exc())
-        raise InputError(f"objective '{name}' does not work on this machine: {error}") from error
+        reason = error if isinstance(error, ImportError) else repr(error)
+        raise InputError(f"objective '{name}' does not work on this machine: {reason}") from error
+
+
+def fingerprints_of(spec: Spec, objective: Objective) -> dict[str, str]:
+    """What must be equal on all workers of the study; the code of an installed objective too."""
+    code = code_of(type(objective)) if OBJECTIVES.package_of(spec.objective_name) else None
+    return {**objective.fingerprints(), **({f"code of {spec.objective_name}": code} if code else {})}

@@ -1,18 +1,23 @@
 """Checks what an objective yields before anything of it is stored: a mistake in its code is told in one line."""
 
 import json
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from hpo.doors.objective import BelowBaseline, Measurement
+from hpo.doors.objective import OBJECTIVES, BelowBaseline, Measurement
 from hpo.doors.parameters import Params
 from hpo.errors import InputError, nearest, short
+from hpo.search.sql.old_attributes import RESERVED
 from hpo.search.sql.views import ACCURACY_COLUMNS, KINDS
 from hpo.study_file.custom import is_taken
 from hpo.trial_result import as_column
+
+UNKNOWN_VIOLATION = 1.0
+"""Of a constraint that is no finite number, which SQL could not store: infeasible, unless it is minus infinity."""
 
 
 class _MistakeError(ValueError):
@@ -36,7 +41,11 @@ def checked(measured: Any, objective: str, number: int, params: Params, previous
             _check_name(name, params)
         parts = {name: _number(f"part '{name}'", value) for name, value in measured.parts.items()}
         constraints = {name: _constraint(name, limit, parts) for name, limit in measured.constraints.items()}
+        if objective not in OBJECTIVES.own():
+            _check_reserved(measured)
         score = _number("score", measured.score)
+        if math.isinf(score):
+            score = math.nan
         if not (measured.checkpoint is None or isinstance(measured.checkpoint, bytes) or callable(measured.checkpoint)):
             raise _MistakeError(f"checkpoint is {short(measured.checkpoint)}; give bytes, or a function that takes it")
         _check_attributes(measured)
@@ -51,7 +60,8 @@ def _step(value: Any, previous: int, steps: int) -> int:
     except TypeError:
         step = 0
     if not previous < step <= steps:
-        raise _MistakeError(f"step is {short(value)}; allowed: whole numbers from {previous + 1} to {steps}, in order")
+        after = f" after {previous}" if previous else ""
+        raise _MistakeError(f"step is {short(value)}{after}; steps are numbered 1, 2, … up to {steps}, in order")
     return step
 
 
@@ -81,12 +91,20 @@ def _check_name(name: Any, params: Params) -> None:
 
 def _constraint(name: str, limit: Any, parts: dict[str, float]) -> float | BelowBaseline:
     if not isinstance(limit, BelowBaseline):
-        return _number(f"constraint '{name}'", limit)
+        value = _number(f"constraint '{name}'", limit)
+        return value if math.isfinite(value) else math.copysign(UNKNOWN_VIOLATION, -1 if value < 0 else 1)
     if limit.part not in parts:
         raise _MistakeError(
             f"constraint '{name}' compares part '{limit.part}', which was not measured.{nearest(limit.part, parts)}"
         )
     return BelowBaseline(limit.part, _number(f"at_most of constraint '{name}'", limit.at_most))
+
+
+def _check_reserved(measured: Measurement) -> None:
+    for what, names in (("attribute", measured.attributes), ("constraint", measured.constraints)):
+        for name in names:
+            if name in RESERVED or (what == "constraint" and name in measured.attributes):
+                raise _MistakeError(f"{what} '{name}' has a name that hpo uses; name it otherwise")
 
 
 def _check_attributes(measured: Measurement) -> None:

@@ -14,11 +14,12 @@ import sqlalchemy as sa
 
 from hpo.doors.objective import Measurement, Objective, Trial
 from hpo.doors.parameters import Params
-from hpo.errors import InputError, MachineError, StorageError
+from hpo.errors import InputError, MachineError, StorageError, short
 from hpo.search import asha, checkpoints
 from hpo.search.checkpoint_writer import CheckpointWriter
 from hpo.search.checkpoints import StudyFolder
 from hpo.search.failures import decide, in_words
+from hpo.search.loading import fingerprints_of
 from hpo.search.measurements import checked
 from hpo.search.provenance import made_by
 from hpo.search.sql import rungs
@@ -76,7 +77,8 @@ def run_trial(ready: ReadyStudy, claim: Claim) -> str:
     for attempt in itertools.count():
         try:
             return _measure(ready, claim, params, continues, bracket)
-        except Exception as error:
+        except (Exception, SystemExit) as raised:
+            error = raised if isinstance(raised, Exception) else _exited(raised)
             wait = _handle(ready, claim, error, attempt)
             if isinstance(wait, str):
                 return wait
@@ -84,6 +86,13 @@ def run_trial(ready: ReadyStudy, claim: Claim) -> str:
             ready.outlast(record_trouble, ready.engine, claim.hold, None)
             continues = (claim.number, *(number for number in continues if number != claim.number))
     raise AssertionError("unreachable")
+
+
+def _exited(ended: SystemExit) -> Exception:
+    """What an objective's code asked for would end the worker, and each that takes the trial after it."""
+    error = RuntimeError(f"the objective called sys.exit({ended.code!r})")
+    error.__cause__ = ended
+    return error
 
 
 def _handle(ready: ReadyStudy, claim: Claim, error: Exception, attempt: int) -> float | str:
@@ -152,7 +161,7 @@ def _measuring(objective: Objective, trial: Trial) -> Iterator[tuple[Iterator[Me
     interrupted between two steps, its last checkpoint is written.
     """
     writer = CheckpointWriter()
-    measurements = iter(objective.run(trial))
+    measurements = _iterated(objective.run(trial))
     try:
         yield measurements, writer
     except BaseException:
@@ -165,9 +174,15 @@ def _measuring(objective: Objective, trial: Trial) -> Iterator[tuple[Iterator[Me
             close()
 
 
+def _iterated(given: Any) -> Iterator[Measurement]:
+    if not hasattr(given, "__iter__"):
+        raise InputError(f"the objective's run must be a generator of hpo.Measurement, but it returned {short(given)}")
+    return iter(given)
+
+
 def _with_provenance(ready: ReadyStudy, measured: Measurement, resumed_after: int) -> Measurement:
     """Adds the provenance to the objective's own attributes."""
-    made = made_by(ready.study.spec, ready.objective.fingerprints())
+    made = made_by(ready.study.spec, fingerprints_of(ready.study.spec, ready.objective))
     own = measured.attributes.get("made_by", {})
     resumed = {"resumed_after_epoch": resumed_after} if resumed_after else {}
     attributes = {**measured.attributes, "host": made["host"], "made_by": {**made, **own}, **resumed}

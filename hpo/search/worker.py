@@ -20,6 +20,7 @@ from hpo.artifacts import Artifacts
 from hpo.doors.objective import Objective, Store
 from hpo.errors import InputError, MachineError, StorageError, WorkerError
 from hpo.search.checkpoints import StudyFolder
+from hpo.search.loading import fingerprints_of
 from hpo.search.plan import Plan
 from hpo.search.running import ReadyStudy, run_trial
 from hpo.search.sql import claims, heartbeats, rungs
@@ -147,9 +148,9 @@ def _say_what_is_left(worker: Worker, left: Sequence[Study], names: Sequence[str
 def _say_why_stopped(studies: Sequence[Study], say: Say) -> None:
     for study in studies:
         if study.failing:
-            raise WorkerError(f"study '{study.name}' stopped: {study.stopped}; `hpo resume {study.name}` continues it")
+            raise WorkerError(f"study '{study.name}' stopped: {study.stopped}; `{study.resume_command}` continues it")
         if study.stopped:
-            say(f"study {study.name} is stopped: {study.stopped}; `hpo resume {study.name}` continues it")
+            say(f"study {study.name} is stopped: {study.stopped}; `{study.resume_command}` continues it")
 
 
 def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: float) -> bool:
@@ -242,7 +243,7 @@ def _made_ready(worker: Worker, study: Study) -> ReadyStudy:
         objective.check()
     kept = {ARTIFACTS_KEY: location_in_full(artifacts.location)} if artifacts is not None else {}
     about = {**objective.about(), **kept}
-    worker.outlast(check_fingerprints, worker.engine, study, objective.fingerprints(), about)
+    worker.outlast(check_fingerprints, worker.engine, study, fingerprints_of(spec, objective), about)
     worker.outlast(adopt, worker.engine, study)
     return ReadyStudy(
         worker.engine, study, objective, Sampling(worker.engine, study.study_id, spec), folder, worker.say

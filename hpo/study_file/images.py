@@ -23,9 +23,11 @@ from hpo.doors.parameters import is_kept
 from hpo.doors.perturbation import PERTURBATIONS, NotInstalled, Perturbation
 from hpo.doors.section import Section
 from hpo.errors import InputError
+from hpo.study_file.custom import is_taken
 from hpo.study_file.messages import with_allowed_keys
-from hpo.study_file.parameters import ImageSearch
+from hpo.study_file.parameters import PARAMETERS, ImageSearch
 from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec
+from hpo.trial_result import CLEAN, as_column
 
 ROBUST_ACCURACY = "robust-accuracy"
 
@@ -53,8 +55,6 @@ PathText = Annotated[str, AfterValidator(_checked_path)]
 """A path as text; `~` is the home folder."""
 WEIGHTS_WITHOUT_FILE = ("imagenet", "none")
 """Values of `model.weights` that name no file."""
-CLEAN = "clean"
-"""What the accuracy on unperturbed images is called."""
 NEWER_DATA_KEYS = ("bad_images", "max_bad_share", "split_seed")
 
 
@@ -166,6 +166,10 @@ class ObjectiveSpec(Section):
                 raise ValueError(
                     f"no perturbation may be called '{CLEAN}', which is what unperturbed images are called"
                 )
+            column = as_column(name)
+            is_free = column.isidentifier() and column not in PARAMETERS and not is_taken(column)
+            if not is_free and name not in PERTURBATIONS.own():
+                raise ValueError(f"perturbation '{name}': --where could not ask for an accuracy of this name")
             if names.count(name) > 1:
                 raise ValueError(f"perturbation '{name}' is listed twice; keep one of them")
         weights = [self.clean, *(perturbation.weight for perturbation in self.perturbations)]

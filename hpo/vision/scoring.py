@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hpo.doors.perturbation import Perturbation
-from hpo.errors import InputError
-from hpo.study_file.images import CLEAN
+from hpo.errors import InputError, short
+from hpo.trial_result import CLEAN
 from hpo.vision.data.images import Split
 from hpo.vision.device import SCORED_AT_ONCE_BY_A_CPU
 from hpo.vision.inference import Inference
@@ -47,16 +47,28 @@ class EvaluationSet:
 
 
 def perturb(
-    kind: type[Perturbation], name: str, pixels: Tensor, image_keys: Tensor, severity: float, replicate: int
+    member: type[Perturbation] | Perturbation,
+    name: str,
+    pixels: Tensor,
+    image_keys: Tensor,
+    severity: float,
+    replicate: int,
 ) -> Tensor:
-    """n images under a perturbation, seeded by image key, name and replicate. severity: the same for all images."""
+    """n images under a perturbation, seeded by image key, name and replicate. severity: the same for all images. Raises
+    InputError if what a package's own code makes are no images.
+    """
     keys = derive_keys(image_keys, name, "replicate", replicate)
-    perturbed = kind.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
+    perturbed = member.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
+    if not isinstance(perturbed, Tensor):
+        raise InputError(f"perturbation '{name}' made {short(perturbed)} of images; its apply must return a tensor")
     if perturbed.shape != pixels.shape or perturbed.dtype != pixels.dtype:
         raise InputError(
             f"perturbation '{name}' made {perturbed.dtype} {tuple(perturbed.shape)} of images that are "
             f"{pixels.dtype} {tuple(pixels.shape)}; its apply must keep both"
         )
+    if not bool(((perturbed >= 0) & (perturbed <= 1)).all()):  # NaN is neither
+        low, high = perturbed.min().item(), perturbed.max().item()
+        raise InputError(f"perturbation '{name}' made pixels from {low:g} to {high:g}; its apply must keep to [0, 1]")
     return perturbed
 
 
@@ -72,11 +84,10 @@ def build_evaluation_set(
     keys = torch.from_numpy(split.keys).to(device)
     conditions = {CLEAN: clean}
     for perturbation in perturbations:
-        kind, name, severity = type(perturbation), perturbation.name, perturbation.scored_severity
+        name, severity = perturbation.name, perturbation.scored_severity
         batches = [
-            perturb(kind, name, images.float().div(255), batch_keys, severity, replicate)
-            .clamp(0, 1)
-            .mul_(255)
+            perturb(perturbation, name, images.float().div(255), batch_keys, severity, replicate)
+            .mul(255)
             .round_()
             .to(torch.uint8)
             for images, batch_keys in zip(clean.split(at_once), keys.split(at_once), strict=True)

@@ -16,6 +16,14 @@ NOT_SHOWN = (*PARTS_KEYS, REPORTS_KEY, BEFORE_REPORTS, "correct")
 """Attributes that the dashboard need not show beside the parts of the score."""
 
 
+RESERVED = (
+    *(*NOT_SHOWN, "mean_perturbed_accuracy", "images", "made_by", "host", "worker", "baseline", "trouble", "bracket"),
+    *("failure", "interruption", "out_of_memory", "continues", "resumed_after_epoch", "paused_at_epoch", "diverged"),
+    *("images_per_second", "device", "micro_batch_size", "constraints"),
+)
+"""Attributes that hpo itself writes or reads, which an installed objective may not give."""
+
+
 def parts_of(attributes: Mapping[str, Any]) -> dict[str, float]:
     """The parts of the score, as measured by the last step, of a trial with these user attributes."""
     if PARTS_KEY in attributes:

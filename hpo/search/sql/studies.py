@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,6 +52,10 @@ class Study:
     @property
     def key(self) -> StudyKey:
         return self.study_id, self.uid
+
+    @property
+    def resume_command(self) -> str:
+        return f"hpo resume {shlex.quote(self.name)}"
 
     def refuse(self) -> None:
         """Raises StudyError if this version of hpo may not work on it."""
@@ -118,9 +123,10 @@ def _as_study(study_id: int, name: str, texts: Mapping[str, str]) -> Study:
 
 
 def _refusal(name: str, version: str, differs: str) -> str:
+    this = f"this is hpo {__version__}" if version != __version__ else "as this is, perhaps with other packages"
     return (
-        f"study '{name}' was submitted by hpo {version}, this is hpo {__version__} ({differs}): it can be read, but "
-        "the workers of a study need the same version"
+        f"study '{name}' was submitted by hpo {version}, {this} ({differs}): it can be read, but "
+        "the workers of a study need the same versions"
     )
 
 

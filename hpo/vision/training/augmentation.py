@@ -95,6 +95,8 @@ class Augmentation:
                 upload(plan.severities, device),
             )
             for perturbation, mine in zip(self.perturbations, _slices(plan.counts), strict=True):
+                if mine.start == mine.stop:
+                    continue  # a member need not know how to perturb no image at all
                 pixels[mine] = perturbation.apply(pixels[mine], keys[mine], severities[mine])
         return by_row.index_select(0, upload(plan.back, device)).permute(0, 3, 1, 2)
 
