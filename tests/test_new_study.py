@@ -56,7 +56,7 @@ def test_a_study_of_the_digits_in_two_commands(hpo: Hpo, tmp_path: Path) -> None
     assert "the logs' folder hpo-logs/digits cannot be written" in refused.stderr
     assert "set HPO_LOGS" in refused.stderr
     assert "Traceback" not in refused.stderr
-    ran = hpo("run", "digits.toml", *few, "--workers", "2", HPO_LOGS="elsewhere")
+    ran = hpo("run", "digits.toml", *few, "--workers", "1", HPO_LOGS="elsewhere")
     assert ran.returncode == 0, ran.stderr
     assert "Best configurations of digits" in ran.stdout
     assert list((tmp_path / "elsewhere" / "digits").glob("*.log"))

@@ -59,7 +59,7 @@ def serve(storage: str, address: Address, password_file: str | None, read_only: 
     _listen(server, address)
     _announce(server, address, password, read_only)
     _warn_of_figures_elsewhere(rdb, artifacts)
-    stop_on_signals()
+    stop_on_signals(exit_for_certain=True)  # a signal may arrive where the server holds a lock that its stop needs
     try:
         server.serve()
     except Stopped:
