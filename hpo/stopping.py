@@ -104,6 +104,14 @@ def deferred() -> Iterator[None]:
             raise error or Stopped()
 
 
+def obey() -> None:
+    """Obeys a request to stop that was lost: modules that Cython compiled catch whatever is raised while they are
+    imported, NumPy's among them.
+    """
+    if _requested and not _deferring:
+        raise Stopped
+
+
 def stop_with_parent() -> None:
     """Stops this process when the one that started it ends, however it ends: then its end of stdin's pipe closes."""
 

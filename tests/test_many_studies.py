@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 from free_objective import FreeObjective
 from support.commands import Hpo
-from support.search import claim_next, optuna_storage, states
+from support.search import claim_next, open_fresh, optuna_storage, states
 from support.studies import make_spec
 from support.waiting import write_waiting_study
 
@@ -31,6 +32,13 @@ from hpo.search.sql.submitting import extend, submit
 from hpo.search.sql.tables import study_user_attributes
 from hpo.search.worker import work
 from hpo.study_file.spec import Spec
+
+
+@pytest.fixture
+def engine(sqlite_template: Path, tmp_path: Path) -> sa.Engine:
+    """How a worker goes about several studies does not depend on the kind of database."""
+    shutil.copy(sqlite_template, tmp_path / "hpo.db")
+    return open_fresh(f"sqlite:///{tmp_path}/hpo.db")
 
 
 def spec_of(**changes: object) -> Spec:

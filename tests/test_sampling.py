@@ -2,6 +2,7 @@
 
 import collections
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from math import log10
@@ -28,6 +29,13 @@ from hpo.search.sql import claims
 from hpo.search.sql.submitting import submit
 from hpo.search.sql.trials_in_memory import History, with_estimates
 from hpo.search.worker import work
+
+
+@pytest.fixture
+def engine(sqlite_template: Path, tmp_path: Path) -> sa.Engine:
+    """What is drawn does not depend on the kind of database."""
+    shutil.copy(sqlite_template, tmp_path / "hpo.db")
+    return open_fresh(f"sqlite:///{tmp_path}/hpo.db")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from hpo.search.sql.tables import study_user_attributes, trials
 from hpo.search.sql.trials_in_memory import History
 from hpo.search.sql.whole_study import TABLES_OF_TRIALS
 from hpo.search.worker import work
+from hpo.stopping import Stopped
 
 
 def caused(cause: Exception) -> Exception:
@@ -190,6 +191,20 @@ def test_a_configuration_that_asks_to_exit_has_failed(engine: sa.Engine) -> None
     study = run(engine, make_spec(budget=3), exit_once)
     (failed,) = [trial for trial in study.trials if trial.state.name == "FAIL"]
     assert "the objective called sys.exit('no convergence')" in failed.user_attrs["failure"]
+
+
+def test_a_request_to_stop_that_code_has_caught_is_obeyed_after_the_step(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Cython's modules catch it when they are imported: such a worker held its trial until it was ended."""
+
+    def caught(params: Params) -> None:
+        monkeypatch.setattr("hpo.stopping._requested", True)
+
+    with pytest.raises(Stopped):
+        run(engine, make_spec(budget=3), caught)
+    assert count(engine, 1) == Counts(failed=1, waiting=2), "given back"
+    monkeypatch.setattr("hpo.stopping._requested", False)
 
 
 def test_a_worker_that_is_set_up_wrongly_leaves_its_trial_to_others(engine: sa.Engine) -> None:

@@ -37,6 +37,7 @@ from hpo.search.sql.reports import (
     violation,
 )
 from hpo.search.sql.studies import Study
+from hpo.stopping import obey
 
 if TYPE_CHECKING:
     from hpo.search.samplers import Sampling
@@ -70,6 +71,7 @@ def run_trial(ready: ReadyStudy, claim: Claim) -> str:
     params, distributions = ready.outlast(ready.sampling.draw, claim)
     origin = claim.start.continues[-1] if claim.start.continues else claim.number
     bracket = asha.bracket_of(ready.study.spec, origin)
+    obey()  # a sampler's first draw imports much
     ready.outlast(record_params, ready.engine, claim.hold, params, distributions, bracket)
     does = "goes on" if claim.number in claim.start.continues else "starts"
     ready.say(f"trial {claim.number} {does}: {_listed(params)}")
@@ -136,6 +138,7 @@ def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequenc
     measured = None
     with _measuring(ready.objective, trial) as (measurements, writer):
         for yielded in measurements:
+            obey()
             measured = checked(yielded, spec.objective_name, claim.number, params, previous, spec.steps)
             previous = measured.step
             reports = [report for report in reports if report["step"] < measured.step]
