@@ -108,8 +108,13 @@ def obey() -> None:
     """Obeys a request to stop that was lost: modules that Cython compiled catch whatever is raised while they are
     imported, NumPy's among them.
     """
-    if _requested and not _deferring:
+    if is_requested() and not _deferring:
         raise Stopped
+
+
+def is_requested() -> bool:
+    """Whether this process was asked to stop."""
+    return _requested
 
 
 def stop_with_parent() -> None:

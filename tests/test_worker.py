@@ -27,6 +27,7 @@ from hpo.search.sql import attributes, claims, heartbeats
 from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.fence import TrialLost
 from hpo.search.sql.outages import is_outage
+from hpo.search.sql.queries import all_trials
 from hpo.search.sql.status import status
 from hpo.search.sql.stopping import resume
 from hpo.search.sql.studies import find_studies
@@ -201,10 +202,16 @@ def test_a_request_to_stop_that_code_has_caught_is_obeyed_after_the_step(
     def caught(params: Params) -> None:
         monkeypatch.setattr("hpo.stopping._requested", True)
 
-    with pytest.raises(Stopped):
-        run(engine, make_spec(budget=3), caught)
-    assert count(engine, 1) == Counts(failed=1, waiting=2), "given back"
-    monkeypatch.setattr("hpo.stopping._requested", False)
+    def turned_into_another(params: Params) -> None:
+        caught(params)
+        raise ImportError("numpy.random could not be imported")
+
+    for number, fault in enumerate((caught, turned_into_another), 1):
+        with pytest.raises(Stopped):
+            run(engine, make_spec(budget=3), fault)
+        assert count(engine, 1) == Counts(failed=number, waiting=2), "given back"
+        monkeypatch.setattr("hpo.stopping._requested", False)
+    assert not any(trial.failure for trial in all_trials(engine, "study"))
 
 
 def test_a_worker_that_is_set_up_wrongly_leaves_its_trial_to_others(engine: sa.Engine) -> None:

@@ -37,7 +37,7 @@ from hpo.search.sql.reports import (
     violation,
 )
 from hpo.search.sql.studies import Study
-from hpo.stopping import obey
+from hpo.stopping import deferred, obey
 
 if TYPE_CHECKING:
     from hpo.search.samplers import Sampling
@@ -68,10 +68,10 @@ class ReadyStudy:
 
 def run_trial(ready: ReadyStudy, claim: Claim) -> str:
     """Draws parameters, measures and records, with retries after temporary errors. Returns the outcome in one line."""
-    params, distributions = ready.outlast(ready.sampling.draw, claim)
+    with deferred():  # a first draw imports much, which catches a request to stop, or fails of it
+        params, distributions = ready.outlast(ready.sampling.draw, claim)
     origin = claim.start.continues[-1] if claim.start.continues else claim.number
     bracket = asha.bracket_of(ready.study.spec, origin)
-    obey()  # a sampler's first draw imports much
     ready.outlast(record_params, ready.engine, claim.hold, params, distributions, bracket)
     does = "goes on" if claim.number in claim.start.continues else "starts"
     ready.say(f"trial {claim.number} {does}: {_listed(params)}")
@@ -80,6 +80,7 @@ def run_trial(ready: ReadyStudy, claim: Claim) -> str:
         try:
             return _measure(ready, claim, params, continues, bracket)
         except (Exception, SystemExit) as raised:
+            obey()  # of which an import may have made another error
             error = raised if isinstance(raised, Exception) else _exited(raised)
             wait = _handle(ready, claim, error, attempt)
             if isinstance(wait, str):

@@ -34,7 +34,7 @@ from hpo.search.sql.outages import PATIENCE_SECS, outlast
 from hpo.search.sql.stopping import stop_if_failing
 from hpo.search.sql.studies import Study, find_studies, open_studies
 from hpo.search.study_files import location_in_full
-from hpo.stopping import deferred
+from hpo.stopping import Stopped, deferred, is_requested
 from hpo.study_file.spec import Spec
 
 IDLE_SECS = 1.0
@@ -197,7 +197,10 @@ def _take_trial(worker: Worker, study: Study) -> bool:
     except (InputError, StorageError) as error:  # this machine is at fault: others may continue the trial
         _give_back_in_haste(worker, claim, "stopped", str(error))
         raise
-    except Exception:
+    except Exception as error:
+        if is_requested():  # of which an import may have made another error
+            _give_back_in_haste(worker, claim, "stopped", "its worker was asked to stop")
+            raise Stopped from error
         worker.say(traceback.format_exc())
         _give_back(worker, claim, "failure", traceback.format_exc())
         worker.outlast(stop_if_failing, worker.engine, study)
