@@ -1,6 +1,5 @@
-"""Draws perturbations.png: a picture that comes with scikit-learn under each perturbation, at five levels.
-
-python docs/draw_perturbations.py
+"""`python docs/draw_perturbations.py` draws perturbations.png: a picture that comes with scikit-learn under each
+perturbation, at five levels.
 """
 
 from pathlib import Path

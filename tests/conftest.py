@@ -73,17 +73,29 @@ def postgresql_template(postgresql_server: str) -> str:
     return str(url.database)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> sa.Engine:
-    """A database with tables and views and no study; each test that uses it runs on both kinds."""
-    if request.param == "sqlite":
-        shutil.copy(request.getfixturevalue("sqlite_template"), tmp_path / "hpo.db")
-        url = f"sqlite:///{tmp_path}/hpo.db"
-    else:
-        server = request.getfixturevalue("postgresql_server")
-        url = fresh_database(server, request.getfixturevalue("postgresql_template"))
+@pytest.fixture
+def sqlite_engine(sqlite_template: Path, tmp_path: Path) -> sa.Engine:
+    """A database with tables and views and no study."""
+    shutil.copy(sqlite_template, tmp_path / "hpo.db")
+    return _opened(f"sqlite:///{tmp_path}/hpo.db")
+
+
+@pytest.fixture
+def postgresql_engine(postgresql_server: str, postgresql_template: str) -> sa.Engine:
+    """The same on the server."""
+    return _opened(fresh_database(postgresql_server, postgresql_template))
+
+
+def _opened(url: str) -> sa.Engine:
     OPENED.append(open_engine(parse_url(url)))
     return OPENED[-1]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest) -> sa.Engine:
+    """Such a database; each test that uses it runs on both kinds."""
+    found: sa.Engine = request.getfixturevalue(f"{request.param}_engine")
+    return found
 
 
 @pytest.fixture(scope="session")

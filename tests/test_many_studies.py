@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 from free_objective import FreeObjective
 from support.commands import Hpo
-from support.search import claim_next, open_fresh, optuna_storage, states
+from support.search import claim_next, optuna_storage, states
 from support.studies import make_spec
 from support.waiting import write_waiting_study
 
@@ -35,10 +34,9 @@ from hpo.study_file.spec import Spec
 
 
 @pytest.fixture
-def engine(sqlite_template: Path, tmp_path: Path) -> sa.Engine:
+def engine(sqlite_engine: sa.Engine) -> sa.Engine:
     """How a worker goes about several studies does not depend on the kind of database."""
-    shutil.copy(sqlite_template, tmp_path / "hpo.db")
-    return open_fresh(f"sqlite:///{tmp_path}/hpo.db")
+    return sqlite_engine
 
 
 def spec_of(**changes: object) -> Spec:

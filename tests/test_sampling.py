@@ -2,7 +2,6 @@
 
 import collections
 import json
-import shutil
 import threading
 from collections.abc import Sequence
 from math import log10
@@ -32,10 +31,9 @@ from hpo.search.worker import work
 
 
 @pytest.fixture
-def engine(sqlite_template: Path, tmp_path: Path) -> sa.Engine:
+def engine(sqlite_engine: sa.Engine) -> sa.Engine:
     """What is drawn does not depend on the kind of database."""
-    shutil.copy(sqlite_template, tmp_path / "hpo.db")
-    return open_fresh(f"sqlite:///{tmp_path}/hpo.db")
+    return sqlite_engine
 
 
 @pytest.mark.parametrize(

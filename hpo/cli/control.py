@@ -61,7 +61,7 @@ def extend(study: str, budget: int, storage: str) -> None:
     outcome = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
     start = f". Start workers with: {launch_command(study)}" if added else ""
     if found.stopped:
-        start = f". It is stopped: {found.stopped}; `{found.resume_command}` continues it"
+        start = f". It is {found.why_stopped}"
     click.echo(f"study {study} has a budget of {budget}: {outcome}{start}", err=True)
 
 

@@ -231,7 +231,7 @@ def _print_end(engine: sa.Engine, study: Study, storage: str) -> None:
 def _report_progress(engine: sa.Engine, study: Study) -> None:
     finished = count(engine, study.study_id).finished
     if study.stopped and finished < study.budget:
-        outcome = f"is stopped: {study.stopped}; `{study.resume_command}` continues it"
+        outcome = f"is {study.why_stopped}"
     elif finished < study.budget:
         outcome = f"has {finished} of {study.budget} trials finished; run the same command again to continue"
     else:

@@ -248,9 +248,7 @@ def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
             verb = "is" if number == 1 else "are"
             parts.append(Text(f"{name}: {counted(number, 'trial')} {verb} paused, and resumed if promoted"))
         if record.study.stopped:
-            parts.append(
-                Text(f"{name} is stopped: {record.study.stopped}; `{record.study.resume_command}` continues it")
-            )
+            parts.append(Text(f"{name} is {record.study.why_stopped}"))
     return Group(*parts)
 
 

@@ -80,9 +80,13 @@ class Door(Generic[T]):
 
 def code_of(member: type) -> str | None:
     """The SHA-256 of the file that a package's member is defined in; None for hpo's own."""
-    if member.__module__.startswith("hpo."):
-        return None
-    return hashlib.sha256(Path(inspect.getfile(member)).read_bytes()).hexdigest()
+    return None if member.__module__.startswith("hpo.") else _digest(inspect.getfile(member))
+
+
+@cache
+def _digest(file: str) -> str:
+    """Read once: a file that is changed later is not what this process runs."""
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 @cache

@@ -148,9 +148,9 @@ def _say_what_is_left(worker: Worker, left: Sequence[Study], names: Sequence[str
 def _say_why_stopped(studies: Sequence[Study], say: Say) -> None:
     for study in studies:
         if study.failing:
-            raise WorkerError(f"study '{study.name}' stopped: {study.stopped}; `{study.resume_command}` continues it")
+            raise WorkerError(f"study '{study.name}' {study.why_stopped}")
         if study.stopped:
-            say(f"study {study.name} is stopped: {study.stopped}; `{study.resume_command}` continues it")
+            say(f"study {study.name} is {study.why_stopped}")
 
 
 def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: float) -> bool:

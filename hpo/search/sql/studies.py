@@ -57,6 +57,10 @@ class Study:
     def resume_command(self) -> str:
         return f"hpo resume {shlex.quote(self.name)}"
 
+    @property
+    def why_stopped(self) -> str:
+        return f"stopped: {self.stopped}; `{self.resume_command}` continues it"
+
     def refuse(self) -> None:
         """Raises StudyError if this version of hpo may not work on it."""
         if self.refused:
