@@ -1,7 +1,7 @@
 """What every perturbation is: settings, as a study file gives them, and a function of whole batches of images."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from collections.abc import Callable, Generator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -74,6 +74,35 @@ class LeveledPerturbation(Perturbation):
         if isinstance(level, int) and 1 <= level <= LEVELS:
             return {**given, cls.severity: cls.levels[level - 1]}
         return {**given, cls.severity: cls.levels[0]}  # that the level is wrong is said of the level
+
+
+class AdaptivePerturbation(Perturbation):
+    """Chosen by gradient, for a network whose mistakes it looks for. A subclass defines `climb` instead of `apply`."""
+
+    against: Literal["baseline", "self"] = "baseline"
+    """`baseline`: images that are made once, against the study's own baseline; `self`: against the network that is
+    scored, when its trial ends.
+    """
+    images: Annotated[int, Field(ge=1)] = 256
+    """How many images are scored against `self`; against the baseline all are."""
+    restarts: Annotated[int, Field(ge=1, le=100)] = 1
+    """How often images start anew that the network still gets right; the hardest of all results counts."""
+
+    def climb(
+        self, pixels: "Tensor", keys: "Tensor", restart: int, gradient_at: "Callable[[Tensor], Tensor]"
+    ) -> "Generator[Tensor, Tensor]":
+        """Yields perturbed images, float32 (n, 3, height, width), and is sent the gradient of their cross-entropy, at
+        what 8 bits make of them.
+
+        pixels: float32 (n, 3, height, width) in [0, 1], not to be changed; keys: int64 (n,), from which all random
+        numbers come; restart: from 0; gradient_at: the gradient at other images.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def apply(pixels: "Tensor", keys: "Tensor", severity: "Tensor") -> "Tensor":
+        """What is chosen by gradient needs a network."""
+        raise NotImplementedError
 
 
 PERTURBATIONS = Door("perturbation", "hpo.vision.perturbations", "hpo.perturbations", Perturbation)

@@ -20,7 +20,7 @@ from pydantic_core import PydanticKnownError
 
 from hpo.doors.network import family_of, freezable_layers
 from hpo.doors.parameters import is_kept
-from hpo.doors.perturbation import PERTURBATIONS, NotInstalled, Perturbation
+from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation, NotInstalled, Perturbation
 from hpo.doors.section import Section
 from hpo.errors import InputError
 from hpo.study_file.custom import is_taken
@@ -178,6 +178,10 @@ class ObjectiveSpec(Section):
             raise ValueError(f"the weights must sum to 1, but clean and perturbations give {parts} = {sum(weights):g}")
         return self
 
+    def adaptive(self, against: str) -> list[AdaptivePerturbation]:
+        """Those that are chosen by gradient against this network: "baseline" or "self"."""
+        return [p for p in self.perturbations if isinstance(p, AdaptivePerturbation) and p.against == against]
+
 
 class ImageSpec(Spec):
     """A whole study file of the objective `robust-accuracy`."""
@@ -204,7 +208,7 @@ class ImageSpec(Spec):
 
     @property
     def waits_for_baseline(self) -> bool:
-        return self.search.may_start_from_baseline
+        return self.search.may_start_from_baseline or bool(self.objective.adaptive("baseline"))
 
     @property
     def shows_percent(self) -> bool:

@@ -1,0 +1,39 @@
+"""Noise that is chosen by gradient, as small as Gaussian noise."""
+
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from hpo.doors.perturbation import AdaptivePerturbation
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class AdversarialNoise(AdaptivePerturbation):
+    """Gaussian noise that is moved up the loss until the image is misclassified, without becoming larger."""
+
+    sigma: Annotated[float, Field(gt=0, le=1)] = 0.05
+    """Root mean square of the noise, on the [0, 1] pixel range."""
+    steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    severity = "sigma"
+
+    def climb(
+        self, pixels: "Tensor", keys: "Tensor", restart: int, gradient_at: "Callable[[Tensor], Tensor]"
+    ) -> "Generator[Tensor, Tensor]":
+        """Steps of a quarter of `sigma` along the gradient. Lin and Nyiam ("Training Robust Networks", 2023) penalise
+        the noise for its size; here it is kept.
+        """
+        from hpo.vision.random_bits import normal
+
+        noise = _sized(normal(keys, pixels[0].numel()).view_as(pixels), self.sigma)
+        for _ in range(self.steps):
+            gradient = yield pixels + noise
+            noise = _sized(noise + _sized(gradient, self.sigma / 4), self.sigma)
+        yield pixels + noise
+
+
+def _sized(noise: "Tensor", size: float) -> "Tensor":
+    """With this root mean square in each image."""
+    return noise * (size / noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12))
