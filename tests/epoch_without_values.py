@@ -18,7 +18,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from hpo.vision.classifier import build_network
 from hpo.vision.device import Compute
 from hpo.vision.training.augmentation import Augmentation
-from hpo.vision.training.loop import Recipe, Training
+from hpo.vision.training.loop import Training
+from hpo.vision.training.recipe import Recipe
 
 GPU = torch.device("cuda")
 

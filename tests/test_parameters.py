@@ -25,7 +25,8 @@ from hpo.study_file.reading import load_spec
 from hpo.study_file.spec import Spec
 from hpo.vision.classifier import Classifier, build_network, fingerprint
 from hpo.vision.training.augmentation import Augmentation
-from hpo.vision.training.loop import Recipe, Training
+from hpo.vision.training.loop import Training
+from hpo.vision.training.recipe import Recipe
 from hpo.vision.training.optimizers import AdamW
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from hpo.vision.scoring import EvaluationSet, evaluate
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.averaging import measure_batch_norms
 from hpo.vision.training.batches import Batches, TrainingImages
-from hpo.vision.training.loop import EpochResult, Recipe, Training, fine_tune
+from hpo.vision.training.loop import EpochResult, Training, fine_tune
+from hpo.vision.training.recipe import Recipe
 from hpo.vision.training.optimizers import MOMENTUM
 
 pytestmark = pytest.mark.usefixtures("narrow_resnets")

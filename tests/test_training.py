@@ -22,7 +22,8 @@ from hpo.vision.scoring import build_evaluation_set, evaluate, perturb
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes
-from hpo.vision.training.loop import EpochResult, Recipe, Training, fine_tune
+from hpo.vision.training.loop import EpochResult, Training, fine_tune
+from hpo.vision.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("narrow_resnets")
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)

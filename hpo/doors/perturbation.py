@@ -20,8 +20,8 @@ class Perturbation(Section):
     that says how strong it is, and defines `apply`. Settings are read where PyTorch is not loaded: import it there.
     """
 
-    weight: Annotated[float, Field(gt=0, le=1)]
-    """Share of this accuracy in the score."""
+    weight: Annotated[float, Field(ge=0, le=1)]
+    """Share of this accuracy in the score; 0 only measures it."""
     name: str
     severity: ClassVar[str]
     """The name of the setting that is its severity: a number above 0."""
@@ -81,21 +81,26 @@ class AdaptivePerturbation(Perturbation):
 
     against: Literal["baseline", "self"] = "baseline"
     """`baseline`: images that are made once, against the study's own baseline; `self`: against the network that is
-    scored, when its trial ends.
+    scored, when its trial ends, or that is trained, anew in each epoch.
     """
     images: Annotated[int, Field(ge=1)] = 256
-    """How many images are scored against `self`; against the baseline all are."""
+    """How many of the tuning images are scored against `self`; against the baseline all are."""
     restarts: Annotated[int, Field(ge=1, le=100)] = 1
     """How often images start anew that the network still gets right; the hardest of all results counts."""
 
     def climb(
-        self, pixels: "Tensor", keys: "Tensor", restart: int, gradient_at: "Callable[[Tensor], Tensor]"
+        self,
+        pixels: "Tensor",
+        keys: "Tensor",
+        severity: "Tensor",
+        restart: int,
+        gradient_at: "Callable[[Tensor], Tensor]",
     ) -> "Generator[Tensor, Tensor]":
         """Yields perturbed images, float32 (n, 3, height, width), and is sent the gradient of their cross-entropy, at
         what 8 bits make of them.
 
-        pixels: float32 (n, 3, height, width) in [0, 1], not to be changed; keys: int64 (n,), from which all random
-        numbers come; restart: from 0; gradient_at: the gradient at other images.
+        pixels, keys and severity as for `apply`, and n is not 0; restart: from 0, with other keys each time;
+        gradient_at: the gradient at other images.
         """
         raise NotImplementedError
 

@@ -1,31 +1,36 @@
 """Robust accuracy of an image classifier: a trial's parameters become a training run, and what it measured a score."""
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from dataclasses import replace
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpo.doors.network import family_of
 from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Split, Trial
 from hpo.doors.parameters import Params
+from hpo.doors.perturbation import AdaptivePerturbation
 from hpo.doors.registry import code_of
-from hpo.errors import DataError, MachineError, WeightsError
+from hpo.errors import MachineError, WeightsError
 from hpo.search.kept_files import WEIGHTS_FILE
+from hpo.search.provenance import made_by
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
-from hpo.study_file.images import ImageSpec, ObjectiveSpec
+from hpo.study_file.images import ImageSpec
 from hpo.study_file.parameters import PARAMETERS
+from hpo.study_file.perturbations import ObjectiveSpec, against
 from hpo.trial_result import CLEAN
+from hpo.vision.adversarial_sets import AgainstBaseline, AgainstItself, Which, against_itself, score
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
-from hpo.vision.data.disk import data_root, locked
+from hpo.vision.data.disk import data_root
 from hpo.vision.data.images import load_images
 from hpo.vision.device import Compute, choose_compute
-from hpo.vision.memory import is_device_failure, is_out_of_memory
-from hpo.vision.scoring import EvaluationSet, build_evaluation_set
-from hpo.vision.training.augmentation import Augmentation
+from hpo.vision.made_once import made_once
+from hpo.vision.memory import device_errors
+from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set
 from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.checkpoints import (
     checkpoint_as_bytes,
@@ -35,12 +40,14 @@ from hpo.vision.training.checkpoints import (
     weights_from_bytes,
 )
 from hpo.vision.training.head import fitted_head
-from hpo.vision.training.loop import EpochResult, Recipe, Training, fine_tune
+from hpo.vision.training.loop import EpochResult, Training, fine_tune
+from hpo.vision.training.recipe import Recipe, recipe_of
 from hpo.workers.machine import may_have_gpu
 from hpo.workers.memory import check_memory
 
 BASELINE_WEIGHTS = "baseline.safetensors"
 FITTED_HEAD = "fitted-head.safetensors"
+UNFROZEN: Params = {"frozen_layers": 0}
 
 
 class RobustAccuracy(Objective):
@@ -50,11 +57,12 @@ class RobustAccuracy(Objective):
         """Loads images and initial weights, so that whatever is wrong with them shows before a trial is claimed. Raises
         DataError, WeightsError, and InputError if this machine has too little memory.
         """
-        for perturbation in settings.perturbations:
-            _ = perturbation.scored_severity  # raises InputError if it is not installed here
         self.spec: ImageSpec = context.study
+        for perturbation in (*settings.perturbations, *self.spec.training_perturbations):
+            _ = perturbation.scored_severity  # raises InputError if it is not installed here
         self.settings = settings
         self.store = context.store
+        self.say = context.say
         self.compute: Compute = choose_compute(context.threads, self.spec.model.input_size)
         self.pretrained = read_weights(self.spec.model.name, self.spec.model.weights)
         self.images = load_images(self.spec.data, self.spec.model.input_size, self.spec.split_seed)
@@ -64,7 +72,8 @@ class RobustAccuracy(Objective):
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
         model = self.spec.model.name
-        members = {p.name: type(p) for p in self.settings.perturbations} | {model: family_of(model)}
+        perturbations = [*self.settings.perturbations, *self.spec.training_perturbations]
+        members = {p.name: type(p) for p in perturbations} | {model: family_of(model)}
         codes = {name: code_of(member) for name, member in members.items()}
         of_packages = {f"code of {name}": code for name, code in codes.items() if code is not None}
         return {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained), **of_packages}
@@ -92,17 +101,24 @@ class RobustAccuracy(Objective):
         return {"bf16": self.compute.bf16}
 
     def run(self, trial: Trial) -> Iterator[Measurement]:
-        """One measurement an epoch. The baseline's weights are kept if trials of this study may start from them."""
-        with _device_errors(MachineError):  # what is built here is as large whatever the parameters
+        """One measurement an epoch. What is chosen by gradient against the network itself is scored after the last one;
+        the baseline leaves what other trials of this study need of it.
+        """
+        with device_errors(MachineError):  # what is built here is as large whatever the parameters
             network = self.network(trial.params, self.initial_weights(trial.params), trial.seed)
             training = Training(network, self.recipe(trial), self.compute)
             measured = self._resume(training, trial)
-        with _device_errors(MemoryError):
-            for result in fine_tune(training, self.training_images, self._evaluation(trial.split)):
+            images, evaluation = self._images(trial), self._evaluation(trial)
+        with device_errors(MemoryError):
+            for trained in fine_tune(training, images, evaluation):
+                made = self._against_itself(trained, training.averaged, trial)
+                result = replace(trained, accuracies=self._accuracies(trained, training.averaged, made))
                 measured.append({name: accuracy.fraction for name, accuracy in result.accuracies.items()})
                 yield self._measurement(result, training, trial, measured)
-        if trial.baseline and self.spec.waits_for_baseline:
+        if trial.baseline and trial.split == "tuning" and self.spec.waits_for_baseline:
             self.store.write(BASELINE_WEIGHTS, weights_as_bytes(training.averaged))
+            if not trained.diverged:
+                self._leave_to_others(made)
 
     def _resume(self, training: Training, trial: Trial) -> list[dict[str, float]]:
         """Restores a checkpoint; the accuracies after each epoch until then."""
@@ -115,20 +131,27 @@ class RobustAccuracy(Objective):
 
     def _take_checkpoint(self, training: Training, measured: Sequence[Mapping[str, float]]) -> Callable[[], bytes]:
         header = {"measured": json.dumps(list(measured))}
-        with _device_errors(MachineError):
+        with device_errors(MachineError):
             copies = copied_aside(training.tensors())
         return lambda: checkpoint_as_bytes(copies(), header)
 
     def initial_weights(self, params: Params) -> Weights:
-        if params["initial_weights"] == "pretrained":
-            return self._pretrained_with_head
+        return self._pretrained_with_head if params["initial_weights"] == "pretrained" else self._baseline_weights()
+
+    def _baseline_weights(self) -> Weights:
         content = self.store.read(BASELINE_WEIGHTS)
         if content is None:
             raise WeightsError(
                 f"{self.store.location}/{BASELINE_WEIGHTS} (what the baseline learned) cannot be found from this "
                 "machine; set HPO_ARTIFACTS to a folder or bucket that all workers share"
             )
-        return weights_from_bytes(content)
+        weights = weights_from_bytes(content)
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise WeightsError(
+                f"{self.store.location}/{BASELINE_WEIGHTS}: the baseline's training diverged, so nothing can start "
+                "from it or be chosen against it; submit the study anew with a lower default of search.learning_rate"
+            )
+        return weights
 
     @cached_property
     def _pretrained_with_head(self) -> Weights:
@@ -142,18 +165,15 @@ class RobustAccuracy(Objective):
         kind = {"torch": torch.__version__, "device": self.compute.description, "threads": torch.get_num_threads()}
         about = self.spec.identity() | self._fingerprints | kind | dict(self.checkpoint_identity())
         identity = json.dumps(about | {"cpu": torch.backends.cpu.get_cpu_capability()}, sort_keys=True)
-        with _one_on_this_machine(data_root(self.spec.data) / "images" / ".head.lock"):
-            content = None
-            with contextlib.suppress(OSError):
-                content = self.store.read(FITTED_HEAD)
-            kept = checkpoint_from_bytes(content) if content else None
-            if kept is not None and kept.header.get("identity") == identity:
-                return kept.tensors
-            network = self.network({"frozen_layers": 0}, self.pretrained, self.spec.seed).to(self.compute.device)
-            head = fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
-            with contextlib.suppress(OSError):
-                self.store.write(FITTED_HEAD, checkpoint_as_bytes(head, {"identity": identity}))
-            return head
+
+        def make() -> Weights:
+            network = self.network(UNFROZEN, self.pretrained, self.spec.seed).to(self.compute.device)
+            return fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
+
+        return dict(made_once(self.store, FITTED_HEAD, identity, self._lock("head"), make))
+
+    def _lock(self, what: str) -> Path:
+        return data_root(self.spec.data) / "images" / f".{what}.lock"
 
     def network(self, params: Params, weights: Weights, seed: int = 0) -> Classifier:
         """With the units frozen that these parameters say."""
@@ -164,61 +184,91 @@ class RobustAccuracy(Objective):
 
     def recipe(self, trial: Trial) -> Recipe:
         """What a trial is trained with."""
-        training, params = self.spec.training, trial.params
-        return Recipe(
-            epochs=trial.steps,
-            batch_size=int(params["batch_size"]),
-            learning_rate=float(params["learning_rate"]),
-            weight_decay=float(params.get("weight_decay", training.weight_decay)),
-            label_smoothing=float(params.get("label_smoothing", training.label_smoothing)),
-            optimizer=str(params.get("optimizer", PARAMETERS["optimizer"].good)),
-            compile=training.compile,
-            augmentation=Augmentation(
-                float(params["augmentation_strength"]),
-                self.settings.perturbations,
-                training.horizontal_flip,
-                float(params.get("perturbed_share", PARAMETERS["perturbed_share"].good)),
-            ),
-            seed=trial.seed,
-            averages=bool(self.pretrained),
-        )
+        return recipe_of(self.spec, trial.params, trial.steps, trial.seed, averages=bool(self.pretrained))
 
     @cached_property
     def training_images(self) -> TrainingImages:
         return TrainingImages(self.images.train, self.compute.device)
 
-    def _evaluation(self, split: Split) -> EvaluationSet:
-        return self.tuning if split == "tuning" else self.test
+    def _images(self, trial: Trial) -> TrainingImages:
+        """The training images, with those perturbed against the baseline if this trial trains on them."""
+        if trial.params["augmentation_strength"] and not trial.baseline:
+            self.training_images.adversarial = self._adversarial("train")
+        return self.training_images
 
-    @cached_property
-    def tuning(self) -> EvaluationSet:
-        return self._build_evaluation("tuning")
+    def _evaluation(self, trial: Trial) -> EvaluationSet:
+        """What is scored after every epoch. Against the baseline nothing exists before it is complete."""
+        unchanging = self._unchanging(trial.split)
+        adversarial = {} if trial.baseline else self._adversarial(trial.split)
+        return unchanging.with_conditions(adversarial)
 
-    @cached_property
-    def test(self) -> EvaluationSet:
-        return self._build_evaluation("test")
-
-    def _build_evaluation(self, split: Split) -> EvaluationSet:
+    @cache  # noqa: B019 (an objective lives as long as its worker)
+    def _unchanging(self, split: Split) -> EvaluationSet:
         at_once = self.compute.images_scored_at_once(self.spec.model.input_size)
-        images = self.images.tuning if split == "tuning" else self.images.test
-        return build_evaluation_set(images, self.settings.perturbations, self.compute.device, at_once=at_once)
+        natural = [p for p in self.settings.perturbations if not isinstance(p, AdaptivePerturbation)]
+        return build_evaluation_set(getattr(self.images, split), natural, self.compute.device, at_once=at_once)
+
+    @cache  # noqa: B019
+    def _adversarial(self, which: Which) -> dict[str, Tensor]:
+        """Images perturbed against the baseline, by perturbation: uint8 (n, height, width, 3)."""
+        families = self.spec.training_perturbations if which == "train" else self.settings.perturbations
+        return {p.name: self._against_baseline(p, which) for p in against("baseline", families)}
+
+    @cached_property
+    def _against_baseline(self) -> AgainstBaseline:
+        return AgainstBaseline(
+            self.store,
+            self.images,
+            self.compute,
+            self.spec.identity() | self._fingerprints,
+            made_by(self.spec, self._fingerprints) | {"device": self.compute.description},
+            self._baseline_weights,
+            partial(self.network, UNFROZEN),
+            self._lock("adversarial"),
+            self.say,
+        )
+
+    def _leave_to_others(self, made: Mapping[str, AgainstItself]) -> None:
+        """Images perturbed against the baseline, so that all trials have the same."""
+        for perturbation in against("baseline", self.settings.perturbations):
+            self._against_baseline(perturbation, "tuning", made[perturbation.name].pixels)
+        self._adversarial("train")
+
+    def _against_itself(self, result: EpochResult, network: Classifier, trial: Trial) -> dict[str, AgainstItself]:
+        """What is chosen by gradient against this very network, when its training ends; the baseline is itself."""
+        if result.epoch < trial.steps or result.diverged:
+            return {}
+        chosen = against("self", self.settings.perturbations)
+        chosen += against("baseline", self.settings.perturbations) if trial.baseline else []
+        return against_itself(network, chosen, getattr(self.images, trial.split), self.compute)
+
+    def _accuracies(
+        self, result: EpochResult, network: Classifier, made: Mapping[str, AgainstItself]
+    ) -> dict[str, Accuracy]:
+        """By condition, in the order of the study file."""
+        at_once = self.compute.images_scored_at_once(self.spec.model.input_size)
+        found = result.accuracies | (score(network, made, self.compute, at_once) if made else {})
+        names = (CLEAN, *(perturbation.name for perturbation in self.settings.perturbations))
+        return {name: found[name] for name in names if name in found}
 
     def _measurement(
         self, result: EpochResult, training: Training, trial: Trial, measured: Sequence[Mapping[str, float]]
     ) -> Measurement:
         """measured: the accuracies after each epoch so far, this one's last."""
-        settings, parts = self.settings, measured[-1]
-        weighted = sum(p.weight * parts[p.name] for p in settings.perturbations)
-        drop = settings.max_clean_drop
+        parts, mean = measured[-1], self.settings.mean_perturbed(measured[-1])
+        drop = self.settings.max_clean_drop
+        images = len(getattr(self.images, trial.split))
+        images_of = {name: each.total for name, each in result.accuracies.items() if each.total != images}
         return Measurement(
             step=result.epoch,
-            score=settings.clean * parts[CLEAN] + weighted,
+            score=self.settings.score(parts),
             parts=parts,
             checkpoint=None if result.diverged else partial(self._take_checkpoint, training, list(measured)),
             constraints={} if drop is None else {"clean_drop": BelowBaseline(CLEAN, drop)},
             attributes={
-                "mean_perturbed_accuracy": weighted / sum(p.weight for p in settings.perturbations),
-                "images": len(self._evaluation(trial.split).labels),
+                **({} if mean is None else {"mean_perturbed_accuracy": mean}),
+                "images": images,
+                **({"images_of": images_of} if images_of else {}),
                 "diverged": result.diverged,
                 "images_per_second": round(result.images_per_second, 1),
                 "device": self.compute.description,
@@ -229,39 +279,16 @@ class RobustAccuracy(Objective):
                 },
                 **({"micro_batch_size": training.portions.micro_batch} if training.was_split else {}),
             },
-            keep=lambda: self._files(training, trial.split, measured),
+            keep=lambda: self._files(training, trial, measured),
         )
 
-    def _files(self, training: Training, split: Split, measured: Sequence[Mapping[str, float]]) -> dict[str, bytes]:
+    def _files(self, training: Training, trial: Trial, measured: Sequence[Mapping[str, float]]) -> dict[str, bytes]:
         """The training curve, some images with what the network says of them, and its weights."""
         from hpo.vision.pictures import draw_curve, draw_predictions
 
-        evaluation = self._evaluation(split)
+        evaluation = self._evaluation(trial)
         return {
             "training-curve.png": draw_curve(measured),
             "predictions.png": draw_predictions(training.averaged, evaluation, self.images.classes, self.compute),
             WEIGHTS_FILE: weights_as_bytes(training.averaged),
         }
-
-
-@contextlib.contextmanager
-def _device_errors(out_of_memory: type[Exception]) -> Iterator[None]:
-    """Raises `out_of_memory` for that, MachineError where a device has failed otherwise."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        reason = (str(error).strip().splitlines() or ["no more memory"])[0]
-        if is_out_of_memory(error):
-            raise out_of_memory(reason) from error
-        if is_device_failure(error):
-            raise MachineError(f"this machine's device failed: {reason}") from error
-        raise
-
-
-@contextlib.contextmanager
-def _one_on_this_machine(file: Path) -> Iterator[None]:
-    """Others wait; not where files cannot be locked: then each does the same for itself."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(DataError):
-            stack.enter_context(locked(file))
-        yield

@@ -1,6 +1,5 @@
 """The study file of the objective `robust-accuracy`: images, a network, training, and the accuracies of the score."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,26 +7,20 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     Field,
-    PlainValidator,
-    SerializeAsAny,
     SerializerFunctionWrapHandler,
-    ValidationError,
     ValidationInfo,
     model_serializer,
     model_validator,
 )
-from pydantic_core import PydanticKnownError
 
 from hpo.doors.network import family_of, freezable_layers
 from hpo.doors.parameters import is_kept
-from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation, NotInstalled, Perturbation
+from hpo.doors.perturbation import Perturbation
 from hpo.doors.section import Section
 from hpo.errors import InputError
-from hpo.study_file.custom import is_taken
-from hpo.study_file.messages import with_allowed_keys
-from hpo.study_file.parameters import PARAMETERS, ImageSearch
+from hpo.study_file.parameters import ImageSearch
+from hpo.study_file.perturbations import AugmentationSpec, ObjectiveSpec, against
 from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec
-from hpo.trial_result import CLEAN, as_column
 
 ROBUST_ACCURACY = "robust-accuracy"
 
@@ -124,63 +117,7 @@ class TrainingSpec(Section):
     """
 
 
-def _perturbation(given: Any, info: ValidationInfo) -> Perturbation:
-    """A table as the member of its name reads it."""
-    if isinstance(given, Perturbation):
-        return given
-    if not isinstance(given, Mapping):
-        raise PydanticKnownError("model_type", {"class_name": Perturbation.__name__})
-    name = given.get("name")
-    if not isinstance(name, str):
-        raise ValueError(f"name is required: {' or '.join(PERTURBATIONS.names())}")
-    try:
-        kind = PERTURBATIONS.find(name)
-    except InputError as error:
-        if is_kept(info):
-            return NotInstalled.model_validate(given)
-        raise ValueError(str(error)) from None
-    try:
-        return kind.model_validate(given, context=info.context)
-    except ValidationError as error:
-        raise with_allowed_keys(error, kind) from None
-
-
-class ObjectiveSpec(Section):
-    """The score: a weighted mean of clean and perturbed accuracies."""
-
-    name: Annotated[Literal["robust-accuracy"], Field(exclude=True)] = "robust-accuracy"
-    """The objective; one of an installed package has sections of its own."""
-    clean: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Weight of the clean accuracy; with those of the perturbations it sums to 1."""
-    max_clean_drop: Annotated[float, Field(ge=0, le=1)] | None = None
-    """A trial is feasible if its clean accuracy is at most so far below the baseline's."""
-    perturbations: Annotated[
-        list[Annotated[SerializeAsAny[Perturbation], PlainValidator(_perturbation)]], Field(min_length=1)
-    ]
-
-    @model_validator(mode="after")
-    def _check(self) -> "ObjectiveSpec":
-        names = [perturbation.name for perturbation in self.perturbations]
-        for name in names:
-            if name == CLEAN:
-                raise ValueError(
-                    f"no perturbation may be called '{CLEAN}', which is what unperturbed images are called"
-                )
-            column = as_column(name)
-            is_free = column.isidentifier() and column not in PARAMETERS and not is_taken(column)
-            if not is_free and name not in PERTURBATIONS.own():
-                raise ValueError(f"perturbation '{name}': --where could not ask for an accuracy of this name")
-            if names.count(name) > 1:
-                raise ValueError(f"perturbation '{name}' is listed twice; keep one of them")
-        weights = [self.clean, *(perturbation.weight for perturbation in self.perturbations)]
-        if not math.isclose(sum(weights), 1, abs_tol=1e-6):
-            parts = " + ".join(f"{weight:g}" for weight in weights)
-            raise ValueError(f"the weights must sum to 1, but clean and perturbations give {parts} = {sum(weights):g}")
-        return self
-
-    def adaptive(self, against: str) -> list[AdaptivePerturbation]:
-        """Those that are chosen by gradient against this network: "baseline" or "self"."""
-        return [p for p in self.perturbations if isinstance(p, AdaptivePerturbation) and p.against == against]
+IDENTITY = ("seed", "data", "model", "training", "augmentation", "objective")
 
 
 class ImageSpec(Spec):
@@ -190,6 +127,7 @@ class ImageSpec(Spec):
     model: ModelSpec = ModelSpec()
     training: TrainingSpec = TrainingSpec()
     search: ImageSearch
+    augmentation: AugmentationSpec = AugmentationSpec()
     objective: ObjectiveSpec
     sampler: SamplerSpec = SamplerSpec()
     pruner: PrunerSpec = PrunerSpec()
@@ -208,7 +146,24 @@ class ImageSpec(Spec):
 
     @property
     def waits_for_baseline(self) -> bool:
-        return self.search.may_start_from_baseline or bool(self.objective.adaptive("baseline"))
+        made = against("baseline", [*self.objective.perturbations, *self.training_perturbations])
+        return self.search.may_start_from_baseline or bool(made)
+
+    @property
+    def training_perturbations(self) -> list[Perturbation]:
+        """What training images are perturbed with; the weights say how they share the perturbed images."""
+        if self.search.values("augmentation_strength") == [0]:
+            return []
+        if self.augmentation.perturbations is not None:
+            return self.augmentation.perturbations
+        scored = self.objective.perturbations
+        itself = against("self", scored)
+        return [p.model_copy(update={"weight": 1.0}) for p in scored if p not in itself]
+
+    @property
+    def hold_outs(self) -> list[str]:
+        trained = {perturbation.name for perturbation in self.training_perturbations}
+        return [p.name for p in self.objective.perturbations if p.name not in trained]
 
     @property
     def shows_percent(self) -> bool:
@@ -228,7 +183,7 @@ class ImageSpec(Spec):
         return self.seed if self.data.split_seed is None else self.data.split_seed
 
     def identity(self) -> dict[str, Any]:
-        document = self.model_dump(mode="json", include={"seed", "data", "model", "training", "objective"})
+        document = self.model_dump(mode="json", include={*IDENTITY})
         document["model"].pop("weights")
         for where in ("name", "root", "archive"):
             document["data"].pop(where)
@@ -245,6 +200,8 @@ class ImageSpec(Spec):
             "Trial 0 is the *baseline*: the file's defaults without perturbed training images; it is never pruned.",
             "Pictures: at the baseline and at each trial that was the best when it ended.",
         ]
+        if self.hold_outs:
+            lines.append(f"Held out (scored, but no image is trained on with it): {', '.join(self.hold_outs)}.")
         if (limit := self.objective.max_clean_drop) is not None:
             lines.append(
                 f"A trial is feasible if its clean accuracy is at most {100 * limit:g} points below the baseline's "
@@ -270,7 +227,20 @@ class ImageSpec(Spec):
             raise ValueError(
                 "search.perturbed_share: no image is perturbed while augmentation_strength is fixed at 0; give both"
             )
+        if not self.training_perturbations and self.search.values("augmentation_strength") != [0]:
+            raise ValueError(
+                "augmentation.perturbations: all that is scored is chosen against the scored network itself; list what "
+                "training images are perturbed with, or fix search.augmentation_strength = 0"
+            )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_augmentation(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that a study without such a section is what it was before there was one."""
+        document: dict[str, Any] = handler(self)
+        if self.augmentation.perturbations is None:
+            document.pop("augmentation", None)
+        return document
 
     def with_absolute_paths(self) -> "ImageSpec":
         """So that a worker that starts in another folder finds the same files."""

@@ -105,6 +105,11 @@ class Spec(Section):
         return None
 
     @property
+    def hold_outs(self) -> list[str]:
+        """Parts of the score that no trial is trained for."""
+        return []
+
+    @property
     def is_constrained(self) -> bool:
         """Whether the study file sets a limit that makes trials infeasible."""
         return False

@@ -4,25 +4,38 @@ An image is judged as it would be saved, rounded to 8 bits. The first version th
 the one with the highest loss: a set that held only successes would be selected by them.
 """
 
+from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpo.doors.perturbation import AdaptivePerturbation
-from hpo.trial_result import CLEAN
 from hpo.vision.classifier import Classifier
+from hpo.vision.data.images import Split
+from hpo.vision.device import Compute, upload
+from hpo.vision.memory import Portions, fitting
 from hpo.vision.random_bits import derive_keys
-from hpo.vision.scoring import EvaluationSet
+from hpo.vision.scoring import check_images, in_8_bits
 
 
 class Attacked:
-    """A copy of a classifier in eval mode, in fp32, whose frozen units pass gradients on too."""
+    """A copy of a classifier in eval mode, in fp32, whose frozen units pass gradients on too.
+
+    Later changes of the original are taken over by `refill` only.
+    """
 
     def __init__(self, network: Classifier) -> None:
-        copied = deepcopy(network)
-        self.part = nn.Sequential(copied.frozen_part, copied.trainable_part).eval().requires_grad_(False)
+        self.original = network
+        self.copied = deepcopy(network).requires_grad_(False)
+        self.part = nn.Sequential(self.copied.frozen_part, self.copied.trainable_part).eval()
+
+    def refill(self) -> None:
+        """Copies the current weights and statistics of the original."""
+        self.copied.load_state_dict(self.original.state_dict())
 
     def logits_and_gradient(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Of pixels, float32 (n, 3, height, width) in [0, 1]: logits, and the gradient of each one's cross-entropy."""
@@ -34,58 +47,108 @@ class Attacked:
         return logits.detach(), gradient
 
 
-def attack(
-    perturbation: AdaptivePerturbation, network: Attacked, pixels: Tensor, labels: Tensor, keys: Tensor
-) -> Tensor:
-    """n images perturbed against a network: multiples of 1/255, float32 (n, 3, height, width) in [0, 1].
-
-    pixels: the same, not changed; labels: int64 (n,); keys: int64 (n,), from which all random numbers come. Images that
-    the network gets wrong are not tried again.
+@dataclass(frozen=True)
+class Targets:
+    """n images to be perturbed. pixels: float32 (n, 3, height, width) in [0, 1], not changed; labels: int64 (n,); keys:
+    int64 (n,), from which all random numbers come; severity: float32 (n,).
     """
-    hardest = pixels.clone()
-    highest = torch.full_like(labels, -torch.inf, dtype=torch.float32)
-    fooled = torch.zeros_like(labels, dtype=torch.bool)
-    for restart in range(perturbation.restarts):
-        left = (~fooled).nonzero()[:, 0]
+
+    pixels: Tensor
+    labels: Tensor
+    keys: Tensor
+    severity: Tensor
+
+    def at(self, rows: Tensor) -> "Targets":
+        return Targets(self.pixels[rows], self.labels[rows], self.keys[rows], self.severity[rows])
+
+
+class _Hardest:
+    """The hardest version of each target so far. fooled: bool (n,), whether the network gets it wrong."""
+
+    def __init__(self, targets: Targets) -> None:
+        self.pixels = targets.pixels.clone()
+        self.loss = torch.full_like(targets.severity, -torch.inf)
+        self.fooled = torch.zeros_like(targets.labels, dtype=torch.bool)
+
+    def take(self, rows: Tensor, tried: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Considers a version of each target at `rows`, int64 (m,)."""
+        loss = F.cross_entropy(logits, labels, reduction="none")
+        wrong = logits.argmax(1) != labels
+        harder = ~self.fooled[rows] & (wrong | (loss > self.loss[rows]))
+        self.pixels[rows[harder]] = tried[harder]
+        self.loss[rows[harder]] = loss[harder]
+        self.fooled[rows] |= wrong
+
+
+@torch.no_grad()
+def attack(perturbation: AdaptivePerturbation, network: Attacked, targets: Targets) -> Tensor:
+    """The targets perturbed against a network: multiples of 1/255, float32 (n, 3, height, width) in [0, 1].
+
+    Images that the network gets wrong are not tried again.
+    """
+    hardest = _Hardest(targets)
+    first_look = [(0, 1)]  # many are wrong at once, and need no climbing
+    for restart, candidates in first_look + [(restart, None) for restart in range(perturbation.restarts)]:
+        left = (~hardest.fooled).nonzero()[:, 0]
         if not len(left):
             break
-        right = labels[left]
-
-        def gradient_at(some: Tensor, right: Tensor = right) -> Tensor:
-            return network.logits_and_gradient(some, right)[1]
-
-        climbing = perturbation.climb(pixels[left], derive_keys(keys[left], "restart", restart), restart, gradient_at)
-        candidate = next(climbing, None)
-        while candidate is not None and not fooled[left].all():
-            tried = (candidate.clamp(0, 1) * 255).round() / 255
-            logits, gradient = network.logits_and_gradient(tried, right)
-            loss = F.cross_entropy(logits, right, reduction="none")
-            wrong = logits.argmax(1) != right
-            harder = ~fooled[left] & (wrong | (loss > highest[left]))
-            hardest[left[harder]] = tried[harder]
-            highest[left[harder]] = loss[harder]
-            fooled[left] |= wrong
-            try:
-                candidate = climbing.send(gradient)
-            except StopIteration:
+        climbed = _climb(perturbation, network, targets.at(left), restart)
+        for tried, logits in islice(climbed, candidates):
+            hardest.take(left, tried, logits, targets.labels[left])
+            if hardest.fooled[left].all():
                 break
-    return hardest
+    return hardest.pixels
+
+
+def _climb(
+    perturbation: AdaptivePerturbation, network: Attacked, targets: Targets, restart: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What is tried on the way up, rounded to 8 bits, and the network's logits for it."""
+
+    def gradient_at(pixels: Tensor) -> Tensor:
+        return network.logits_and_gradient(pixels, targets.labels)[1]
+
+    keys = derive_keys(targets.keys, "restart", restart)
+    climbing = perturbation.climb(targets.pixels, keys, targets.severity, restart, gradient_at)
+    candidate = next(climbing, None)
+    while candidate is not None:
+        clipped = candidate.clamp(0, 1) if isinstance(candidate, Tensor) else candidate
+        check_images(perturbation.name, "climb", clipped, targets.pixels)
+        tried = clipped.mul_(255).round_().div_(255)
+        logits, gradient = network.logits_and_gradient(tried, targets.labels)
+        yield tried, logits
+        try:
+            candidate = climbing.send(gradient)
+        except StopIteration:
+            return
 
 
 def attacked(
-    perturbation: AdaptivePerturbation, network: Classifier, images: EvaluationSet, keys: Tensor, replicate: int
+    perturbation: AdaptivePerturbation, network: Classifier, images: Split, compute: Compute, replicate: int | str
 ) -> Tensor:
-    """Clean images, perturbed against a network: uint8 (n, 3, height, width). keys: int64 (n,), the images' own."""
-    victim = Attacked(network)
-    keys = derive_keys(keys, perturbation.name, "replicate", replicate)
-    batches = zip(
-        images.conditions[CLEAN].split(images.at_once),
-        images.labels.split(images.at_once),
-        keys.split(images.at_once),
-        strict=True,
-    )
-    found = [
-        attack(perturbation, victim, pixels.float().div(255), labels, some_keys).mul_(255).round_().to(torch.uint8)
-        for pixels, labels, some_keys in batches
-    ]
-    return torch.cat(found).contiguous(memory_format=torch.channels_last)
+    """Images perturbed against a network, seeded by image key, name and replicate: uint8 (n, height, width, 3), in
+    memory. Raises MemoryError if not even SMALLEST_PORTION fit.
+    """
+    victim = Attacked(network.to(compute.device))
+    most = compute.images_attacked_at_once(network.normalise.size)
+    portions = Portions(most, most)
+    severity = perturbation.scored_severity
+
+    def make() -> Tensor:
+        parts = []
+        for rows in torch.arange(len(images)).split(portions.micro_batch):
+            chosen = rows.numpy()
+            pixels = upload(torch.from_numpy(images.pixels[images.rows[chosen]]), compute.device)
+            labels, keys = (
+                upload(torch.from_numpy(given[chosen]), compute.device) for given in (images.labels, images.keys)
+            )
+            targets = Targets(
+                pixels.permute(0, 3, 1, 2).float().div_(255),
+                labels,
+                derive_keys(keys, perturbation.name, "replicate", replicate),
+                torch.full(labels.shape, severity, device=compute.device),
+            )
+            parts.append(in_8_bits(attack(perturbation, victim, targets)).permute(0, 2, 3, 1).cpu())
+        return torch.cat(parts).contiguous()
+
+    return fitting(make, portions.split_batch)

@@ -16,6 +16,7 @@ PIXELS_AT_ONCE = 4096 * 64 * 64
 """Pixels that a GPU augments and passes through the frozen part at once; it scores half as many at once."""
 MAX_SCORED_AT_ONCE = 2000
 SCORED_AT_ONCE_BY_A_CPU = 250
+ATTACKED_AT_ONCE_BY_A_CPU = 64
 MAX_PIXELS_SCORED_AT_ONCE_BY_A_CPU = 250 * 128 * 128
 """Each takes about 200 bytes of memory."""
 MIN_SIZE_FOR_BF16_ON_A_CPU = 32
@@ -50,6 +51,11 @@ class Compute:
         if self.device.type != "cuda":
             return max(1, min(SCORED_AT_ONCE_BY_A_CPU, MAX_PIXELS_SCORED_AT_ONCE_BY_A_CPU // size**2))
         return max(1, min(MAX_SCORED_AT_ONCE, PIXELS_AT_ONCE // 2 // size**2))
+
+    def images_attacked_at_once(self, size: int) -> int:
+        """As `images_scored_at_once`, for images whose gradients are needed."""
+        scored = self.images_scored_at_once(size)
+        return scored if self.device.type == "cuda" else min(ATTACKED_AT_ONCE_BY_A_CPU, scored)
 
     def mark(self) -> "torch.cuda.Event | float":
         """A point in the device's work, for `seconds_between`."""

@@ -1,10 +1,13 @@
 """Reduces the number of images processed at once whenever memory runs out."""
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+
+from hpo.errors import MachineError
 
 SMALLEST_PORTION = 8
 """BatchNorm's statistics are those of a micro-batch, and with fewer images they are too noisy."""
@@ -85,6 +88,20 @@ def is_device_failure(error: BaseException | None) -> bool:
         isinstance(some, RuntimeError) and any(word in str(some) for word in DEVICE_FAILED)
         for some in _with_causes(error)
     )
+
+
+@contextlib.contextmanager
+def device_errors(out_of_memory: type[Exception]) -> Iterator[None]:
+    """Raises `out_of_memory` for that, MachineError where a device has failed otherwise."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        reason = (str(error).strip().splitlines() or ["no more memory"])[0]
+        if is_out_of_memory(error):
+            raise out_of_memory(reason) from error
+        if is_device_failure(error):
+            raise MachineError(f"this machine's device failed: {reason}") from error
+        raise
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
 """Pictures of a trial, small PNGs: its training curve, and predictions for some images, clean and perturbed."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -24,7 +25,13 @@ def draw_curve(by_epoch: Sequence[Mapping[str, float]]) -> bytes:
     axes = figure.add_subplot(xlabel="epoch", ylabel="accuracy on the tuning images, %")
     epochs = range(1, len(by_epoch) + 1)
     for name in by_epoch[-1]:
-        axes.plot(epochs, [100 * accuracies[name] for accuracies in by_epoch], marker="o", markersize=3, label=name)
+        axes.plot(
+            epochs,
+            [100 * accuracies.get(name, math.nan) for accuracies in by_epoch],
+            marker="o",
+            markersize=3,
+            label=name,
+        )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

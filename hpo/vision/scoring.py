@@ -1,7 +1,7 @@
 """Accuracy, clean and under each perturbation, on images that are the same for all trials of a study."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ class EvaluationSet:
     labels: Tensor
     at_once: int = SCORED_AT_ONCE_BY_A_CPU
 
+    def with_conditions(self, more: Mapping[str, Tensor]) -> "EvaluationSet":
+        """And the same images under others: uint8 (n, height, width, 3), on any device."""
+        added = {name: _by_channel(pixels, self.labels.device) for name, pixels in more.items()}
+        return replace(self, conditions=self.conditions | added)
+
 
 def perturb(
     member: type[Perturbation] | Perturbation,
@@ -59,17 +64,29 @@ def perturb(
     """
     keys = derive_keys(image_keys, name, "replicate", replicate)
     perturbed = member.apply(pixels, keys, torch.full(keys.shape, severity, device=pixels.device))
-    if not isinstance(perturbed, Tensor):
-        raise InputError(f"perturbation '{name}' made {short(perturbed)} of images; its apply must return a tensor")
-    if perturbed.shape != pixels.shape or perturbed.dtype != pixels.dtype:
-        raise InputError(
-            f"perturbation '{name}' made {perturbed.dtype} {tuple(perturbed.shape)} of images that are "
-            f"{pixels.dtype} {tuple(pixels.shape)}; its apply must keep both"
-        )
-    if not bool(((perturbed >= 0) & (perturbed <= 1)).all()):  # NaN is neither
-        low, high = perturbed.min().item(), perturbed.max().item()
-        raise InputError(f"perturbation '{name}' made pixels from {low:g} to {high:g}; its apply must keep to [0, 1]")
+    check_images(name, "apply", perturbed, pixels)
     return perturbed
+
+
+def check_images(name: str, method: str, made: Tensor, pixels: Tensor) -> None:
+    """Raises InputError if what a perturbation's method made of `pixels` are no such images."""
+    if not isinstance(made, Tensor):
+        raise InputError(f"perturbation '{name}' made {short(made)} of images; its {method} must return a tensor")
+    if made.shape != pixels.shape or made.dtype != pixels.dtype:
+        raise InputError(
+            f"perturbation '{name}' made {made.dtype} {tuple(made.shape)} of images that are "
+            f"{pixels.dtype} {tuple(pixels.shape)}; its {method} must keep both"
+        )
+    if not bool(((made >= 0) & (made <= 1)).all()):  # NaN is neither
+        low, high = made.min().item(), made.max().item()
+        raise InputError(
+            f"perturbation '{name}' made pixels from {low:g} to {high:g}; its {method} must keep to [0, 1]"
+        )
+
+
+def in_8_bits(pixels: Tensor) -> Tensor:
+    """uint8, as an image file would hold pixels in [0, 1]."""
+    return pixels.mul(255).round_().to(torch.uint8)
 
 
 def build_evaluation_set(
@@ -80,20 +97,27 @@ def build_evaluation_set(
     at_once: int = SCORED_AT_ONCE_BY_A_CPU,
 ) -> EvaluationSet:
     """The images of `split`, clean and under each perturbation, rounded to 8 bits as an image file would be."""
-    clean = torch.from_numpy(split.pixels[split.rows]).permute(0, 3, 1, 2).to(device)
+    clean = _by_channel(torch.from_numpy(split.pixels[split.rows]), device)
     keys = torch.from_numpy(split.keys).to(device)
     conditions = {CLEAN: clean}
     for perturbation in perturbations:
         name, severity = perturbation.name, perturbation.scored_severity
         batches = [
-            perturb(perturbation, name, images.float().div(255), batch_keys, severity, replicate)
-            .mul(255)
-            .round_()
-            .to(torch.uint8)
+            in_8_bits(perturb(perturbation, name, images.float().div(255), batch_keys, severity, replicate))
             for images, batch_keys in zip(clean.split(at_once), keys.split(at_once), strict=True)
         ]
         conditions[name] = torch.cat(batches).contiguous(memory_format=torch.channels_last)
     return EvaluationSet(conditions, torch.from_numpy(split.labels).to(device), at_once)
+
+
+def evaluation_set(split: Split, conditions: Mapping[str, Tensor], device: torch.device, at_once: int) -> EvaluationSet:
+    """conditions: the images of `split` under each, uint8 (n, height, width, 3)."""
+    labels = torch.from_numpy(split.labels).to(device)
+    return EvaluationSet({}, labels, at_once).with_conditions(conditions)
+
+
+def _by_channel(pixels: Tensor, device: torch.device) -> Tensor:
+    return pixels.permute(0, 3, 1, 2).to(device)
 
 
 def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,12 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def evenly_spread(self, count: int) -> "Split":
+        """`count` of the images, or all if there are fewer; of all classes alike, since these are in order."""
+        count = min(count, len(self))
+        chosen = np.arange(count) * len(self) // count
+        return replace(self, rows=self.rows[chosen], labels=self.labels[chosen], keys=self.keys[chosen])
 
 
 @dataclass(frozen=True)

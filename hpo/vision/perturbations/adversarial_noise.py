@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+STEP = 0.25
+"""Of the noise's own size."""
+
+
 class AdversarialNoise(AdaptivePerturbation):
     """Gaussian noise that is moved up the loss until the image is misclassified, without becoming larger."""
 
@@ -20,20 +24,26 @@ class AdversarialNoise(AdaptivePerturbation):
     severity = "sigma"
 
     def climb(
-        self, pixels: "Tensor", keys: "Tensor", restart: int, gradient_at: "Callable[[Tensor], Tensor]"
+        self,
+        pixels: "Tensor",
+        keys: "Tensor",
+        severity: "Tensor",
+        restart: int,
+        gradient_at: "Callable[[Tensor], Tensor]",
     ) -> "Generator[Tensor, Tensor]":
-        """Steps of a quarter of `sigma` along the gradient. Lin and Nyiam ("Training Robust Networks", 2023) penalise
+        """Steps along the gradient. Lin and Nyiam ("Training Robust Networks", 2023) penalise
         the noise for its size; here it is kept.
         """
         from hpo.vision.random_bits import normal
 
-        noise = _sized(normal(keys, pixels[0].numel()).view_as(pixels), self.sigma)
+        sigma = severity.view(-1, 1, 1, 1)
+        noise = _sized(normal(keys, pixels[0].numel()).view_as(pixels), sigma)
         for _ in range(self.steps):
             gradient = yield pixels + noise
-            noise = _sized(noise + _sized(gradient, self.sigma / 4), self.sigma)
+            noise = _sized(noise + _sized(gradient, STEP * sigma), sigma)
         yield pixels + noise
 
 
-def _sized(noise: "Tensor", size: float) -> "Tensor":
+def _sized(noise: "Tensor", size: "Tensor") -> "Tensor":
     """With this root mean square in each image."""
     return noise * (size / noise.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-12))

@@ -19,7 +19,12 @@ class Fgsm(AdaptivePerturbation):
     severity = "epsilon"
 
     def climb(
-        self, pixels: "Tensor", keys: "Tensor", restart: int, gradient_at: "Callable[[Tensor], Tensor]"
+        self,
+        pixels: "Tensor",
+        keys: "Tensor",
+        severity: "Tensor",
+        restart: int,
+        gradient_at: "Callable[[Tensor], Tensor]",
     ) -> "Generator[Tensor, Tensor]":
         """Goodfellow et al., "Explaining and Harnessing Adversarial Examples", ICLR 2015, arXiv:1412.6572."""
-        yield pixels + self.epsilon * gradient_at(pixels).sign()
+        yield pixels + severity.view(-1, 1, 1, 1) * gradient_at(pixels).sign()

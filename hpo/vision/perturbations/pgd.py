@@ -20,16 +20,22 @@ class Pgd(AdaptivePerturbation):
     severity = "epsilon"
 
     def climb(
-        self, pixels: "Tensor", keys: "Tensor", restart: int, gradient_at: "Callable[[Tensor], Tensor]"
+        self,
+        pixels: "Tensor",
+        keys: "Tensor",
+        severity: "Tensor",
+        restart: int,
+        gradient_at: "Callable[[Tensor], Tensor]",
     ) -> "Generator[Tensor, Tensor]":
         """Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018, arXiv:1706.06083:
         from a uniformly random start, sign steps of 2.5 epsilon / steps.
         """
         from hpo.vision.random_bits import uniform
 
-        low, high = (pixels - self.epsilon).clamp(min=0), (pixels + self.epsilon).clamp(max=1)
+        epsilon = severity.view(-1, 1, 1, 1)
+        low, high = (pixels - epsilon).clamp(min=0), (pixels + epsilon).clamp(max=1)
         moved = low + (high - low) * uniform(keys, pixels[0].numel()).view_as(pixels)
         for _ in range(self.steps):
             gradient = yield moved
-            moved = (moved + gradient.sign() * (2.5 * self.epsilon / self.steps)).clamp(low, high)
+            moved = (moved + gradient.sign() * (2.5 / self.steps * epsilon)).clamp(low, high)
         yield moved

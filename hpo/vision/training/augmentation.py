@@ -1,27 +1,28 @@
 """Training-time augmentation of a whole batch: flip, shifted crop, and perturbations at one strength.
 
 Flip and crop belong to ordinary fine-tuning and are the same in every trial, so that any gain over the baseline is due
-to the perturbations. A share of the images, by default half, gets one of the objective's perturbations each, with a
-severity drawn uniformly between 0 and `strength` times twice the scored severity: a fixed severity would be overfitted,
-and robustness to one kind of perturbation does not transfer to another.
+to the perturbations. A share of the images, by default half, gets one perturbation each, with a severity drawn
+uniformly between 0 and `strength` times twice the perturbation's own: a fixed severity would be overfitted, and
+robustness to one kind of perturbation does not transfer to another.
 
 The operations are planned on the CPU, for all images of a call at once, and executed on the device that holds the
 images; that way nothing has to wait for a GPU to find out how many images get a perturbation.
 """
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from hpo.doors.perturbation import Perturbation
+from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
 from hpo.vision.device import upload
 from hpo.vision.random_bits import derive_keys, uniform
 
 SEVERITY_AT_FULL_STRENGTH = 2.0
-"""Largest severity at strength 1, as a multiple of the scored severity."""
+"""Largest severity at strength 1, as a multiple of the perturbation's own."""
 SHIFT_FRACTION = 1 / 16
 """The crop shifts by up to this fraction of the image's size, with reflected borders."""
 
@@ -45,14 +46,45 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Those of a call's images that get a perturbation that is chosen by gradient.
+
+    positions: int64 (n,), among the images, on the CPU; the others are on the images' device: pixels: float32
+    (n, 3, height, width) in [0, 1], flipped and cropped; keys: int64 (n,); severities: float32 (n,); move: flips and
+    crops other versions of them, uint8 (n, height, width, 3), in the same way.
+    """
+
+    positions: Tensor
+    pixels: Tensor
+    keys: Tensor
+    severities: Tensor
+    move: Callable[[Tensor], Tensor]
+
+
+ByGradient = Callable[[AdaptivePerturbation, Chosen], Tensor]
+"""Perturbs these images: float32 (n, 3, height, width) in [0, 1]."""
+
+
+@dataclass(frozen=True)
 class Augmentation:
-    """strength: 0 to 1; perturbations: those of the objective."""
+    """strength: 0 to 1; perturbations: their weights say how they share the perturbed images."""
 
     strength: float
     perturbations: Sequence[Perturbation]
     horizontal_flip: bool
     perturbed_share: float = 0.5
     """Expected fraction of the images that get a perturbation."""
+
+    @property
+    def is_against_itself(self) -> bool:
+        """Whether images are perturbed against the network that is trained."""
+        return self.strength > 0 and len(self.without_itself.perturbations) < len(self.perturbations)
+
+    @property
+    def without_itself(self) -> "Augmentation":
+        """The same without what is perturbed against the network that is trained."""
+        others = [p for p in self.perturbations if not (isinstance(p, AdaptivePerturbation) and p.against == "self")]
+        return replace(self, perturbations=others)
 
     def __call__(self, images: Tensor, image_keys: Tensor, seed: int, epoch: int) -> Tensor:
         """Augments uint8 images (n, height, width, 3) on any device to float32 (n, 3, height, width) in [0, 1].
@@ -68,9 +100,10 @@ class Augmentation:
         which, how_much = uniform(derive_keys(keys, "perturbation"), 2).unbind(1)
         perturbed = self.perturbations if self.strength > 0 else ()
         group = torch.full_like(keys, len(perturbed))
-        for position in range(len(perturbed)):
-            share = self.perturbed_share / len(perturbed)
-            group[(which >= position * share) & (which < (position + 1) * share)] = position
+        ends = [0.0, *itertools.accumulate(perturbation.weight for perturbation in perturbed)]
+        for position, (first, last) in enumerate(itertools.pairwise(ends)):
+            share = self.perturbed_share / ends[-1]
+            group[(which >= first * share) & (which < last * share)] = position
         order = group.argsort(stable=True)
         counts = group.bincount(minlength=len(perturbed))[: len(perturbed)].tolist()
         severities = torch.zeros_like(how_much)
@@ -83,10 +116,13 @@ class Augmentation:
         geometry = uniform(derive_keys(keys, "geometry"), 3)[order]
         return Plan(order, order.argsort(), geometry, perturbation_keys, severities, tuple(counts))
 
-    def apply(self, images: Tensor, plan: Plan) -> Tensor:
-        """As `__call__`, with a plan made before; never waits for the images' device."""
+    def apply(self, images: Tensor, plan: Plan, by_gradient: ByGradient | None = None) -> Tensor:
+        """As `__call__`, with a plan made before; never waits for the images' device, unless what perturbs by gradient
+        does.
+        """
         device = images.device
-        shifted = self._flip_and_crop(images, upload(plan.order, device), upload(plan.geometry, device))
+        geometry = upload(plan.geometry, device)
+        shifted = self._flip_and_crop(images, upload(plan.order, device), geometry)
         by_row = shifted.float().div_(255)
         if sum(plan.counts):
             pixels, keys, severities = (
@@ -97,8 +133,17 @@ class Augmentation:
             for perturbation, mine in zip(self.perturbations, _slices(plan.counts), strict=True):
                 if mine.start == mine.stop:
                     continue  # a member need not know how to perturb no image at all
-                pixels[mine] = perturbation.apply(pixels[mine], keys[mine], severities[mine])
+                if by_gradient and isinstance(perturbation, AdaptivePerturbation):
+                    move = partial(self._move, draws=geometry[mine])
+                    some = Chosen(plan.order[mine], pixels[mine], keys[mine], severities[mine], move)
+                    pixels[mine] = by_gradient(perturbation, some)
+                else:
+                    pixels[mine] = perturbation.apply(pixels[mine], keys[mine], severities[mine])
         return by_row.index_select(0, upload(plan.back, device)).permute(0, 3, 1, 2)
+
+    def _move(self, images: Tensor, draws: Tensor) -> Tensor:
+        order = torch.arange(len(images), device=images.device)
+        return self._flip_and_crop(images, order, draws).permute(0, 3, 1, 2).float().div_(255)
 
     def _flip_and_crop(self, images: Tensor, order: Tensor, draws: Tensor) -> Tensor:
         _, height, width, _ = images.shape

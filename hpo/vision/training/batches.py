@@ -6,16 +6,19 @@ may depend on how many images pass through the frozen part at once.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from hpo.doors.perturbation import AdaptivePerturbation
+from hpo.vision.attacks import Attacked, Targets, attack
 from hpo.vision.data.images import Split
 from hpo.vision.device import upload
 from hpo.vision.inference import Inference
 from hpo.vision.memory import Portions, fitting
-from hpo.vision.training.augmentation import Augmentation
+from hpo.vision.training.augmentation import Augmentation, Chosen
 
 Batch = tuple[Tensor, Tensor]
 """Inputs of the trainable part, and int64 labels (n,)."""
@@ -24,9 +27,12 @@ MAX_SHARE_OF_GPU = 0.25
 
 
 class TrainingImages:
-    """The training images: all on the GPU if it has enough memory, otherwise uploaded as they are needed."""
+    """The training images: all on the GPU if it has enough memory, otherwise uploaded as they are needed.
 
-    def __init__(self, train: Split, device: torch.device) -> None:
+    adversarial: by perturbation, the same images perturbed against the study's baseline, uint8 (n, height, width, 3).
+    """
+
+    def __init__(self, train: Split, device: torch.device, adversarial: Mapping[str, Tensor] | None = None) -> None:
         self.device = device
         self.keys = torch.from_numpy(train.keys)
         self.labels = torch.from_numpy(train.labels)
@@ -36,6 +42,8 @@ class TrainingImages:
             needed = len(train) * math.prod(train.pixels.shape[1:])
             if needed < torch.cuda.mem_get_info(device)[0] * MAX_SHARE_OF_GPU:
                 self._pixels = torch.from_numpy(train.pixels[train.rows]).to(device)
+
+        self.adversarial: Mapping[str, Tensor] = adversarial or {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -48,13 +56,21 @@ class TrainingImages:
 
 
 class Batches:
-    """The batches of one training."""
+    """The batches of one training. victim: the network that is trained, if images are perturbed against it."""
 
-    def __init__(self, images: TrainingImages, augmentation: Augmentation, frozen_part: Inference, seed: int) -> None:
+    def __init__(
+        self,
+        images: TrainingImages,
+        augmentation: Augmentation,
+        frozen_part: Inference,
+        seed: int,
+        victim: Attacked | None = None,
+    ) -> None:
         self.images = images
         self.augmentation = augmentation
         self.frozen_part = frozen_part
         self.seed = seed
+        self.victim = victim
 
     def of_epoch(self, epoch: int, batch_size: int, portions: Portions) -> Iterator[Batch]:
         """(features, labels) of each batch. A last batch of a single image is dropped: BatchNorm cannot train on it."""
@@ -78,4 +94,17 @@ class Batches:
 
     def _features(self, chosen: Tensor, epoch: int) -> Tensor:
         plan = self.augmentation.plan(self.images.keys[chosen], self.seed, epoch)
-        return self.frozen_part(self.augmentation.apply(self.images.pixels(chosen), plan))
+        if self.victim:
+            self.victim.refill()
+        by_gradient = partial(self._perturbed, chosen)
+        return self.frozen_part(self.augmentation.apply(self.images.pixels(chosen), plan, by_gradient))
+
+    def _perturbed(self, chosen: Tensor, perturbation: AdaptivePerturbation, some: Chosen) -> Tensor:
+        """Against the network as it is now; or a part of the way, or up to twice as far, to what was made before."""
+        rows = chosen[some.positions]
+        if perturbation.against == "self" and self.victim:
+            labels = upload(self.images.labels[rows], self.images.device)
+            return attack(perturbation, self.victim, Targets(some.pixels, labels, some.keys, some.severities))
+        made = some.move(upload(self.images.adversarial[perturbation.name][rows], self.images.device))
+        far = (some.severities / perturbation.scored_severity).view(-1, 1, 1, 1)
+        return some.pixels.lerp(made, far).clamp_(0, 1)

@@ -15,12 +15,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hpo.vision.attacks import Attacked
 from hpo.vision.classifier import Classifier
 from hpo.vision.device import Compute, seconds_between
 from hpo.vision.inference import Inference
 from hpo.vision.memory import Portions
 from hpo.vision.scoring import Accuracy, EvaluationSet, embedded, evaluate
-from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.averaging import (
     BATCH_NORM_IMAGES,
     IMAGES_BETWEEN_AVERAGES,
@@ -29,6 +29,7 @@ from hpo.vision.training.averaging import (
 )
 from hpo.vision.training.batches import Batch, Batches, TrainingImages
 from hpo.vision.training.optimizers import OPTIMIZERS
+from hpo.vision.training.recipe import Recipe
 from hpo.vision.training.step import CudaRecorder, Recorder, Runner, Step
 from hpo.vision.winograd import replace_convolutions
 
@@ -36,24 +37,6 @@ WARMUP_SHARE = 0.1
 """Fraction of all updates in which the learning rate rises linearly; afterwards it falls as half a cosine."""
 LAST_RATE = 0.3
 """Final learning rate as a fraction of the peak if weights are averaged, which replaces decay to 0; else it is 0."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train. batch_size: images per update; learning_rate: the peak of the schedule."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    label_smoothing: float
-    augmentation: Augmentation
-    seed: int
-    optimizer: str = "sgd"
-    compile: bool = False
-    """Whether to compile the step with torch.compile first, which takes half a minute."""
-    averages: bool = True
-    """Whether the average of the weights is scored and kept; not from random weights, which change too much for it."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +139,10 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
     memory.
     """
     recipe, compute = training.recipe, training.compute
-    batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed)
+    victim = Attacked(training.network) if recipe.augmentation.is_against_itself else None
+    batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed, victim)
     features = embedded(tuning, training.frozen_part)
-    some_features = _some_features(training, batches)
+    some_features = _some_features(training, images)
     scored = Inference(training.averaged.trainable_part if features else training.averaged, compute)
     upcoming = _begun(batches, training.epochs_done + 1, training)
     try:
@@ -206,12 +190,15 @@ def _train_epoch(training: Training, batches: Iterable[Batch], epoch: int, updat
             average.take()
 
 
-def _some_features(training: Training, batches: Batches) -> list[Tensor]:
+def _some_features(training: Training, images: TrainingImages) -> list[Tensor]:
     """Features of BATCH_NORM_IMAGES augmented images, in batches as large as for scoring, to measure BatchNorm's
     statistics for averaged weights; empty without averaging. Cloned, since slices would keep the whole batch alive.
+    None is perturbed against the network itself: a resumed training would take those of another time.
     """
-    if not training.recipe.averages:
+    recipe = training.recipe
+    if not recipe.averages:
         return []
+    batches = Batches(images, recipe.augmentation.without_itself, training.frozen_part, recipe.seed)
     size = training.network.normalise.size
     at_once = min(BATCH_NORM_IMAGES, training.compute.images_scored_at_once(size))
     prepared = batches.of_epoch(1, at_once, training.portions)

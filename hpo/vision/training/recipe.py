@@ -1,0 +1,48 @@
+"""How one trial is trained: what a study file and the trial's parameters say, put together."""
+
+from dataclasses import dataclass
+
+from hpo.doors.parameters import Params
+from hpo.study_file.images import ImageSpec
+from hpo.study_file.parameters import PARAMETERS
+from hpo.vision.training.augmentation import Augmentation
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. batch_size: images per update; learning_rate: the peak of the schedule."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    label_smoothing: float
+    augmentation: Augmentation
+    seed: int
+    optimizer: str = "sgd"
+    compile: bool = False
+    """Whether to compile the step with torch.compile first, which takes half a minute."""
+    averages: bool = True
+    """Whether the average of the weights is scored and kept; not from random weights, which change too much for it."""
+
+
+def recipe_of(spec: ImageSpec, params: Params, epochs: int, seed: int, averages: bool) -> Recipe:
+    """The recipe of a trial with these parameters."""
+    training = spec.training
+    return Recipe(
+        epochs=epochs,
+        batch_size=int(params["batch_size"]),
+        learning_rate=float(params["learning_rate"]),
+        weight_decay=float(params.get("weight_decay", training.weight_decay)),
+        label_smoothing=float(params.get("label_smoothing", training.label_smoothing)),
+        optimizer=str(params.get("optimizer", PARAMETERS["optimizer"].good)),
+        compile=training.compile,
+        augmentation=Augmentation(
+            float(params["augmentation_strength"]),
+            spec.training_perturbations,
+            training.horizontal_flip,
+            float(params.get("perturbed_share", PARAMETERS["perturbed_share"].good)),
+        ),
+        seed=seed,
+        averages=averages,
+    )
