@@ -1,4 +1,4 @@
-"""How wrong images that are chosen by gradient make a baseline, and what a network trained on random perturbations keeps.
+"""How wrong images chosen by gradient make a baseline, and what a network trained on random perturbations keeps.
 
     python benchmarks/attacks.py --archive tiny-imagenet-50.zip --weights resnet18.safetensors --folder ~/attacks
 
@@ -127,7 +127,9 @@ def compare_with_art(objective: RobustAccuracy, network: Classifier, images: Spl
         "theirs, floats": theirs_made,
     }.items():
         with torch.no_grad():
-            right = sum(int((victim(x).argmax(1) == y).sum()) for x, y in zip(made.split(64), labels.split(64)))
+            right = sum(
+                int((victim(x).argmax(1) == y).sum()) for x, y in zip(made.split(64), labels.split(64), strict=True)
+            )
         print(f"pgd, 2/255, 20 steps, 1 restart: {name}: {right}/{len(labels)} ({100 * right / len(labels):.1f} %)")
 
 

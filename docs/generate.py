@@ -16,10 +16,11 @@ from pydantic.fields import FieldInfo
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
 from hpo.doors.parameters import Choices, Range, Row, SearchSection
-from hpo.doors.perturbation import PERTURBATIONS, LeveledPerturbation
+from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation, LeveledPerturbation, Perturbation
 from hpo.doors.section import Section
-from hpo.study_file.images import ImageSpec, ObjectiveSpec
+from hpo.study_file.images import ImageSpec
 from hpo.study_file.parameters import PARAMETERS
+from hpo.study_file.perturbations import ObjectiveSpec
 from hpo.study_file.schema import study_schema
 
 DOCS = Path(__file__).parent
@@ -55,6 +56,10 @@ Where levels are named, `level = 3` stands for that setting: they are Tiny-Image
 other files, so accuracies on it are other figures. All of them, by level:
 
 ![One picture under each perturbation at levels 1 to 5](perturbations.png)
+"""
+ADAPTIVE_NOTE = """\
+The others are chosen by gradient: the loss is climbed until the network is wrong, and of all that was tried the hardest
+is kept, also where it fooled nobody. What is scored is what 8 bits make of it. Their further keys:
 """
 MEANINGS = {
     "ImageSpec.name": "The study's name in the database.",
@@ -132,18 +137,53 @@ def perturbations_section() -> Iterator[str]:
     yield "A perturbation that is scored. The clean weight and the weights of all perturbations sum to 1.\n"
     yield from keys_table(LeveledPerturbation, LeveledPerturbation.model_json_schema())
     yield "Each perturbation has one more key or several; one of them is its severity.\n"
+    members = PERTURBATIONS.loadable()
+    natural = {name: kind for name, kind in members.items() if not issubclass(kind, AdaptivePerturbation)}
     rows = []
-    for name, kind in PERTURBATIONS.loadable().items():
-        properties = kind.model_json_schema()["properties"]
-        for key in kind.model_fields:
-            if key not in LeveledPerturbation.model_fields:
-                is_severity = "yes" if key == kind.severity else ""
-                values, help_ = allowed(properties[key]), one_line(properties[key].get("description"))
-                levels = ", ".join(f"{setting:g}" for setting in getattr(kind, "levels", ())) if is_severity else ""
-                rows.append((literal(name), one_line(kind.__doc__), code(key), values, is_severity, levels, help_))
+    for name, kind, key, schema in settings(natural):
+        is_severity = key == kind.severity
+        levels = ", ".join(f"{setting:g}" for setting in getattr(kind, "levels", ())) if is_severity else ""
+        about = (literal(name), one_line(kind.__doc__), code(key), allowed(schema), "yes" if is_severity else "")
+        rows.append((*about, levels, one_line(schema.get("description"))))
     yield from table(("name", "what it does", "key", "values", "severity", "levels 1 to 5", "meaning"), rows)
     yield LEVELS_NOTE
+    yield ADAPTIVE_NOTE
+    own = [key for key in AdaptivePerturbation.model_fields if key not in LeveledPerturbation.model_fields]
+    properties = AdaptivePerturbation.model_json_schema()["properties"]
+    rows = [
+        (
+            code(key),
+            allowed(properties[key]),
+            literal(properties[key]["default"]),
+            one_line(properties[key]["description"]),
+        )
+        for key in own
+    ]
+    yield from table(("key", "values", "default", "meaning"), rows)
+    adaptive = {name: kind for name, kind in members.items() if issubclass(kind, AdaptivePerturbation)}
+    rows = []
+    for name, kind, key, schema in settings(adaptive):
+        about = (
+            literal(name),
+            one_line(kind.__doc__),
+            code(key),
+            allowed(schema),
+            f"{schema['default']:.3g}" if isinstance(schema["default"], float) else literal(schema["default"]),
+        )
+        rows.append((*about, "yes" if key == kind.severity else "", one_line(schema.get("description"))))
+    yield from table(("name", "what it does", "key", "values", "default", "severity", "meaning"), rows)
     yield "Installed packages can add more: [extending.md](extending.md).\n"
+
+
+def settings(
+    members: Mapping[str, type[Perturbation]],
+) -> Iterator[tuple[str, type[Perturbation], str, Mapping[str, Any]]]:
+    """Name, member, key and the key's JSON schema, for each setting that the members themselves declare."""
+    for name, kind in members.items():
+        properties = kind.model_json_schema()["properties"]
+        for key in kind.model_fields:
+            if key in inspect.get_annotations(kind):
+                yield name, kind, key, properties[key]
 
 
 def keys_table(

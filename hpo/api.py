@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo.doors.perturbation import PERTURBATIONS
+from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation
 from hpo.errors import InputError, NothingCompleteError
 from hpo.search.sql.queries import all_trials, best_trials, improvements, pareto_front
 from hpo.search.sql.storage import create_database, open_engine
@@ -121,6 +121,8 @@ def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Ten
     from hpo.vision import scoring
 
     kind = PERTURBATIONS.find(name)
+    if issubclass(kind, AdaptivePerturbation):
+        raise InputError(f"'{name}' is chosen by gradient, which needs a network; hpo.perturb cannot make it")
     if not isinstance(severity, int | float) or not 0 <= severity < math.inf:
         raise InputError(f"severity must be a number of at least 0, not {severity!r}")
     is_batch = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] == 3

@@ -43,13 +43,18 @@ class TrialResult:
 
     @property
     def images(self) -> int | None:
-        """How many tuning images the accuracies were measured on."""
+        """How many tuning images the accuracies were measured on, but for those in `images_of`."""
         return self.attributes.get("images")
+
+    @property
+    def images_of(self) -> dict[str, int]:
+        """How many images each part was measured on, where that is known."""
+        return images_of(self.parts, self.attributes)
 
     @property
     def correct(self) -> dict[str, int]:
         """How many of these images were right, by part."""
-        return {name: round(share * self.images) for name, share in self.parts.items()} if self.images else {}
+        return {name: round(self.parts[name] * images) for name, images in self.images_of.items()}
 
     @property
     def epochs(self) -> list[dict[str, float]]:
@@ -108,6 +113,7 @@ class TrialResult:
             "params": dict(self.params),
             "correct": self.correct,
             "images": self.images,
+            "images_of": self.images_of,
             "epochs": self.epochs,
             "clean_drop": self.clean_drop,
             "worker": self.worker,
@@ -138,6 +144,12 @@ class TrialResult:
             "started_at": self.started_at,
             "finished_at": self.finished_at,
         }
+
+
+def images_of(parts: Mapping[str, float], attributes: Mapping[str, Any]) -> dict[str, int]:
+    """How many images each part was measured on, by these attributes of a trial; empty where that is not known."""
+    fewer = attributes.get("images_of") or {}
+    return {name: fewer.get(name, attributes["images"]) for name in parts} if attributes.get("images") else {}
 
 
 def as_column(name: str) -> str:

@@ -26,8 +26,8 @@ from hpo.study_file.spec import Spec
 from hpo.vision.classifier import Classifier, build_network, fingerprint
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.loop import Training
-from hpo.vision.training.recipe import Recipe
 from hpo.vision.training.optimizers import AdamW
+from hpo.vision.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from hpo.objectives.robust_accuracy import RobustAccuracy

@@ -7,13 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpo.doors.perturbation import LEVELS, PERTURBATIONS, LeveledPerturbation, Perturbation
+from hpo.doors.perturbation import LEVELS, PERTURBATIONS, AdaptivePerturbation, LeveledPerturbation, Perturbation
 from hpo.errors import InputError
 from hpo.vision import scoring
 from hpo.vision.random_bits import derive_keys, normal, uniform
 from hpo.vision.training.augmentation import SEVERITY_AT_FULL_STRENGTH, Augmentation
 
-names = st.sampled_from(PERTURBATIONS.names())
+NATURAL = [name for name, kind in PERTURBATIONS.loadable().items() if not issubclass(kind, AdaptivePerturbation)]
+"""Those that need no network; the others are in test_adversarial.py."""
+names = st.sampled_from(NATURAL)
 WITHOUT_CHANCE = {
     *("brightness", "contrast", "saturate", "pixelate", "jpeg", "gaussian-blur", "defocus-blur", "zoom-blur")
 }
@@ -75,7 +77,7 @@ def test_an_image_is_perturbed_alike_in_any_batch_and_order(
         assert torch.equal(perturb(name, pixels[chosen], all_keys[chosen], severity, replicate=3), together[chosen])
 
 
-@pytest.mark.parametrize("name", sorted(set(PERTURBATIONS.names()) - WITHOUT_CHANCE))
+@pytest.mark.parametrize("name", sorted(set(NATURAL) - WITHOUT_CHANCE))
 def test_replicates_images_and_perturbations_draw_differently(name: str) -> None:
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).expand(2, -1, -1, -1)
     first = perturb(name, pixels, keys(2), 0.2, replicate=0)

@@ -122,7 +122,7 @@ def test_only_a_near_miss_is_suggested(word: str, allowed: list[str], meant: str
 
 def test_another_perturbation_is_not_suggested_for_one_that_does_not_exist(tmp_path: Path) -> None:
     message = refused(tmp_path, GOOD, "objective.perturbations.gaussian-noise.name=gaussian-glass")
-    assert "no perturbation 'gaussian-glass'; installed here are: brightness, contrast" in message
+    assert "no perturbation 'gaussian-glass'; installed here are: adversarial-noise, adversarial-pixels" in message
     assert "Did you mean" not in message
 
 

@@ -25,8 +25,8 @@ from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.averaging import measure_batch_norms
 from hpo.vision.training.batches import Batches, TrainingImages
 from hpo.vision.training.loop import EpochResult, Training, fine_tune
-from hpo.vision.training.recipe import Recipe
 from hpo.vision.training.optimizers import MOMENTUM
+from hpo.vision.training.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("narrow_resnets")
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 from support.search import claim_next, end, give_parameter, optuna_storage, report, run, running, states
 from support.studies import make_spec
 
-from hpo.cli.tables import status_view
+from hpo.cli.status_tables import status_view
 from hpo.doors.objective import Trial
 from hpo.doors.parameters import Params
 from hpo.errors import DataError, InputError, StorageError, StudyError, WorkerError

@@ -8,7 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hpo.cli.tables import console, shown, shown_part, shown_score, split_line, troubles_of, warn_of_few_images
+from hpo.cli.status_tables import split_line, troubles_of
+from hpo.cli.tables import console, shown, shown_part, shown_score, warn_of_few_images
 from hpo.errors import reason_in
 from hpo.search.sql import queries
 from hpo.search.sql.outages import outlast

@@ -51,7 +51,9 @@ def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
         found = [record.as_json() for record in records]
         print_json(found[0] if len(studies) == 1 else found)
     else:
-        tables.console().print(tables.status_view(records, tracebacks=len(studies) == 1))
+        from hpo.cli.status_tables import status_view
+
+        tables.console().print(status_view(records, tracebacks=len(studies) == 1))
         if not records:
             click.echo("there are no studies yet; `hpo submit` adds one to the database", err=True)
 

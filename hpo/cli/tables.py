@@ -8,19 +8,15 @@ from typing import Any
 
 import sqlalchemy as sa
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
-from hpo.errors import reason_in
 from hpo.search.sql import queries
-from hpo.search.sql.status import RunningTrial, Split, StudyStatus
 from hpo.search.sql.studies import Study
 from hpo.study_file.images import ImageSpec
 from hpo.trial_result import TrialResult
 
 WIDTH_WITHOUT_TERMINAL = 120
-RUNNING_SHOWN = 20
 FEW_IMAGES = 5
 
 
@@ -55,7 +51,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def _table(title: str | None = None) -> Table:
+def new_table(title: str | None = None) -> Table:
     return Table(
         title=title,
         title_justify="left",
@@ -84,7 +80,7 @@ def results_table(study: Study, results: Sequence[TrialResult], baseline: TrialR
     parts = list(dict.fromkeys(name for row in rows for name in row.parts))
     params = list(dict.fromkeys(name for row in rows for name in row.params))
     params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
-    table = _table(title)
+    table = new_table(title)
     mark_heading = [""] if constrained else []
     for heading in ("trial", *mark_heading, "score", *parts, *params):
         short = heading.replace("augmentation", "augment.").replace("_", "\n").replace("-", "\n")
@@ -128,12 +124,16 @@ def print_best(
     title = f"Best configurations of {study.name}{f', {selection}' if selection else ''}"
     out.print(results_table(study, results, baseline, title))
     if best.images and best.parts:
-        width = max(half_width(accuracy, best.images) for accuracy in best.parts.values())
+        width = max(half_width(accuracy, best.images_of[name]) for name, accuracy in best.parts.items())
+        fewer = [f"{name} on {images} of them" for name, images in best.images_of.items() if images < best.images]
         out.print(
-            f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials; "
-            f"each trial was trained once (seed {study.spec.seed}). "
-            f"With this many images an accuracy is known to ± {100 * width:.1f} points (95 % confidence)."
+            f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials"
+            f"{''.join(f', {each}' for each in fewer)}; each trial was trained once (seed {study.spec.seed}). "
+            f"With {'so few' if fewer else 'this many'} images an accuracy is known to ± {100 * width:.1f} points "
+            "(95 % confidence)."
         )
+    if held_out := study.spec.hold_outs:
+        out.print(f"Held out, which means scored but never trained on: {', '.join(held_out)}.")
     for line in explain_feasibility(study, best.images):
         out.print(line)
     if best.baseline and not selection:
@@ -190,7 +190,7 @@ def _comparison(study: Study, best: TrialResult, baseline: TrialResult) -> str:
 
 def history_table(study: Study, results: Sequence[TrialResult], began: datetime | None, title: str) -> Table:
     """A row for each trial that was better than all before it, and how long after the first one's start it ended."""
-    table = _table(title)
+    table = new_table(title)
     parts = list(dict.fromkeys(name for result in results for name in result.parts))
     for heading in ("after", "trial", "score", *(name.replace("-", "\n") for name in parts)):
         table.add_column(heading, justify="right")
@@ -202,7 +202,7 @@ def history_table(study: Study, results: Sequence[TrialResult], began: datetime 
 
 def importances_table(shares: Mapping[str, float], title: str) -> Table:
     """A row per parameter, with its share as a number and as a bar."""
-    table = _table(title)
+    table = new_table(title)
     table.add_column("parameter")
     table.add_column("importance", justify="right")
     table.add_column("")
@@ -222,79 +222,3 @@ def duration(secs: float | None) -> str:
         return f"{minutes} min"
     hours = round(secs / 3600)
     return f"{minutes // 60} h {minutes % 60:02} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
-def status_view(records: Sequence[StudyStatus], tracebacks: bool) -> Group:
-    """A row per study; below it running trials, failures and whatever else needs attention."""
-    running = [(record, trial) for record in records for trial in record.running]
-    parts: list[RenderableType] = [_studies_table(records)]
-    if running:
-        parts.append(_running_table(running[:RUNNING_SHOWN]))
-    if len(running) > RUNNING_SHOWN:
-        parts.append(Text(f"… and {len(running) - RUNNING_SHOWN} more; --json lists them all"))
-    for record in records:
-        name = record.study.name
-        parts += [Text(f"{name}: {line}") for line in troubles_of(record.running)]
-        for number, traceback in record.failures:
-            reason = traceback.strip() if tracebacks else reason_in(traceback)
-            parts.append(Text(f"{name}: trial {number} failed: {reason}"))
-        if record.split:
-            parts.append(Text(f"{name}: {split_line(record.split)}"))
-            parts += [Text(f"{name}: {line}") for line in warn_of_few_images(record.study, record.split.tuning)]
-        if number := record.interrupted:
-            verb = "was" if number == 1 else "were"
-            parts.append(Text(f"{name}: {counted(number, 'trial')} {verb} interrupted and requeued"))
-        if number := record.counts.paused:
-            verb = "is" if number == 1 else "are"
-            parts.append(Text(f"{name}: {counted(number, 'trial')} {verb} paused, and resumed if promoted"))
-        if record.study.stopped:
-            parts.append(Text(f"{name} is {record.study.why_stopped}"))
-    return Group(*parts)
-
-
-def split_line(split: Split) -> str:
-    """How many images are used for what."""
-    images = f"{split.train:,} training, {split.tuning:,} tuning and {counted(split.test, 'test image')}"
-    return f"{images} of {counted(split.classes, 'class')}"
-
-
-def _studies_table(records: Sequence[StudyStatus]) -> Table:
-    table = _table()
-    table.add_column("study", overflow="fold")
-    counted = ("finished", "complete", "pruned", "failed", "running")  # waiting ones are left out: 80 columns are few
-    for heading in (*counted, "best", "trials\n/hour", "time\nleft"):
-        table.add_column(heading, justify="right")
-    for record in records:
-        counts = record.counts
-        numbers = (counts.complete, counts.pruned, record.failed, counts.running)
-        speed = record.trials_per_hour
-        table.add_row(
-            Text(record.study.name),
-            f"{counts.finished}/{record.study.budget}",
-            *map(str, numbers),
-            shown_score(record.best.score if record.best else None),
-            f"{speed:.3g}" if speed else "–",  # noqa: RUF001
-            "done" if record.is_done else "stopped" if record.study.stopped else duration(record.secs_left),
-        )
-    return table
-
-
-def _running_table(running: Sequence[tuple[StudyStatus, RunningTrial]]) -> Table:
-    table = _table()
-    for heading in ("study", "trial", "worker", "step", "running\nfor", "heartbeat"):
-        table.add_column(heading, justify="left" if heading in ("study", "worker") else "right", overflow="fold")
-    for record, trial in running:
-        beat = trial.secs_since_heartbeat
-        table.add_row(
-            Text(record.study.name),
-            str(trial.number),
-            Text(trial.worker or ""),
-            f"{trial.step}/{record.study.spec.steps}",
-            duration(trial.secs_since_start),
-            "none" if beat is None else f"{beat:.0f} s ago",
-        )
-    return table
-
-
-def troubles_of(running: Sequence[RunningTrial]) -> list[str]:
-    return [f"trial {trial.number} waits: {trial.trouble}" for trial in running if trial.trouble]

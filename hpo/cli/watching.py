@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from rich.live import Live
 
 from hpo.cli import tables
+from hpo.cli.status_tables import status_view
 from hpo.search.sql.heartbeats import HEARTBEAT_INTERVAL_SECS, reap_if_allowed
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.status import StudyStatus, status
@@ -45,10 +46,10 @@ def _watch(engine: sa.Engine, names: Sequence[str], interval: float) -> None:
             reaped_at = time.monotonic() if due else reaped_at
             records.sort(key=lambda record: record.is_done)  # a terminal may be too short for all
             if out.is_terminal:
-                live.update(tables.status_view(records, tracebacks=False), refresh=True)
+                live.update(status_view(records, tracebacks=False), refresh=True)
             elif (counts := [record.counts for record in records]) != shown:
                 shown = counts
-                out.print(tables.status_view(records, tracebacks=False))
+                out.print(status_view(records, tracebacks=False))
             if all(record.is_done or record.study.stopped for record in records):
                 return
             time.sleep(interval)

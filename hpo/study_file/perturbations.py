@@ -65,7 +65,7 @@ class AugmentationSpec(Section):
         ]
         | None
     ) = None
-    """One table for each, with the keys of [[objective.perturbations]]; `weight`, 1 unless given, is its share of the
+    """One table for each, with the keys of `[[objective.perturbations]]`; `weight`, 1 unless given, is its share of the
     perturbed images, in relation to the others'. Without any, training images get what is scored, in equal shares, but
     for what is chosen against the scored network itself.
     """

@@ -23,11 +23,17 @@ def study_schema() -> dict[str, Any]:
 def _image_study() -> dict[str, Any]:
     schema = ImageSpec.model_json_schema()
     schema["$defs"]["ModelSpec"]["properties"]["name"]["enum"] = network_names()
-    objective = schema["$defs"]["ObjectiveSpec"]["properties"]
-    objective["perturbations"]["items"] = {
-        "oneOf": [_perturbation(schema, name, kind) for name, kind in PERTURBATIONS.loadable().items()]
-    }
+    members = PERTURBATIONS.loadable()
+    scored = [_perturbation(schema, name, kind) for name, kind in members.items()]
+    trained = [{**section, "required": _without_weight(section["required"])} for section in scored]
+    schema["$defs"]["ObjectiveSpec"]["properties"]["perturbations"]["items"] = {"oneOf": scored}
+    lists, _ = schema["$defs"]["AugmentationSpec"]["properties"]["perturbations"]["anyOf"]
+    lists["items"] = {"oneOf": trained}
     return schema
+
+
+def _without_weight(required: list[str]) -> list[str]:
+    return [key for key in required if key != "weight"]
 
 
 def _perturbation(schema: dict[str, Any], name: str, kind: type[Perturbation]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from hpo.search.sql.old_attributes import parts_of
 from hpo.search.sql.queries import front
 from hpo.search.sql.tables import CONSTRAINT_PREFIX
 from hpo.search.study_files import is_elsewhere, location_in_full
-from hpo.trial_result import CLEAN
+from hpo.trial_result import CLEAN, images_of
 
 MAX_POINTS = 2000
 """Only the best trials are plotted, since every open browser reloads the plot again and again."""
@@ -112,10 +112,12 @@ def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
     kept = [json.loads(text) for key, text in trial._system_attrs.items() if key.startswith("artifacts:") and text]
     if not kept:
         return None
-    parts, images = _parts(trial), trial.user_attrs.get("images")
-    if images:
+    parts = _parts(trial)
+    if images := images_of(parts, trial.user_attrs):
         lines = ["| condition | correct | accuracy |", "|---|---|---|"]
-        lines += [f"| {name} | {round(a * images)} of {images} | {100 * a:.1f} % |" for name, a in parts.items()]
+        lines += [
+            f"| {name} | {round(a * images[name])} of {images[name]} | {100 * a:.1f} % |" for name, a in parts.items()
+        ]
     else:
         lines = ["| part | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in parts.items())]
     pictures = [each for each in kept if each["mimetype"].startswith("image/")]

@@ -17,7 +17,18 @@ NOT_SHOWN = (*PARTS_KEYS, REPORTS_KEY, BEFORE_REPORTS, "correct")
 
 
 RESERVED = (
-    *(*NOT_SHOWN, "mean_perturbed_accuracy", "images", "made_by", "host", "worker", "baseline", "trouble", "bracket"),
+    *(
+        *NOT_SHOWN,
+        "mean_perturbed_accuracy",
+        "images",
+        "images_of",
+        "made_by",
+        "host",
+        "worker",
+        "baseline",
+        "trouble",
+        "bracket",
+    ),
     *("failure", "interruption", "out_of_memory", "continues", "resumed_after_epoch", "paused_at_epoch", "diverged"),
     *("images_per_second", "device", "micro_batch_size", "constraints"),
 )

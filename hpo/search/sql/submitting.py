@@ -103,7 +103,7 @@ def _difference(spec: Spec, existing: Study) -> str:
     differences = [f"{key} = {_shown(old.get(key))}, not {_shown(new.get(key))}" for key in changed]
     if spec.budget not in (existing.spec.budget, existing.budget):
         differences.append(f"budget = {existing.budget}, not {spec.budget}")
-    differences = differences or ["objective.perturbations in another order"]
+    differences = differences or ["the perturbations in another order"]
     advice = f"choose another name (--set name=…) or take the {'changes' if len(differences) > 1 else 'change'} back"
     if not changed and spec.budget > existing.budget:
         advice = f"to add to it: hpo extend {spec.name} --budget {spec.budget}"
@@ -117,8 +117,10 @@ def _by_key(spec: Spec) -> dict[str, Any]:
     document = spec.model_dump()
     if not isinstance(spec, ImageSpec):
         return flatten(document)
-    perturbations = {entry["name"]: entry for entry in document["objective"]["perturbations"]}
-    return flatten(document | {"objective": document["objective"] | {"perturbations": perturbations}})
+    for section in {"objective", "augmentation"} & document.keys():
+        entries = document[section]["perturbations"]
+        document[section] = document[section] | {"perturbations": {entry["name"]: entry for entry in entries}}
+    return flatten(document)
 
 
 def _shown(value: Any) -> str:

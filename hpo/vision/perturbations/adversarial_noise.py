@@ -21,6 +21,7 @@ class AdversarialNoise(AdaptivePerturbation):
     sigma: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Root mean square of the noise, on the [0, 1] pixel range."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Steps along the gradient, each a quarter of sigma."""
     severity = "sigma"
 
     def climb(

@@ -26,6 +26,7 @@ class AdversarialPixels(AdaptivePerturbation):
     positions: Literal["random", "chosen"] = "random"
     """Which pixels are tried: random ones, or those that the gradient points at."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
+    """Steps of a climb; each costs one gradient."""
     restarts: Annotated[int, Field(ge=1, le=100)] = 3
     """How often images start from other pixels that the network still gets right; the hardest of all results counts."""
     severity = "fraction"

@@ -17,6 +17,7 @@ class Pgd(AdaptivePerturbation):
     epsilon: Annotated[float, Field(gt=0, le=1)] = 2 / 255
     """The largest change of a value, on the [0, 1] pixel range."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """Steps of a climb; each costs one gradient."""
     severity = "epsilon"
 
     def climb(

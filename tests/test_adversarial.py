@@ -1,0 +1,305 @@
+"""Perturbations that are chosen by gradient: what they may change, who makes them, and how they are scored."""
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.commands import Hpo
+from support.studies import make_spec, write_study
+from torch.nn import functional as F
+
+from hpo.artifacts import Artifacts
+from hpo.doors.objective import Context, Measurement, Trial
+from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation
+from hpo.errors import InputError, WeightsError
+from hpo.objectives.robust_accuracy import RobustAccuracy
+from hpo.search.checkpoints import StudyFolder
+from hpo.vision.attacks import Attacked, Targets, attack
+from hpo.vision.classifier import build_network
+from hpo.vision.training.checkpoints import checkpoint_from_bytes, weights_from_bytes
+
+ADAPTIVE = [name for name, kind in PERTURBATIONS.loadable().items() if issubclass(kind, AdaptivePerturbation)]
+SIZE, CLASSES = 16, 5
+DATA = {"name": "digits", "images_per_class": 8, "validation_fraction": 0.05}
+NOISE = {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.25}
+PIXELS = {"name": "adversarial-pixels", "fraction": 0.02, "steps": 4, "restarts": 1}
+SELF = {"name": "pgd", "against": "self", "images": 20, "steps": 2}
+PARAMS = {"batch_size": 16, "learning_rate": 0.05, "frozen_layers": 1, "initial_weights": "pretrained"}
+
+
+def adaptive(name: str, **settings: Any) -> AdaptivePerturbation:
+    made = PERTURBATIONS.find(name).model_validate({"name": name, "weight": 1.0, **settings})
+    assert isinstance(made, AdaptivePerturbation)
+    return made
+
+
+@pytest.fixture(scope="module")
+def victim() -> Attacked:
+    """A small network with random weights, which gradients pass through as through any other."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hpo.vision.resnet_layers.WIDTHS", (8, 16, 32, 64))
+        return Attacked(build_network("resnet18", CLASSES, {}, SIZE, 3, seed=0))
+
+
+def targets(count: int, severity: float, seed: int = 0) -> Targets:
+    draw = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (count, 3, SIZE, SIZE), generator=draw).float() / 255
+    labels = torch.randint(0, CLASSES, (count,), generator=draw)
+    return Targets(pixels, labels, torch.arange(count) + seed, torch.full((count,), severity))
+
+
+def changes(made: torch.Tensor, of: Targets) -> torch.Tensor:
+    return made - of.pixels
+
+
+@given(st.sampled_from(ADAPTIVE), st.floats(0.01, 0.2), st.integers(1, 6), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_an_image_stays_one_and_keeps_to_the_severity(
+    victim: Attacked, name: str, severity: float, count: int, restarts: int, seed: int
+) -> None:
+    of = targets(count, severity, seed)
+    before = of.pixels.clone()
+    made = attack(adaptive(name, restarts=restarts), victim, of)
+    assert torch.equal(of.pixels, before)
+    assert torch.equal((made * 255).round() / 255, made), "what is scored is what 8 bits hold"
+    assert made.min() >= 0
+    assert made.max() <= 1
+    change = changes(made, of)
+    largest, rounding = change.abs().amax((1, 2, 3)), 0.5 / 255 + 1e-6
+    match name:
+        case "fgsm" | "pgd":
+            assert largest.max() <= severity + rounding
+        case "adversarial-noise":
+            assert change.square().mean((1, 2, 3)).sqrt().max() <= severity + rounding
+        case "adversarial-pixels":
+            touched = (change != 0).any(1).flatten(1).sum(1)
+            assert touched.max() <= max(1, round(severity * SIZE * SIZE))
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_severity_0_is_the_identity(victim: Attacked, name: str) -> None:
+    of = targets(4, 0.0)
+    assert torch.equal(attack(adaptive(name), victim, of), of.pixels)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_the_loss_rises_and_wrong_images_stay_wrong(victim: Attacked, name: str) -> None:
+    of = targets(32, 0.1)
+    made = attack(adaptive(name), victim, of)
+    before, _ = victim.logits_and_gradient(of.pixels, of.labels)
+    after, _ = victim.logits_and_gradient(made, of.labels)
+    assert F.cross_entropy(after, of.labels) > F.cross_entropy(before, of.labels)
+    right = [(logits.argmax(1) == of.labels).sum().item() for logits in (before, after)]
+    assert right[1] < right[0]
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_an_image_is_attacked_alike_in_another_batch(victim: Attacked, name: str) -> None:
+    """As far as rounding allows: the sign of a gradient that is nearly 0 depends on the batch."""
+    of = targets(12, 0.1)
+    together = attack(adaptive(name), victim, of)
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(1))
+    apart = torch.cat([attack(adaptive(name), victim, of.at(rows)) for rows in order.split(5)])
+    assert (apart == together[order]).float().mean() > 0.9
+    assert torch.equal(attack(adaptive(name), victim, of), together)
+
+
+@pytest.mark.parametrize("positions", ["random", "chosen"])
+def test_restarts_only_make_it_harder(victim: Attacked, positions: str) -> None:
+    of = targets(24, 0.02)
+    losses = []
+    for restarts in (1, 4):
+        made = attack(adaptive("adversarial-pixels", positions=positions, restarts=restarts, steps=5), victim, of)
+        logits, _ = victim.logits_and_gradient(made, of.labels)
+        losses.append((F.cross_entropy(logits, of.labels, reduction="none"), logits.argmax(1) != of.labels))
+    (once, fooled), (often, fooled_too) = losses
+    assert (fooled <= fooled_too).all(), "who was fooled stays fooled"
+    assert (often >= once - 1e-5)[~fooled_too].all()
+    assert fooled_too.sum() >= fooled.sum()
+
+
+def objective_of(folder: Path, *perturbations: dict[str, Any], clean: float = 0.25, **changes: Any) -> RobustAccuracy:
+    spec = make_spec(data=DATA, objective={"clean": clean, "perturbations": list(perturbations)}, **changes)
+    said = SAID.setdefault(str(folder), [])
+    store = StudyFolder(Artifacts(str(folder)), spec.folder_name)
+    return RobustAccuracy(spec.objective, Context(spec.seed, 1, spec, store, said.append))
+
+
+SAID: dict[str, list[str]] = {}
+
+
+def trial(number: int, strength: float = 0.0, **changes: Any) -> Trial:
+    params = PARAMS | {"augmentation_strength": strength}
+    return Trial(number, params, seed=0, steps=2, baseline=number == 0, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def small(narrow_resnets: None, data_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+
+
+@pytest.mark.usefixtures("small")
+def test_the_baseline_makes_what_all_others_are_scored_on(tmp_path: Path) -> None:
+    families = NOISE, PIXELS | {"weight": 0.25}, SELF | {"weight": 0.25}
+    first = objective_of(tmp_path, *families)
+    early, last = first.run(trial(0))
+    assert list(early.parts) == ["clean", "gaussian-noise"], "nothing is there yet to be attacked"
+    assert list(last.parts) == ["clean", "gaussian-noise", "adversarial-pixels", "pgd"]
+    assert early.score == pytest.approx((early.parts["clean"] + early.parts["gaussian-noise"]) / 2)
+    assert last.score == pytest.approx(sum(last.parts.values()) / 4)
+    assert last.attributes["images_of"] == {"pgd": 20}
+    made = checkpoint_from_bytes(first.store.read("adversarial-pixels-tuning.safetensors") or b"")
+    assert made is not None
+    identity, by = json.loads(made.header["identity"]), json.loads(made.header["made_by"])
+    assert identity["perturbation"]["fraction"] == 0.02
+    assert {"torch", "commit", "host", "device"} <= by.keys()
+
+    another = objective_of(tmp_path, *families)
+    before = SAID[str(tmp_path)].copy()
+    early, last = another.run(trial(1, strength=1.0))
+    assert SAID[str(tmp_path)] == before, "nothing was made again"
+    assert list(early.parts) == ["clean", "gaussian-noise", "adversarial-pixels"]
+    assert list(last.parts) == ["clean", "gaussian-noise", "adversarial-pixels", "pgd"]
+    assert last.attributes["images"] == len(another.images.tuning)
+    assert last.keep().keys() >= {"training-curve.png", "predictions.png"}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_lost_or_foreign_set_is_made_again(tmp_path: Path) -> None:
+    family = PIXELS | {"weight": 0.75}
+    list(objective_of(tmp_path, family).run(trial(0)))
+    name = "adversarial-pixels-tuning.safetensors"
+    file = tmp_path / "study" / name
+    original = checkpoint_from_bytes(file.read_bytes())
+    assert original is not None
+    for damage in (file.unlink, partial(file.write_bytes, b"damaged")):
+        damage()
+        next(iter(objective_of(tmp_path, family).run(trial(1))))
+        again = checkpoint_from_bytes(file.read_bytes())
+        assert again is not None
+        assert (again.tensors["pixels"] == original.tensors["pixels"]).float().mean() > 0.99
+    next(iter(objective_of(tmp_path, family | {"fraction": 0.04}).run(trial(1))))
+    other = checkpoint_from_bytes(file.read_bytes())
+    assert other is not None
+    assert other.header["identity"] != original.header["identity"]
+
+
+@pytest.mark.usefixtures("small")
+def test_without_the_baseline_it_is_said_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"baseline.safetensors .* cannot be found from this machine"):
+        next(iter(objective_of(tmp_path, PIXELS | {"weight": 0.75}).run(trial(1))))
+
+
+@pytest.mark.usefixtures("small")
+def test_nothing_is_chosen_against_a_baseline_that_diverged(tmp_path: Path) -> None:
+    objective = objective_of(tmp_path, PIXELS | {"weight": 0.75})
+    diverging = replace(trial(0), params=PARAMS | {"augmentation_strength": 0.0, "learning_rate": 1e9})
+    *_, last = objective.run(diverging)
+    assert last.attributes["diverged"]
+    with pytest.raises(WeightsError, match="the baseline's training diverged"):
+        next(iter(objective.run(trial(1))))
+
+
+@pytest.mark.usefixtures("small")
+def test_training_images_are_perturbed_with_what_augmentation_names(tmp_path: Path) -> None:
+    """Against the baseline or the network itself; a training that is resumed goes the same way."""
+    augmentation = {"perturbations": [PIXELS, SELF, NOISE | {"weight": 0.5}]}
+    objective = objective_of(tmp_path, NOISE | {"weight": 0.75}, augmentation=augmentation)
+    list(objective.run(trial(0)))
+    assert (tmp_path / "study" / "adversarial-pixels-train.safetensors").exists()
+    first, last = objective.run(trial(1, strength=1.0))
+    plain = list(objective_of(tmp_path / "plain", NOISE | {"weight": 0.75}).run(trial(1, strength=1.0)))
+    assert weights(plain[-1])["fc.weight"].ne(weights(last)["fc.weight"]).any()
+    assert callable(first.checkpoint)
+    (beginning,) = [next(iter(objective.run(trial(2, strength=1.0))))]
+    assert callable(beginning.checkpoint)
+    (resumed,) = objective.run(trial(2, strength=1.0, checkpoint=beginning.checkpoint()()))
+    assert resumed.parts == last.parts
+    assert all(torch.equal(weights(resumed)[name], tensor) for name, tensor in weights(last).items())
+
+
+def weights(measured: Measurement) -> dict[str, torch.Tensor]:
+    return weights_from_bytes(measured.keep()["weights.safetensors"])
+
+
+def test_what_is_scored_but_not_trained_on_is_held_out() -> None:
+    scored = [NOISE, PIXELS | {"weight": 0.25}, SELF | {"weight": 0.25}]
+    spec = make_spec(objective={"clean": 0.25, "perturbations": scored})
+    assert spec.hold_outs == ["pgd"], "what is chosen against the network itself is trained on where it is asked for"
+    assert [(p.name, p.weight) for p in spec.training_perturbations] == [
+        ("gaussian-noise", 1.0),
+        ("adversarial-pixels", 1.0),
+    ]
+    named = make_spec(
+        objective={"clean": 0.25, "perturbations": scored},
+        augmentation={"perturbations": [{"name": "gaussian-noise", "sigma": 0.1}]},
+    )
+    assert named.hold_outs == ["adversarial-pixels", "pgd"]
+    assert not named.waits_for_baseline or named.objective.perturbations
+    assert make_spec().hold_outs == []
+    assert "augmentation" not in make_spec().model_dump(mode="json"), "older studies are what they were"
+
+
+def test_an_own_perturbation_that_climbs_wrongly_is_one_line(victim: Attacked) -> None:
+    class Odd(AdaptivePerturbation):
+        sigma: float = 0.1
+        severity = "sigma"
+
+        def climb(self, pixels: Any, *rest: Any) -> Any:
+            yield pixels * torch.nan
+
+    with pytest.raises(InputError, match=r"perturbation 'odd' made pixels from nan to nan; its climb must keep"):
+        attack(Odd(name="odd", weight=1.0), victim, targets(2, 0.1))
+
+
+def test_a_study_is_run_and_read(hpo: Hpo, tmp_path: Path) -> None:
+    scored = [NOISE, PIXELS | {"weight": 0.25}, SELF | {"weight": 0.0}]
+    study = write_study(
+        tmp_path,
+        budget=3,
+        model={"weights": "none", "input_size": 16},
+        objective={"clean": 0.5, "perturbations": scored},
+        augmentation={"perturbations": [{"name": "gaussian-noise", "sigma": 0.1}]},
+    )
+    ran = hpo("run", study, "--workers", "2")
+    assert ran.returncode == 0, ran.stderr
+    assert "Held out, which means scored but never trained on: adversarial-pixels, pgd." in ran.stdout
+    best = json.loads(hpo("best", "study", "--json").stdout)
+    assert set(best["perturbed_accuracy"]) == {"gaussian-noise", "adversarial-pixels", "pgd"}
+    assert best["images_of"]["pgd"] == 20 < best["images"]
+    assert best["correct"]["pgd"] == round(best["parts"]["pgd"] * 20)
+    found = hpo("top", "study", "--where", "adversarial_pixels >= 0 and pgd >= 0", "--json")
+    assert len(json.loads(found.stdout)) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("augmentation.perturbations=[{name = 'gaussian-nose'}]", "no perturbation 'gaussian-nose'"),
+        ("augmentation.perturbations=[{name = 'gaussian-noise'}]", "perturbations.0.sigma: required"),
+        ("augmentation.perturbations=[{name = 'fog', level = 6}]", "level: must be less than or equal to 5, not 6"),
+        ("augmentation.perturbations=[{name = 'pgd', weight = 0}]", "'pgd': its weight must be above 0"),
+        ("augmentation.perturbations=[{name = 'pgd'}, {name = 'pgd'}]", "'pgd' is listed twice"),
+        ("augmentation.perturbations=[]", "augmentation.perturbations: must not be empty"),
+        ("augmentation.perturbation=[]", "augmentation.perturbation: unknown key; allowed here: perturbations."),
+        ("objective.perturbations=[{name = 'pgd', weight = 0.5, against = 'it'}]", "against: must be 'baseline' or"),
+        (
+            "objective.perturbations=[{name = 'pgd', weight = 0.5, epsilon = 2.0}]",
+            "epsilon: must be less than or equal",
+        ),
+        ("objective.perturbations=[{name = 'pgd', weight = 0.5, against = 'self'}]", "list what training images are"),
+        ("objective.perturbations=[{name = 'pgd', weight = 0.5, restart = 2}]", "Did you mean 'restarts'?"),
+    ],
+)
+def test_bad_input_is_one_line(hpo_here: Hpo, tmp_path: Path, override: str, expected: str) -> None:
+    refused = hpo_here("submit", write_study(tmp_path), "--set", override)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert expected in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "hpo.db").exists()
