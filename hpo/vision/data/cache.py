@@ -113,7 +113,7 @@ def _size_and_time(file: Path) -> tuple[int, int]:
 def _list(data: DataSpec, archive: Path | None, root: Path, progress: Progress | None) -> Listing:
     if data.name == "digits":
         return list_digits()
-    tree = open_tree(archive or download_tiny_imagenet(root, progress))
+    tree = open_tree(archive or download_tiny_imagenet(root, progress), "data.archive")
     return list_tiny_imagenet(tree) if data.name == "tiny-imagenet" else list_image_folder(tree)
 
 
@@ -144,7 +144,7 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
         for part, entries in (("train", listing.train), ("test", listing.test)):
             for label in sorted({label for _, label in entries}.difference(labels[part].tolist())):
                 name = printable(listing.classes[label])
-                raise DataError(f"data.archive: {listing.where}: no {part} image of class {name} can be decoded")
+                raise DataError(f"{listing.where}: no {part} image of class {name} can be decoded")
         meta = {
             "classes": listing.classes,
             "fingerprint": _fingerprint(building, listing.classes, labels, size),
@@ -224,4 +224,4 @@ def check_bad_images(data: DataSpec, where: str, bad: Mapping[str, str], total: 
         advice = f"that is more than data.max_bad_share = {data.max_bad_share:g} of all allows"
     else:
         advice = "mend or remove them; data.bad_images = 'skip' leaves them out"
-    raise DataError(f"data.archive: {where}: {named}; {advice}")
+    raise DataError(f"{where}: {named}; {advice}")

@@ -40,9 +40,7 @@ def decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8] | str:
         raise
     except OSError as error:
         if error.errno not in NOT_TO_BE_READ:
-            raise DataError(
-                f"data.archive: {listing.where}: {printable(path)} cannot be read: {error.strerror}; try again"
-            ) from None
+            raise DataError(f"{listing.where}: {printable(path)} cannot be read: {error.strerror}; try again") from None
         return printable(error.strerror or str(error))
     except Exception as error:  # Pillow lets its decoders' errors through: SyntaxError, struct.error, …
         return printable(str(error).split("\n")[0] or type(error).__name__)

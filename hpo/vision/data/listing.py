@@ -20,8 +20,8 @@ HELD_OUT_FRACTION = 0.2
 class Listing:
     """The images of a source.
 
-    where: its location as shown in messages; train, test: (path, label) pairs, where labels index `classes`;
-    open_image: opens the image at a path; left_out: number of files of unsupported types, by suffix.
+    where: what messages about it begin with, the key and the location; train, test: (path, label) pairs, where labels
+    index `classes`; open_image: opens the image at a path; left_out: number of files of unsupported types, by suffix.
     """
 
     where: str
@@ -45,7 +45,5 @@ def hold_out_test_images(labels: list[int], classes: Sequence[str], where: str) 
     try:
         kept, held_out = stratified_split(np.array(labels), classes, HELD_OUT_FRACTION, seed=0)
     except ValueError as error:
-        raise DataError(
-            f"data.archive: {where}: too few images to hold out a test set: {printable(str(error))}"
-        ) from None
+        raise DataError(f"{where}: too few images to hold out a test set: {printable(str(error))}") from None
     return kept.tolist(), held_out.tolist()
