@@ -1,11 +1,10 @@
 """Image folders: one folder for each class, or folders named train, test and val with such folders in them."""
 
 import re
-from collections import Counter
 from pathlib import PurePosixPath
 
 from hpo.errors import DataError
-from hpo.vision.data.listing import Listing, by_suffix, hold_out_test_images
+from hpo.vision.data.listing import Listing, by_suffix, count_suffixes, hold_out_test_images
 from hpo.vision.data.trees import WNIDS, Tree, images_by_folder, is_image, printable
 
 SPLIT_NAMES = re.compile(
@@ -59,15 +58,20 @@ def list_image_folder(tree: Tree) -> Listing:
 def _listing(
     tree: Tree, folders: tuple[str, ...], train: list[tuple[str, int]], test: list[tuple[str, int]]
 ) -> Listing:
-    """Folder names need not be valid UTF-8; class names are printed and stored, so they are made so with escapes."""
-    classes = tuple(name.encode(errors="backslashreplace").decode() for name in folders)
+    classes = tuple(map(class_name, folders))
     return Listing(tree.where, classes, train, test, tree.open_image, other_files(tree, ""))
+
+
+def class_name(folder: str) -> str:
+    """The name of the class whose folder has this name. Folder names need not be valid UTF-8; class names are printed
+    and stored, so they are made so with escapes.
+    """
+    return folder.encode(errors="backslashreplace").decode()
 
 
 def other_files(tree: Tree, folder: str) -> dict[str, int]:
     """Number of files below `folder` that are not images, by suffix. folder: ends in a slash, or "" for all folders."""
-    others = [path for path in tree.files if "/" in path and path.startswith(folder) and not is_image(path)]
-    return dict(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others).most_common())
+    return count_suffixes(p for p in tree.files if "/" in p and p.startswith(folder) and not is_image(p))
 
 
 def _splits(by_folder: dict[str, list[str]], top: str) -> dict[str, str]:

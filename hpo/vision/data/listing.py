@@ -1,8 +1,10 @@
 """Listing: the classes and labelled images of a source, whatever its format."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -30,6 +32,11 @@ class Listing:
     test: list[tuple[str, int]]
     open_image: Callable[[str], AbstractContextManager[Image.Image]]
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def count_suffixes(paths: Iterable[str]) -> dict[str, int]:
+    """Number of files by suffix, most frequent first."""
+    return dict(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths).most_common())
 
 
 def by_suffix(left_out: Mapping[str, int]) -> str:

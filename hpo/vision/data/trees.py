@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -208,8 +208,12 @@ def _refuse_unreadable(shown: str, member: zipfile.ZipInfo) -> None:
 
 def images_by_folder(tree: Tree) -> dict[str, list[str]]:
     """Paths of the images in each folder that directly contains some, by the folder's path."""
-    by_folder: dict[str, list[str]] = {}
-    for path in tree.files:
-        if is_image(path):
-            by_folder.setdefault(path.rpartition("/")[0], []).append(path)
-    return by_folder
+    return by_folder(filter(is_image, tree.files))
+
+
+def by_folder(files: Iterable[str]) -> dict[str, list[str]]:
+    """Paths of the files in each folder that directly contains some, by the folder's path."""
+    found: dict[str, list[str]] = {}
+    for path in files:
+        found.setdefault(path.rpartition("/")[0], []).append(path)
+    return found
