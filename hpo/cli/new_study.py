@@ -76,11 +76,8 @@ def write_study_file(file: Path, images: Path | None) -> str:
 
 def look_at(images: Path) -> Look:
     """Examines the images of a folder or zip file. Raises InputError if they are unsuitable for a study."""
-    try:
-        kind, listing = _list(images)
-        sizes, bad = _shorter_sides(listing)
-    except DataError as error:
-        raise InputError(f"--images: {str(error).removeprefix('data.archive: ')}") from None
+    kind, listing = _list(images)
+    sizes, bad = _shorter_sides(listing)
     counted = Counter(label for _, label in listing.train)
     train = {name: counted[label] for label, name in enumerate(listing.classes)}
     for name, count in train.items():
@@ -94,7 +91,7 @@ def look_at(images: Path) -> Look:
 
 def _list(images: Path) -> tuple[Kind, Listing]:
     """Raises DataError."""
-    tree = open_tree(images.expanduser())
+    tree = open_tree(images.expanduser(), "--images")
     try:
         return "tiny-imagenet", list_tiny_imagenet(tree)
     except DataError:  # as for most folders

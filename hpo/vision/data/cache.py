@@ -10,19 +10,16 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hpo.cores import cores
 from hpo.errors import DataError
 from hpo.study_file.images import DataSpec
-from hpo.vision.data.decoding import decode
+from hpo.vision.data.decoding import named_with_reasons, write_pixels
 from hpo.vision.data.digits import list_digits
 from hpo.vision.data.disk import check_room, data_root, locked, unusable
 from hpo.vision.data.download import TINY_IMAGENET_MD5, download_tiny_imagenet
@@ -36,8 +33,6 @@ CACHE_FORMAT = 4
 TINY_IMAGENET_SIZE = 64
 LOOKED_AT = 10_000
 """In a source with more files, changes are detected by file names and folder times alone, without a stat of each."""
-NAMED = 10
-"""Number of bad images named in an error."""
 Progress = Callable[[str, int, int], None]
 """Called with (description of the work, number done, total)."""
 
@@ -113,7 +108,7 @@ def _size_and_time(file: Path) -> tuple[int, int]:
 def _list(data: DataSpec, archive: Path | None, root: Path, progress: Progress | None) -> Listing:
     if data.name == "digits":
         return list_digits()
-    tree = open_tree(archive or download_tiny_imagenet(root, progress))
+    tree = open_tree(archive or download_tiny_imagenet(root, progress), "data.archive")
     return list_tiny_imagenet(tree) if data.name == "tiny-imagenet" else list_image_folder(tree)
 
 
@@ -138,13 +133,13 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
 
         for part, entries in (("train", listing.train), ("test", listing.test)):
             with (building / f"{part}_pixels.bin").open("wb") as file:
-                labels[part] = _write_pixels(listing, entries, size, file, bad, tell)
+                labels[part] = write_pixels(listing, entries, size, file, bad, tell)
             np.save(building / f"{part}_labels.npy", labels[part])
         check_bad_images(data, listing.where, bad, total)
         for part, entries in (("train", listing.train), ("test", listing.test)):
             for label in sorted({label for _, label in entries}.difference(labels[part].tolist())):
                 name = printable(listing.classes[label])
-                raise DataError(f"data.archive: {listing.where}: no {part} image of class {name} can be decoded")
+                raise DataError(f"{listing.where}: no {part} image of class {name} can be decoded")
         meta = {
             "classes": listing.classes,
             "fingerprint": _fingerprint(building, listing.classes, labels, size),
@@ -162,36 +157,6 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
     finally:
         if building is not None:
             shutil.rmtree(building, ignore_errors=True)
-
-
-def _write_pixels(
-    listing: Listing,
-    entries: Sequence[tuple[str, int]],
-    size: int,
-    file: BinaryIO,
-    bad: dict[str, str],
-    tell: Callable[[], None],
-) -> NDArray[np.int64]:
-    """Appends the decoded images to `file` and returns their labels, int64 (n,), in the same order.
-
-    Images that cannot be decoded are added to `bad`, by path, with the reason. Written without a memory map, where a
-    full disk would kill the process.
-    """
-    labels = []
-    pool = ThreadPoolExecutor(max_workers=cores())
-    try:
-        with warnings.catch_warnings(action="ignore"):  # Pillow warns of unusual headers
-            decoded = pool.map(lambda entry: decode(listing, entry[0], size), entries)
-            for (path, label), image in zip(entries, decoded, strict=True):
-                if isinstance(image, str):
-                    bad[printable(path)] = image
-                else:
-                    file.write(image.data)
-                    labels.append(label)
-                tell()
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return np.array(labels, dtype=np.int64)
 
 
 def open_pixels(folder: Path, part: str, count: int, size: int) -> NDArray[np.uint8]:
@@ -213,15 +178,8 @@ def check_bad_images(data: DataSpec, where: str, bad: Mapping[str, str], total: 
     """
     if not bad or (data.bad_images == "skip" and len(bad) <= data.max_bad_share * total):
         return
-    if len(bad) == 1:
-        ((path, reason),) = bad.items()
-        named = f"{path} cannot be decoded: {reason}"
-    else:
-        listed = [f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED]]
-        more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
-        named = f"{len(bad):,} of {total:,} images cannot be decoded: {', '.join(listed)}{more}"
     if data.bad_images == "skip":
         advice = f"that is more than data.max_bad_share = {data.max_bad_share:g} of all allows"
     else:
         advice = "mend or remove them; data.bad_images = 'skip' leaves them out"
-    raise DataError(f"data.archive: {where}: {named}; {advice}")
+    raise DataError(f"{where}: {named_with_reasons(bad, total)}; {advice}")

@@ -1,16 +1,22 @@
-"""Decodes one image to RGB pixels of a given size, or says why that is impossible."""
+"""Decodes images to RGB pixels of a given size, or says why that is impossible."""
 
 import errno
-from typing import Any, cast
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from hpo.cores import cores
 from hpo.errors import DataError
 from hpo.vision.data.listing import Listing
 from hpo.vision.data.trees import printable
 
+NAMED = 10
+"""Number of bad images named in an error."""
 NOT_TO_BE_READ = (None, errno.ENOENT, errno.ELOOP, errno.EACCES)
 """Error numbers that concern one image only (None: Pillow's own errors). Others, of a disk or network, may pass."""
 ORIENTATION = 0x0112
@@ -28,6 +34,46 @@ UPRIGHT = {
 """The transposition that makes an image upright, by its EXIF orientation."""
 
 
+def write_pixels(
+    listing: Listing,
+    entries: Sequence[tuple[str, int]],
+    size: int,
+    file: BinaryIO,
+    bad: dict[str, str],
+    tell: Callable[[], None] = lambda: None,
+) -> NDArray[np.int64]:
+    """Appends the decoded images to `file` and returns their labels, int64 (n,), in the same order.
+
+    entries: (path, label) pairs; images that cannot be decoded are added to `bad`, by path, with the reason; tell:
+    called after each image. Written without a memory map, where a full disk would kill the process.
+    """
+    labels = []
+    pool = ThreadPoolExecutor(max_workers=cores())
+    try:
+        with warnings.catch_warnings(action="ignore"):  # Pillow warns of unusual headers
+            decoded = pool.map(lambda entry: decode(listing, entry[0], size), entries)
+            for (path, label), image in zip(entries, decoded, strict=True):
+                if isinstance(image, str):
+                    bad[printable(path)] = image
+                else:
+                    file.write(image.data)
+                    labels.append(label)
+                tell()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return np.array(labels, dtype=np.int64)
+
+
+def named_with_reasons(bad: Mapping[str, str], total: int) -> str:
+    """Which images cannot be decoded and why. bad: the reason for each, by path; total: number of all images."""
+    if len(bad) == 1:
+        ((path, reason),) = bad.items()
+        return f"{path} cannot be decoded: {reason}"
+    listed = [f"{path} ({reason})" for path, reason in list(bad.items())[:NAMED]]
+    more = f" and {len(bad) - NAMED:,} more" if len(bad) > NAMED else ""
+    return f"{len(bad):,} of {total:,} images cannot be decoded: {', '.join(listed)}{more}"
+
+
 def decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8] | str:
     """Pixels, uint8 (size, size, 3): upright, RGB, scaled and cropped to the centre where the size differs.
 
@@ -40,9 +86,7 @@ def decode(listing: Listing, path: str, size: int) -> NDArray[np.uint8] | str:
         raise
     except OSError as error:
         if error.errno not in NOT_TO_BE_READ:
-            raise DataError(
-                f"data.archive: {listing.where}: {printable(path)} cannot be read: {error.strerror}; try again"
-            ) from None
+            raise DataError(f"{listing.where}: {printable(path)} cannot be read: {error.strerror}; try again") from None
         return printable(error.strerror or str(error))
     except Exception as error:  # Pillow lets its decoders' errors through: SyntaxError, struct.error, …
         return printable(str(error).split("\n")[0] or type(error).__name__)

@@ -1,11 +1,10 @@
 """Image folders: one folder for each class, or folders named train, test and val with such folders in them."""
 
 import re
-from collections import Counter
 from pathlib import PurePosixPath
 
 from hpo.errors import DataError
-from hpo.vision.data.listing import Listing, by_suffix, hold_out_test_images
+from hpo.vision.data.listing import Listing, by_suffix, count_suffixes, hold_out_test_images
 from hpo.vision.data.trees import WNIDS, Tree, images_by_folder, is_image, printable
 
 SPLIT_NAMES = re.compile(
@@ -37,38 +36,42 @@ def list_image_folder(tree: Tree) -> Listing:
     trains = [name for name, kind in splits.items() if kind == "train"]
     if len(trains) != 1:
         raise DataError(
-            f"data.archive: {tree.where} has {found}; one folder, and no more, must be train/. If they are classes, "
-            "name them otherwise"
+            f"{tree.where} has {found}; one folder, and no more, must be train/. If they are classes, name them "
+            "otherwise"
         )
     train, classes = _labelled(tree, by_folder, _descend(by_folder, f"{top}{trains[0]}/"), None)
     for wanted in ("test", "validation"):
         tops = [_descend(by_folder, f"{top}{name}/") for name, kind in splits.items() if kind == wanted]
         with_classes = [each for each in tops if not _children(by_folder, each).isdisjoint(classes)]
         if len(with_classes) > 1:
-            raise DataError(f"data.archive: {tree.where} has {found}; keep one of {printable(', '.join(with_classes))}")
+            raise DataError(f"{tree.where} has {found}; keep one of {printable(', '.join(with_classes))}")
         if with_classes:
             test, _ = _labelled(tree, by_folder, with_classes[0], classes)
             return _listing(tree, classes, train, test)
     tiny = any(PurePosixPath(path).name == WNIDS for path in tree.files)
     advice = "data.name = 'tiny-imagenet' reads TinyImageNet's own layout" if tiny else "train/ alone is split by hpo"
     raise DataError(
-        f"data.archive: {tree.where} has train/ but neither test/ nor val/ with a folder a class beside it, only "
-        f"{found}; {advice}"
+        f"{tree.where} has train/ but neither test/ nor val/ with a folder a class beside it, only {found}; {advice}"
     )
 
 
 def _listing(
     tree: Tree, folders: tuple[str, ...], train: list[tuple[str, int]], test: list[tuple[str, int]]
 ) -> Listing:
-    """Folder names need not be valid UTF-8; class names are printed and stored, so they are made so with escapes."""
-    classes = tuple(name.encode(errors="backslashreplace").decode() for name in folders)
+    classes = tuple(map(class_name, folders))
     return Listing(tree.where, classes, train, test, tree.open_image, other_files(tree, ""))
+
+
+def class_name(folder: str) -> str:
+    """The name of the class whose folder has this name. Folder names need not be valid UTF-8; class names are printed
+    and stored, so they are made so with escapes.
+    """
+    return folder.encode(errors="backslashreplace").decode()
 
 
 def other_files(tree: Tree, folder: str) -> dict[str, int]:
     """Number of files below `folder` that are not images, by suffix. folder: ends in a slash, or "" for all folders."""
-    others = [path for path in tree.files if "/" in path and path.startswith(folder) and not is_image(path)]
-    return dict(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in others).most_common())
+    return count_suffixes(p for p in tree.files if "/" in p and p.startswith(folder) and not is_image(p))
 
 
 def _splits(by_folder: dict[str, list[str]], top: str) -> dict[str, str]:
@@ -115,15 +118,14 @@ def _labelled(
     names = classes or tuple(sorted(found))
     shown = f"{tree.where}/{printable(top)}".rstrip("/")
     if len(names) < 2:
-        raise DataError(f"data.archive: {shown} must hold two folders or more, a folder a class; found {len(names)}")
+        raise DataError(f"{shown} must hold two folders or more, a folder a class; found {len(names)}")
     for name in names:
         if not found.get(name):
             others = other_files(tree, f"{top}{name}/")
             why = f", only files of types that are not read ({by_suffix(others)}); convert them to JPEG or PNG"
             raise DataError(
-                f"data.archive: {tree.where}: class {printable(name)} has no images in {top}{printable(name)}/"
-                f"{why if others else ''}"
+                f"{tree.where}: class {printable(name)} has no images in {top}{printable(name)}/{why if others else ''}"
             )
     for name in sorted(set(found) - set(names)):
-        raise DataError(f"data.archive: {tree.where}: {top}{printable(name)}/ is no class of the training images")
+        raise DataError(f"{tree.where}: {top}{printable(name)}/ is no class of the training images")
     return [(path, label) for label, name in enumerate(names) for path in found[name]], names

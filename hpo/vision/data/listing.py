@@ -1,8 +1,10 @@
 """Listing: the classes and labelled images of a source, whatever its format."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 import numpy as np
 from PIL import Image
@@ -20,8 +22,8 @@ HELD_OUT_FRACTION = 0.2
 class Listing:
     """The images of a source.
 
-    where: its location as shown in messages; train, test: (path, label) pairs, where labels index `classes`;
-    open_image: opens the image at a path; left_out: number of files of unsupported types, by suffix.
+    where: what messages about it begin with, the key and the location; train, test: (path, label) pairs, where labels
+    index `classes`; open_image: opens the image at a path; left_out: number of files of unsupported types, by suffix.
     """
 
     where: str
@@ -30,6 +32,11 @@ class Listing:
     test: list[tuple[str, int]]
     open_image: Callable[[str], AbstractContextManager[Image.Image]]
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+
+def count_suffixes(paths: Iterable[str]) -> dict[str, int]:
+    """Number of files by suffix, most frequent first."""
+    return dict(Counter(PurePosixPath(path).suffix.lower() or "no suffix" for path in paths).most_common())
 
 
 def by_suffix(left_out: Mapping[str, int]) -> str:
@@ -45,7 +52,5 @@ def hold_out_test_images(labels: list[int], classes: Sequence[str], where: str) 
     try:
         kept, held_out = stratified_split(np.array(labels), classes, HELD_OUT_FRACTION, seed=0)
     except ValueError as error:
-        raise DataError(
-            f"data.archive: {where}: too few images to hold out a test set: {printable(str(error))}"
-        ) from None
+        raise DataError(f"{where}: too few images to hold out a test set: {printable(str(error))}") from None
     return kept.tolist(), held_out.tolist()

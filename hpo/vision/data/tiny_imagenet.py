@@ -16,13 +16,13 @@ def list_tiny_imagenet(tree: Tree) -> Listing:
     tops = [path.removesuffix(WNIDS) for path in tree.files if PurePosixPath(path).name == WNIDS]
     if not tops:
         raise DataError(
-            f"data.archive: {tree.where} has no {WNIDS}; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}. A folder a "
-            "class is data.name = 'image-folder'"
+            f"{tree.where} has no {WNIDS}; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}. A folder a class is "
+            "data.name = 'image-folder'"
         )
     top = min(tops, key=len)
     classes = tuple(_read_text(tree, f"{top}{WNIDS}").split())
     if len(set(classes)) < max(len(classes), 2):
-        raise DataError(f"data.archive: {tree.where}: {top}{WNIDS} must name two classes or more, each once")
+        raise DataError(f"{tree.where}: {top}{WNIDS} must name two classes or more, each once")
     by_folder = images_by_folder(tree)
     train = _sorted_into_classes(tree, by_folder, f"{top}train", classes)
     if by_folder.get(f"{top}val/images") or not any(folder.startswith(f"{top}val/") for folder in by_folder):
@@ -45,7 +45,7 @@ def _sorted_into_classes(
     for label, wnid in enumerate(classes):
         images = by_folder.get(f"{top}/{wnid}/images") or by_folder.get(f"{top}/{wnid}", [])
         if not images:
-            raise DataError(f"data.archive: {tree.where}: class {wnid} has no images in {top}/{wnid}/images/")
+            raise DataError(f"{tree.where}: class {wnid} has no images in {top}/{wnid}/images/")
         listed += [(path, label) for path in images]
     return listed
 
@@ -55,22 +55,18 @@ def _annotated(tree: Tree, top: str, classes: tuple[str, ...]) -> list[tuple[str
     annotations = f"{top}val/{ANNOTATIONS}"
     present, labels = set(tree.files), {wnid: label for label, wnid in enumerate(classes)}
     if annotations not in present:
-        raise DataError(
-            f"data.archive: {tree.where} has no {annotations}; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}"
-        )
+        raise DataError(f"{tree.where} has no {annotations}; TinyImageNet's layout is {TINY_IMAGENET_LAYOUT}")
     listed = []
     for number, line in enumerate(_read_text(tree, annotations).splitlines(), start=1):
         name, wnid, *_ = [*line.split("\t"), "", ""]
         path = f"{top}val/images/{name}"
         if wnid not in labels:
-            raise DataError(
-                f"data.archive: {tree.where}: {annotations}, line {number}: {wnid!r} is no class of {WNIDS}"
-            )
+            raise DataError(f"{tree.where}: {annotations}, line {number}: {wnid!r} is no class of {WNIDS}")
         if path not in present:
-            raise DataError(f"data.archive: {tree.where}: {annotations}, line {number} names {path}, which is missing")
+            raise DataError(f"{tree.where}: {annotations}, line {number} names {path}, which is missing")
         listed.append((path, labels[wnid]))
     for wnid in set(classes) - {classes[label] for _, label in listed}:
-        raise DataError(f"data.archive: {tree.where}: class {wnid} has no images in {annotations}")
+        raise DataError(f"{tree.where}: class {wnid} has no images in {annotations}")
     return listed
 
 
@@ -78,4 +74,4 @@ def _read_text(tree: Tree, path: str) -> str:
     try:
         return tree.read(path).decode("utf-8")
     except Exception as error:  # zipfile lets its decompressors' errors through: BadZipFile, zlib.error, EOFError, …
-        raise DataError(f"data.archive: {tree.where}: {path} cannot be read: {error}") from None
+        raise DataError(f"{tree.where}: {path} cannot be read: {error}") from None

@@ -8,7 +8,7 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -43,8 +43,8 @@ METHODS = {9: "Deflate64, as Windows Explorer takes for much data", 93: "Zstanda
 class Tree:
     """The visible content of a folder or a zip, as paths relative to its top, with forward slashes.
 
-    where: the location as shown in messages; files: sorted; folders: all except the top, including empty ones; read:
-    returns the content of a file.
+    where: what messages about it begin with, the key and the location: `data.archive: photos.zip`; files: sorted;
+    folders: all except the top, including empty ones; read: returns the content of a file.
     """
 
     where: str
@@ -134,33 +134,33 @@ def printable(text: str) -> str:
     return text if text.isprintable() else repr(text)[1:-1]
 
 
-def open_tree(where: Path) -> Tree:
-    """Opens a folder or a zip. Raises DataError if it does not exist, is damaged, or has a format that is not read."""
-    shown = printable(str(where))
+def open_tree(where: Path, key: str) -> Tree:
+    """Opens a folder or a zip. key: the setting or option that names it, for messages.
+
+    Raises DataError if it does not exist, is damaged, or has a format that is not read.
+    """
+    shown = f"{key}: {printable(str(where))}"
     try:
-        return _open_folder(where) if where.is_dir() else _open_zip(where)
+        return _open_folder(where, shown) if where.is_dir() else _open_zip(where, shown)
     except FileNotFoundError:
-        raise DataError(f"data.archive: {shown} does not exist; give a zip or a folder") from None
+        raise DataError(f"{shown} does not exist; give a zip or a folder") from None
     except OSError as error:
-        which = printable(str(error.filename)) if error.filename else shown
-        raise DataError(f"data.archive: {which} cannot be read: {error.strerror or error}") from None
+        which = printable(str(error.filename or where))
+        raise DataError(f"{key}: {which} cannot be read: {error.strerror or error}") from None
 
 
-def _open_folder(where: Path) -> Tree:
+def _open_folder(where: Path, shown: str) -> Tree:
     folders = walk(where)
     files = sorted(f"{folder.path}/{name}".removeprefix("/") for folder in folders for name in folder.files)
     below = {folder.path for folder in folders if folder.path}
-    return Tree(printable(str(where)), files, below, lambda path: (where / path).read_bytes())
+    return Tree(shown, files, below, lambda path: (where / path).read_bytes())
 
 
-def _open_zip(where: Path) -> Tree:
-    shown = printable(str(where))
+def _open_zip(where: Path, shown: str) -> Tree:
     try:
         archive = zipfile.ZipFile(where)
     except NotImplementedError as error:
-        raise DataError(
-            f"data.archive: {shown} cannot be read: {error}; unpack it and give the folder, or pack it anew"
-        ) from None
+        raise DataError(f"{shown} cannot be read: {error}; unpack it and give the folder, or pack it anew") from None
     except (zipfile.BadZipFile, ValueError) as error:
         with where.open("rb") as file:
             head = file.read(HEAD_BYTES)
@@ -170,7 +170,7 @@ def _open_zip(where: Path) -> Tree:
             reason = f"is no zip but {kind}"
         else:
             reason = "is not a whole zip file (cut short or damaged?); fetch it again"
-        raise DataError(f"data.archive: {shown} {reason}") from error
+        raise DataError(f"{shown} {reason}") from error
     members: dict[str, zipfile.ZipInfo] = {}
     folders: set[str] = set()
     for member in archive.infolist():
@@ -201,15 +201,19 @@ def _refuse_unreadable(shown: str, member: zipfile.ZipInfo) -> None:
     else:
         return
     raise DataError(
-        f"data.archive: {shown}: {printable(member.filename)} {reason}, which cannot be read; unpack it and give the "
-        "folder, or pack it anew"
+        f"{shown}: {printable(member.filename)} {reason}, which cannot be read; unpack it and give the folder, or pack "
+        "it anew"
     )
 
 
 def images_by_folder(tree: Tree) -> dict[str, list[str]]:
     """Paths of the images in each folder that directly contains some, by the folder's path."""
-    by_folder: dict[str, list[str]] = {}
-    for path in tree.files:
-        if is_image(path):
-            by_folder.setdefault(path.rpartition("/")[0], []).append(path)
-    return by_folder
+    return by_folder(filter(is_image, tree.files))
+
+
+def by_folder(files: Iterable[str]) -> dict[str, list[str]]:
+    """Paths of the files in each folder that directly contains some, by the folder's path."""
+    found: dict[str, list[str]] = {}
+    for path in files:
+        found.setdefault(path.rpartition("/")[0], []).append(path)
+    return found
