@@ -9,8 +9,8 @@ submit: add a study to the database. run: submit it and run it here until its bu
 best, top, load_results, pareto, history: results, as TrialResult records; a Results list has to_pandas().
 load_spec, Spec: a validated study file.
 perturb: apply the perturbations that studies score with.
-Perturbation, Network, Objective: base classes for your own; Section for settings, and Trial, Measurement, BelowBaseline
-and Context for objectives.
+Perturbation, AdaptivePerturbation, Network, Objective: base classes for your own; Section for settings, and Trial,
+Measurement, BelowBaseline and Context for objectives.
 uniform, normal: random numbers for perturbations. derive_keys: independent keys for further draws.
 HpoError and its subclasses: errors that you can fix, each with a message of one line.
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hpo.api import Results, best, history, load_results, pareto, perturb, run, submit, top
     from hpo.doors.network import Network
     from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Trial
-    from hpo.doors.perturbation import Perturbation
+    from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
     from hpo.doors.section import Section
     from hpo.errors import (
         DataError,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from hpo.vision.random_bits import derive_keys, normal, uniform
 
 __all__ = [
+    "AdaptivePerturbation",
     "BelowBaseline",
     "Context",
     "DataError",
@@ -94,6 +95,7 @@ _ELSEWHERE = {
     "Spec": "hpo.study_file.spec",
     "load_spec": "hpo.study_file.reading",
     "Network": "hpo.doors.network",
+    "AdaptivePerturbation": "hpo.doors.perturbation",
     "Perturbation": "hpo.doors.perturbation",
     **dict.fromkeys(("derive_keys", "normal", "uniform"), "hpo.vision.random_bits"),
 }

@@ -50,6 +50,8 @@ class Perturbation(Section):
             raise TypeError(f"{cls.__name__}.severity must name a field of its own, a float or int")
         if cls.apply is Perturbation.apply:
             raise TypeError(f"{cls.__name__} must define apply(pixels, keys, severity)")
+        if getattr(cls, "climb", None) is AdaptivePerturbation.climb:
+            raise TypeError(f"{cls.__name__} must define climb(pixels, keys, severity, restart, gradient_at)")
 
 
 class LeveledPerturbation(Perturbation):
