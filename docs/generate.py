@@ -59,7 +59,9 @@ other files, so accuracies on it are other figures. All of them, by level:
 """
 ADAPTIVE_NOTE = """\
 The others are chosen by gradient: the loss is climbed until the network is wrong, and of all that was tried the hardest
-is kept, also where it fooled nobody. What is scored is what 8 bits make of it. Their further keys:
+is kept, also where it fooled nobody. What is scored is what 8 bits make of it. Against the baseline they cost time once
+a study, before its second trial. As `[[augmentation.perturbations]]` with `against = "self"`, each image that gets one
+costs as many further gradients as there are steps, in every epoch. Their further keys:
 """
 MEANINGS = {
     "ImageSpec.name": "The study's name in the database.",

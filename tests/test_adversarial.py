@@ -168,6 +168,9 @@ def test_the_baseline_makes_what_all_others_are_scored_on(tmp_path: Path) -> Non
     assert list(last.parts) == ["clean", "gaussian-noise", "adversarial-pixels", "pgd"]
     assert last.attributes["images"] == len(another.images.tuning)
     assert last.keep().keys() >= {"training-curve.png", "predictions.png"}
+    *_, third = objective_of(tmp_path, *families).run(trial(2))
+    seen = [trial.attributes["made_by"]["images of adversarial-pixels"] for trial in (last, third)]
+    assert seen[0] == seen[1], "each trial says what it was scored on"
 
 
 @pytest.mark.usefixtures("small")

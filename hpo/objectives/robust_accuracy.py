@@ -193,7 +193,7 @@ class RobustAccuracy(Objective):
     def _images(self, trial: Trial) -> TrainingImages:
         """The training images, with those perturbed against the baseline if this trial trains on them."""
         if trial.params["augmentation_strength"] and not trial.baseline:
-            self.training_images.adversarial = self._adversarial("train")
+            self.training_images.add_adversarial(self._adversarial("train"))
         return self.training_images
 
     def _evaluation(self, trial: Trial) -> EvaluationSet:
@@ -213,6 +213,10 @@ class RobustAccuracy(Objective):
         """Images perturbed against the baseline, by perturbation: uint8 (n, height, width, 3)."""
         families = self.spec.training_perturbations if which == "train" else self.settings.perturbations
         return {p.name: self._against_baseline(p, which) for p in against("baseline", families)}
+
+    @cache  # noqa: B019
+    def _fingerprints_of_adversarial(self, split: Split) -> dict[str, str]:
+        return {f"images of {name}": fingerprint({"pixels": made}) for name, made in self._adversarial(split).items()}
 
     @cached_property
     def _against_baseline(self) -> AgainstBaseline:
@@ -276,6 +280,7 @@ class RobustAccuracy(Objective):
                     "device": self.compute.description,
                     "threads": torch.get_num_threads(),
                     "steps": training.runner.how,
+                    **({} if trial.baseline else self._fingerprints_of_adversarial(trial.split)),
                 },
                 **({"micro_batch_size": training.portions.micro_batch} if training.was_split else {}),
             },

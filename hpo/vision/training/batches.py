@@ -5,7 +5,6 @@ that are slow to launch. An image's augmentation depends only on seed, epoch and
 may depend on how many images pass through the frozen part at once.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -27,23 +26,17 @@ MAX_SHARE_OF_GPU = 0.25
 
 
 class TrainingImages:
-    """The training images: all on the GPU if it has enough memory, otherwise uploaded as they are needed.
+    """The training images: all on the GPU if it has enough memory, otherwise uploaded as they are needed."""
 
-    adversarial: by perturbation, the same images perturbed against the study's baseline, uint8 (n, height, width, 3).
-    """
-
-    def __init__(self, train: Split, device: torch.device, adversarial: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, train: Split, device: torch.device) -> None:
         self.device = device
         self.keys = torch.from_numpy(train.keys)
         self.labels = torch.from_numpy(train.labels)
         self._train = train
         self._pixels = None
-        if device.type == "cuda":
-            needed = len(train) * math.prod(train.pixels.shape[1:])
-            if needed < torch.cuda.mem_get_info(device)[0] * MAX_SHARE_OF_GPU:
-                self._pixels = torch.from_numpy(train.pixels[train.rows]).to(device)
-
-        self.adversarial: Mapping[str, Tensor] = adversarial or {}
+        if self._has_room_for(train.pixels[:1].nbytes * len(train)):
+            self._pixels = torch.from_numpy(train.pixels[train.rows]).to(device)
+        self._adversarial: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -53,6 +46,20 @@ class TrainingImages:
         if self._pixels is not None:
             return self._pixels[upload(chosen, self.device)]
         return upload(torch.from_numpy(self._train.pixels[self._train.rows[chosen.numpy()]]), self.device)
+
+    def add_adversarial(self, made: Mapping[str, Tensor]) -> None:
+        """made: by perturbation, the same images perturbed against the study's baseline: uint8, as `pixels`."""
+        for name in made.keys() - self._adversarial.keys():
+            pixels = made[name]
+            self._adversarial[name] = pixels.to(self.device) if self._has_room_for(pixels.nbytes) else pixels
+
+    def adversarial(self, name: str, chosen: Tensor) -> Tensor:
+        """As `pixels`, perturbed."""
+        pixels = self._adversarial[name]
+        return pixels[upload(chosen, self.device)] if pixels.is_cuda else upload(pixels[chosen], self.device)
+
+    def _has_room_for(self, needed: int) -> bool:
+        return self.device.type == "cuda" and needed < torch.cuda.mem_get_info(self.device)[0] * MAX_SHARE_OF_GPU
 
 
 class Batches:
@@ -105,6 +112,6 @@ class Batches:
         if perturbation.against == "self" and self.victim:
             labels = upload(self.images.labels[rows], self.images.device)
             return attack(perturbation, self.victim, Targets(some.pixels, labels, some.keys, some.severities))
-        made = some.move(upload(self.images.adversarial[perturbation.name][rows], self.images.device))
+        made = some.move(self.images.adversarial(perturbation.name, rows))
         far = (some.severities / perturbation.scored_severity).view(-1, 1, 1, 1)
         return some.pixels.lerp(made, far).clamp_(0, 1)
