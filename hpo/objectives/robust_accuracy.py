@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hpo.cores import cores
 from hpo.doors.network import family_of
 from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Split, Trial
 from hpo.doors.parameters import Params
@@ -27,7 +28,7 @@ from hpo.vision.adversarial_sets import AgainstBaseline, AgainstItself, Which, a
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
 from hpo.vision.data.disk import data_root
 from hpo.vision.data.images import load_images
-from hpo.vision.device import Compute, choose_compute
+from hpo.vision.device import Compute, choose_compute, threads
 from hpo.vision.made_once import made_once
 from hpo.vision.memory import device_errors
 from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set
@@ -239,12 +240,13 @@ class RobustAccuracy(Objective):
         self._adversarial("train")
 
     def _against_itself(self, result: EpochResult, network: Classifier, trial: Trial) -> dict[str, AgainstItself]:
-        """What is chosen by gradient against this very network, when its training ends; the baseline is itself."""
+        """What is chosen by gradient against this very network, when its training ends."""
         if result.epoch < trial.steps or result.diverged:
             return {}
-        chosen = against("self", self.settings.perturbations)
-        chosen += against("baseline", self.settings.perturbations) if trial.baseline else []
-        return against_itself(network, chosen, getattr(self.images, trial.split), self.compute)
+        adaptive = [p for p in self.settings.perturbations if isinstance(p, AdaptivePerturbation)]
+        chosen = adaptive if trial.baseline else against("self", adaptive)
+        with threads(cores() if trial.baseline else torch.get_num_threads()):  # for which other workers wait
+            return against_itself(network, chosen, getattr(self.images, trial.split), self.compute)
 
     def _accuracies(
         self, result: EpochResult, network: Classifier, made: Mapping[str, AgainstItself]

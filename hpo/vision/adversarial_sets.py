@@ -10,12 +10,13 @@ from typing import Literal
 
 from torch import Tensor
 
+from hpo.cores import cores
 from hpo.doors.objective import Store
 from hpo.doors.perturbation import AdaptivePerturbation
 from hpo.vision.attacks import attacked
 from hpo.vision.classifier import Classifier, Weights, fingerprint
 from hpo.vision.data.images import ImageSet, Split
-from hpo.vision.device import Compute
+from hpo.vision.device import Compute, threads
 from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.scoring import TUNING_REPLICATE, Accuracy, evaluate, evaluation_set
@@ -58,7 +59,8 @@ class AgainstBaseline:
                 return {"pixels": made}
             self.say(f"{perturbation.name} is made against the baseline for {len(images)} images ({which})")
             replicate = "training" if which == "train" else TUNING_REPLICATE
-            return {"pixels": attacked(perturbation, self.network(weights), images, self.compute, replicate)}
+            with threads(cores()):  # other workers wait
+                return {"pixels": attacked(perturbation, self.network(weights), images, self.compute, replicate)}
 
         return made_once(
             self.store,

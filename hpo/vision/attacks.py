@@ -20,6 +20,7 @@ from hpo.vision.device import Compute, upload
 from hpo.vision.memory import Portions, fitting
 from hpo.vision.random_bits import derive_keys
 from hpo.vision.scoring import check_images, in_8_bits
+from hpo.vision.winograd import replace_convolutions
 
 
 class Attacked:
@@ -31,6 +32,8 @@ class Attacked:
     def __init__(self, network: Classifier) -> None:
         self.original = network
         self.copied = deepcopy(network).requires_grad_(False)
+        if next(network.parameters()).device.type == "cpu":
+            replace_convolutions(self.copied)
         self.part = nn.Sequential(self.copied.frozen_part, self.copied.trainable_part).eval()
 
     def refill(self) -> None:

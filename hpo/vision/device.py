@@ -1,7 +1,9 @@
 """The device that a process computes on, and its precision."""
 
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -87,6 +89,17 @@ def choose_compute(threads: int | None, input_size: int) -> Compute:
     if os.environ.get("HPO_GPU") == "required":
         raise InputError("PyTorch cannot use the GPU that this worker was given; HPO_MPS=0 does without NVIDIA's MPS")
     return Compute(torch.device("cpu"), cpu_multiplies_bf16() and input_size >= MIN_SIZE_FOR_BF16_ON_A_CPU)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """With so many CPU threads."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def seconds_between(first: "torch.cuda.Event | float", last: "torch.cuda.Event | float") -> float:

@@ -6,7 +6,6 @@ avoids this, and saves the epoch that would be spent on the head.
 """
 
 import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from hpo.vision.classifier import Classifier
 from hpo.vision.data.images import Split
-from hpo.vision.device import Compute, upload
+from hpo.vision.device import Compute, threads, upload
 from hpo.vision.inference import Inference
 
 MAX_ITERATIONS = 100
@@ -48,16 +47,6 @@ def fitted_head(network: Classifier, train: Split, compute: Compute, label_smoot
         value.backward()
         return value
 
-    with _one_thread() if compute.device.type == "cuda" else contextlib.nullcontext():
+    with threads(1) if compute.device.type == "cuda" else contextlib.nullcontext():
         optimizer.step(loss)
     return {f"{network.head_name}weight": weight.detach(), f"{network.head_name}bias": bias.detach()}
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    usual = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
