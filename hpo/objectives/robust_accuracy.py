@@ -62,8 +62,7 @@ class RobustAccuracy(Objective):
         for perturbation in (*settings.perturbations, *self.spec.training_perturbations):
             _ = perturbation.scored_severity  # raises InputError if it is not installed here
         self.settings = settings
-        self.store = context.store
-        self.say = context.say
+        self.store, self.say = context.store, context.say
         self.compute: Compute = choose_compute(context.threads, self.spec.model.input_size)
         self.pretrained = read_weights(self.spec.model.name, self.spec.model.weights)
         self.images = load_images(self.spec.data, self.spec.model.input_size, self.spec.split_seed)
