@@ -244,7 +244,9 @@ def test_what_is_scored_but_not_trained_on_is_held_out() -> None:
         augmentation={"perturbations": [{"name": "gaussian-noise", "sigma": 0.1}]},
     )
     assert named.hold_outs == ["adversarial-pixels", "pgd"]
-    assert not named.waits_for_baseline or named.objective.perturbations
+    assert "adversarial-pixels-tuning.safetensors" in named.shared_files, "deleted and renamed with the study"
+    assert named.waits_for_baseline
+    assert not make_spec().waits_for_baseline
     assert make_spec().hold_outs == []
     assert "augmentation" not in make_spec().model_dump(mode="json"), "older studies are what they were"
 

@@ -156,5 +156,5 @@ def test_what_a_study_left_in_a_bucket_goes_with_it(bucket: type[Bucket]) -> Non
     artifacts = Artifacts("s3://mine/below")
     for name in ("study-1/baseline.safetensors", "study-1/trial-3.checkpoint.safetensors", "picture", "other/x"):
         artifacts.write(name, b"content")
-    remove_left(artifacts, Kept("study", None, "study-1", [0, 1, 2, 3], ["picture"]))
+    remove_left(artifacts, Kept("study", None, "study-1", [0, 1, 2, 3], ["baseline.safetensors"], ["picture"]))
     assert list(bucket.kept) == ["/mine/below/other/x"]

@@ -20,11 +20,11 @@ from hpo.errors import MachineError, WeightsError
 from hpo.search.kept_files import WEIGHTS_FILE
 from hpo.search.provenance import made_by
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
-from hpo.study_file.images import ImageSpec
+from hpo.study_file.images import BASELINE_WEIGHTS, FITTED_HEAD, ImageSpec, Which
 from hpo.study_file.parameters import PARAMETERS
 from hpo.study_file.perturbations import ObjectiveSpec, against
 from hpo.trial_result import CLEAN
-from hpo.vision.adversarial_sets import AgainstBaseline, AgainstItself, Which, against_itself, score
+from hpo.vision.adversarial_sets import AgainstBaseline, AgainstItself, against_itself, score
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
 from hpo.vision.data.disk import data_root
 from hpo.vision.data.images import load_images
@@ -46,8 +46,6 @@ from hpo.vision.training.recipe import Recipe, recipe_of
 from hpo.workers.machine import may_have_gpu
 from hpo.workers.memory import check_memory
 
-BASELINE_WEIGHTS = "baseline.safetensors"
-FITTED_HEAD = "fitted-head.safetensors"
 UNFROZEN: Params = {"frozen_layers": 0}
 
 

@@ -47,7 +47,7 @@ def copy_folder(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
 
 
 def _names(kept: Kept) -> list[str]:
-    """Checkpoints, also as older versions of hpo named them, and files that objectives keep for all workers."""
+    """Checkpoints, also as older versions of hpo named them, and what the objective keeps for all workers."""
     checkpoints = [checkpoint_name(number) for number in kept.numbers]
     older = [f"{name}.safetensors" for name in checkpoints]
-    return ["baseline.safetensors", "fitted-head.safetensors", *checkpoints, *older]
+    return [*kept.shared, *checkpoints, *older]

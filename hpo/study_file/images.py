@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -117,6 +117,17 @@ class TrainingSpec(Section):
     """
 
 
+BASELINE_WEIGHTS = "baseline.safetensors"
+FITTED_HEAD = "fitted-head.safetensors"
+Which = Literal["train", "tuning", "test"]
+"""Which of a study's images."""
+
+
+def adversarial_set(perturbation: str, which: Which) -> str:
+    """The name of the file with these images, perturbed against the study's baseline."""
+    return f"{perturbation}-{which}.safetensors"
+
+
 IDENTITY = ("seed", "data", "model", "training", "augmentation", "objective")
 
 
@@ -172,6 +183,12 @@ class ImageSpec(Spec):
     @property
     def trade_off(self) -> tuple[str, str]:
         return "clean_accuracy", "perturbed_accuracy"
+
+    @property
+    def shared_files(self) -> list[str]:
+        made = against("baseline", [*self.objective.perturbations, *self.training_perturbations])
+        sets = [adversarial_set(perturbation.name, which) for perturbation in made for which in get_args(Which)]
+        return [BASELINE_WEIGHTS, FITTED_HEAD, *dict.fromkeys(sets)]
 
     @property
     def is_constrained(self) -> bool:

@@ -110,6 +110,11 @@ class Spec(Section):
         return []
 
     @property
+    def shared_files(self) -> list[str]:
+        """Names of the files that the objective may keep for all workers, beside checkpoints."""
+        return []
+
+    @property
     def is_constrained(self) -> bool:
         """Whether the study file sets a limit that makes trials infeasible."""
         return False

@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from torch import Tensor
 
 from hpo.cores import cores
 from hpo.doors.objective import Store
 from hpo.doors.perturbation import AdaptivePerturbation
+from hpo.study_file.images import Which, adversarial_set
 from hpo.vision.attacks import attacked
 from hpo.vision.classifier import Classifier, Weights, fingerprint
 from hpo.vision.data.images import ImageSet, Split
@@ -20,8 +20,6 @@ from hpo.vision.device import Compute, threads
 from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.scoring import TUNING_REPLICATE, Accuracy, evaluate, evaluation_set
-
-Which = Literal["train", "tuning", "test"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class AgainstBaseline:
 
         return made_once(
             self.store,
-            f"{perturbation.name}-{which}.safetensors",
+            adversarial_set(perturbation.name, which),
             json.dumps({**self.identity, **about}, sort_keys=True),
             self.lock,
             make,

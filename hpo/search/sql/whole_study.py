@@ -38,14 +38,15 @@ MAX_NAME_CHARACTERS = 512  # in Optuna's table
 @dataclass(frozen=True)
 class Kept:
     """A study's files in the artifact store. location: of the store, None if no worker has reported it; folder: of
-    checkpoints and weights, None if hpo did not create the study; numbers: of trials that may have a checkpoint;
-    pictures: names of artifacts.
+    checkpoints and shared files, None if hpo did not create the study; numbers: of trials that may have a checkpoint;
+    shared: names of files for all workers; pictures: names of artifacts.
     """
 
     study: str
     location: str | None
     folder: str | None
     numbers: list[int]
+    shared: list[str]
     pictures: list[str]
 
 
@@ -149,8 +150,16 @@ def _kept(connection: sa.Connection, study_id: int) -> Kept | None:
         location=None if spec is None else attributes.read_study(connection, study_id, ARTIFACTS_KEY),
         folder=None if spec is None else folder_of(spec["name"]),
         numbers=list(numbers),
+        shared=[] if spec is None else _shared(spec),
         pictures=_pictures(connection, study_id),
     )
+
+
+def _shared(spec: dict[str, Any]) -> list[str]:
+    try:
+        return read_kept_spec(json.dumps(spec)).shared_files
+    except ValidationError:  # of another version of hpo
+        return []
 
 
 def _pictures(connection: sa.Connection, study_id: int) -> list[str]:
