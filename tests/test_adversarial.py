@@ -256,10 +256,15 @@ def test_an_own_perturbation_that_climbs_wrongly_is_one_line(victim: Attacked) -
         sigma: float = 0.1
         severity = "sigma"
 
-        def climb(self, pixels: Any, *rest: Any) -> Any:
-            yield pixels * torch.nan
+        def start(self, pixels: Any, *rest: Any) -> Any:
+            return {"images": pixels * torch.nan}
 
-    with pytest.raises(InputError, match=r"perturbation 'odd' made pixels from nan to nan; its climb must keep"):
+        def step(self, state: Any, *rest: Any) -> Any:
+            return state
+
+    with pytest.raises(
+        InputError, match=r"perturbation 'odd' made pixels from nan to nan; its start or step must keep"
+    ):
         attack(Odd(name="odd", weight=1.0), victim, targets(2, 0.1))
 
 

@@ -78,11 +78,9 @@ def test_the_examples_of_extending_are_what_they_say(tmp_path: Path) -> None:
     (tmp_path / "mypackage.py").write_text("\n\n".join(blocks), encoding="utf-8")
     found = runpy.run_path(str(tmp_path / "mypackage.py"))
     assert issubclass(found["StuckPixels"], Perturbation)
-    climbing = found["SignSteps"](name="sign-steps", weight=1.0).climb(
-        torch.full((1, 3, 4, 4), 0.5), torch.zeros(1), torch.tensor([0.1]), 0, torch.ones_like
-    )
-    next(climbing)
-    assert climbing.send(torch.ones(1, 3, 4, 4)).max() == pytest.approx(0.51)
+    steps = found["SignSteps"](name="sign-steps", weight=1.0, steps=10)
+    state = steps.start(torch.full((1, 3, 4, 4), 0.5), torch.zeros(1), torch.tensor([0.1]), 0, torch.ones_like)
+    assert steps.step(state, torch.ones(1, 3, 4, 4), 0)["images"].max() == pytest.approx(0.51)
     module = found["SmallConv"].build("small-conv", 10, 32).eval()
     images = torch.zeros(2, 3, 32, 32)
     by_units = images

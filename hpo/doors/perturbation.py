@@ -1,6 +1,6 @@
 """What every perturbation is: settings, as a study file gives them, and a function of whole batches of images."""
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
@@ -11,6 +11,9 @@ from hpo.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Gradient = Callable[[Tensor], Tensor]
+    State = dict[str, Tensor]
 
 LEVELS = 5
 
@@ -50,8 +53,9 @@ class Perturbation(Section):
             raise TypeError(f"{cls.__name__}.severity must name a field of its own, a float or int")
         if cls.apply is Perturbation.apply:
             raise TypeError(f"{cls.__name__} must define apply(pixels, keys, severity)")
-        if getattr(cls, "climb", None) is AdaptivePerturbation.climb:
-            raise TypeError(f"{cls.__name__} must define climb(pixels, keys, severity, restart, gradient_at)")
+        for method in ("start", "step"):
+            if getattr(cls, method, None) is getattr(AdaptivePerturbation, method):
+                raise TypeError(f"{cls.__name__} must define {method}, as hpo.AdaptivePerturbation describes it")
 
 
 class LeveledPerturbation(Perturbation):
@@ -79,7 +83,7 @@ class LeveledPerturbation(Perturbation):
 
 
 class AdaptivePerturbation(Perturbation):
-    """Chosen by gradient, for a network whose mistakes it looks for. A subclass defines `climb` instead of `apply`."""
+    """Chosen by gradient, for a network whose mistakes it looks for. A subclass defines `start` and `step`."""
 
     against: Literal["baseline", "self"] = "baseline"
     """`baseline`: images that are made once, against the study's own baseline; `self`: against the network that is
@@ -90,19 +94,23 @@ class AdaptivePerturbation(Perturbation):
     restarts: Annotated[int, Field(ge=1, le=100)] = 1
     """How often images start anew that the network still gets right; the hardest of all results counts."""
 
-    def climb(
-        self,
-        pixels: "Tensor",
-        keys: "Tensor",
-        severity: "Tensor",
-        restart: int,
-        gradient_at: "Callable[[Tensor], Tensor]",
-    ) -> "Generator[Tensor, Tensor]":
-        """Yields perturbed images, float32 (n, 3, height, width), and is sent the gradient of their cross-entropy, at
-        what 8 bits make of them.
+    steps: Annotated[int, Field(ge=0, le=1000)] = 20
+    """Steps up the loss; each costs one gradient."""
+
+    def start(
+        self, pixels: "Tensor", keys: "Tensor", severity: "Tensor", restart: int, gradient_at: "Gradient"
+    ) -> "State":
+        """Where to climb from: `images`, float32 (n, 3, height, width), and what else the steps need, each tensor with
+        a row for each image.
 
         pixels, keys and severity as for `apply`, and n is not 0; restart: from 0, with other keys each time;
-        gradient_at: the gradient at other images.
+        gradient_at: the gradient of the cross-entropy of each of these images at others.
+        """
+        raise NotImplementedError
+
+    def step(self, state: "State", gradient: "Tensor", number: int) -> "State":
+        """One step up, of the images that are not misclassified yet. gradient: float32 (n, 3, height, width), of the
+        cross-entropy at what 8 bits make of `images`; number: of the step, from 0.
         """
         raise NotImplementedError
 

@@ -4,10 +4,8 @@ An image is judged as it would be saved, rounded to 8 bits. The first version th
 the one with the highest loss: a set that held only successes would be selected by them.
 """
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -70,17 +68,22 @@ class _Hardest:
 
     def __init__(self, targets: Targets) -> None:
         self.pixels = targets.pixels.clone()
+        self.labels = targets.labels
         self.loss = torch.full_like(targets.severity, -torch.inf)
         self.fooled = torch.zeros_like(targets.labels, dtype=torch.bool)
 
-    def take(self, rows: Tensor, tried: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Considers a version of each target at `rows`, int64 (m,)."""
+    def take(self, rows: Tensor, tried: Tensor, logits: Tensor) -> Tensor:
+        """Considers a version of each target at `rows`, int64 (m,), none of which is fooled yet. Returns the positions
+        among them of those that still are not, int64.
+        """
+        labels = self.labels[rows]
         loss = F.cross_entropy(logits, labels, reduction="none")
         wrong = logits.argmax(1) != labels
-        harder = ~self.fooled[rows] & (wrong | (loss > self.loss[rows]))
+        harder = wrong | (loss > self.loss[rows])
         self.pixels[rows[harder]] = tried[harder]
         self.loss[rows[harder]] = loss[harder]
-        self.fooled[rows] |= wrong
+        self.fooled[rows] = wrong
+        return (~wrong).nonzero()[:, 0]
 
 
 @torch.no_grad()
@@ -90,40 +93,42 @@ def attack(perturbation: AdaptivePerturbation, network: Attacked, targets: Targe
     Images that the network gets wrong are not tried again.
     """
     hardest = _Hardest(targets)
-    first_look = [(0, 1)]  # many are wrong at once, and need no climbing
-    for restart, candidates in first_look + [(restart, None) for restart in range(perturbation.restarts)]:
-        left = (~hardest.fooled).nonzero()[:, 0]
-        if not len(left):
-            break
-        climbed = _climb(perturbation, network, targets.at(left), restart)
-        for tried, logits in islice(climbed, candidates):
-            hardest.take(left, tried, logits, targets.labels[left])
-            if hardest.fooled[left].all():
-                break
+    for restart in range(perturbation.restarts):
+        _climb(perturbation, network, targets, restart, hardest)
     return hardest.pixels
 
 
 def _climb(
-    perturbation: AdaptivePerturbation, network: Attacked, targets: Targets, restart: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """What is tried on the way up, rounded to 8 bits, and the network's logits for it."""
+    perturbation: AdaptivePerturbation, network: Attacked, targets: Targets, restart: int, hardest: _Hardest
+) -> None:
+    """From one start, with those that are not fooled yet, until all are or the steps are done."""
+    rows = (~hardest.fooled).nonzero()[:, 0]
+    if not len(rows):
+        return
+    some = targets.at(rows)
 
     def gradient_at(pixels: Tensor) -> Tensor:
-        return network.logits_and_gradient(pixels, targets.labels)[1]
+        return network.logits_and_gradient(pixels, some.labels)[1]
 
-    keys = derive_keys(targets.keys, "restart", restart)
-    climbing = perturbation.climb(targets.pixels, keys, targets.severity, restart, gradient_at)
-    candidate = next(climbing, None)
-    while candidate is not None:
-        clipped = candidate.clamp(0, 1) if isinstance(candidate, Tensor) else candidate
-        check_images(perturbation.name, "climb", clipped, targets.pixels)
-        tried = clipped.mul_(255).round_().div_(255)
-        logits, gradient = network.logits_and_gradient(tried, targets.labels)
-        yield tried, logits
-        try:
-            candidate = climbing.send(gradient)
-        except StopIteration:
+    keys = derive_keys(some.keys, "restart", restart)
+    state = perturbation.start(some.pixels, keys, some.severity, restart, gradient_at)
+    for number in range(perturbation.steps):
+        tried = _rounded(perturbation.name, state["images"], some.pixels[: len(rows)])
+        logits, gradient = network.logits_and_gradient(tried, targets.labels[rows])
+        left = hardest.take(rows, tried, logits)
+        if not len(left):
             return
+        rows, state = rows[left], {name: tensor[left] for name, tensor in state.items()}
+        state = perturbation.step(state, gradient[left], number)
+    tried = _rounded(perturbation.name, state["images"], some.pixels[: len(rows)])
+    hardest.take(rows, tried, network.part(tried))
+
+
+def _rounded(name: str, made: Tensor, pixels: Tensor) -> Tensor:
+    """What 8 bits make of it. Raises InputError if it is no images as `pixels` are."""
+    clipped = made.clamp(0, 1) if isinstance(made, Tensor) else made
+    check_images(name, "start or step", clipped, pixels)
+    return clipped.mul_(255).round_().div_(255)
 
 
 def attacked(

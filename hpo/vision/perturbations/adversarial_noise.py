@@ -1,6 +1,5 @@
 """Noise that is chosen by gradient, as small as Gaussian noise."""
 
-from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -10,6 +9,7 @@ from hpo.doors.perturbation import AdaptivePerturbation
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hpo.doors.perturbation import Gradient, State
 
 STEP = 0.25
 """Of the noise's own size."""
@@ -20,29 +20,25 @@ class AdversarialNoise(AdaptivePerturbation):
 
     sigma: Annotated[float, Field(gt=0, le=1)] = 0.05
     """Root mean square of the noise, on the [0, 1] pixel range."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 20
-    """Steps along the gradient, each a quarter of sigma."""
     severity = "sigma"
 
-    def climb(
-        self,
-        pixels: "Tensor",
-        keys: "Tensor",
-        severity: "Tensor",
-        restart: int,
-        gradient_at: "Callable[[Tensor], Tensor]",
-    ) -> "Generator[Tensor, Tensor]":
-        """Steps along the gradient. Lin and Nyiam ("Training Robust Networks", 2023) penalise
-        the noise for its size; here it is kept.
-        """
+    def start(
+        self, pixels: "Tensor", keys: "Tensor", severity: "Tensor", restart: int, gradient_at: "Gradient"
+    ) -> "State":
+        """Gaussian noise."""
         from hpo.vision.random_bits import normal
 
         sigma = severity.view(-1, 1, 1, 1)
         noise = _sized(normal(keys, pixels[0].numel()).view_as(pixels), sigma)
-        for _ in range(self.steps):
-            gradient = yield pixels + noise
-            noise = _sized(noise + _sized(gradient, STEP * sigma), sigma)
-        yield pixels + noise
+        return {"images": pixels + noise, "noise": noise, "pixels": pixels, "sigma": sigma}
+
+    def step(self, state: "State", gradient: "Tensor", number: int) -> "State":
+        """A step along the gradient. Lin and Nyiam ("Training Robust Networks", 2023) penalise the noise for its size;
+        here the size is kept.
+        """
+        sigma = state["sigma"]
+        noise = _sized(state["noise"] + _sized(gradient, STEP * sigma), sigma)
+        return state | {"images": state["pixels"] + noise, "noise": noise}
 
 
 def _sized(noise: "Tensor", size: "Tensor") -> "Tensor":

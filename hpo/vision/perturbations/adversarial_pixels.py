@@ -1,6 +1,5 @@
 """Few pixels whose colours are chosen by gradient."""
 
-from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
@@ -9,6 +8,8 @@ from hpo.doors.perturbation import AdaptivePerturbation
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hpo.doors.perturbation import Gradient, State
 
 STEP = 0.25
 """Of a colour, at first; it falls to 0."""
@@ -26,53 +27,58 @@ class AdversarialPixels(AdaptivePerturbation):
     positions: Literal["random", "chosen"] = "random"
     """Which pixels are tried: random ones, or those that the gradient points at."""
     steps: Annotated[int, Field(ge=1, le=1000)] = 30
-    """Steps of a climb; each costs one gradient."""
+    """Steps up the loss; each costs one gradient."""
     restarts: Annotated[int, Field(ge=1, le=100)] = 3
     """How often images start from other pixels that the network still gets right; the hardest of all results counts."""
     severity = "fraction"
 
-    def climb(
-        self,
-        pixels: "Tensor",
-        keys: "Tensor",
-        severity: "Tensor",
-        restart: int,
-        gradient_at: "Callable[[Tensor], Tensor]",
-    ) -> "Generator[Tensor, Tensor]":
-        """Sign steps on the colours of a subset of the pixels. Every few steps a third of it, that whose change does
-        the least for the loss to first order, gives way to others: random ones (as in Croce et al., "Sparse-RS", AAAI
-        2022, arXiv:2006.12834), or those whose best colours would do the most.
+    def start(
+        self, pixels: "Tensor", keys: "Tensor", severity: "Tensor", restart: int, gradient_at: "Gradient"
+    ) -> "State":
+        """Random colours on random pixels, or the colours and pixels that the gradient at the image points at; in
+        restarts by chance more or less.
         """
         import torch
 
         from hpo.vision.random_bits import derive_keys, uniform
 
-        count, channels, height, width = pixels.shape
-        most = (severity * (height * width)).round().long().clamp(min=1) * (severity > 0)
-
-        def drawn(step: int) -> "Tensor":
-            return uniform(derive_keys(keys, "which pixels", step), height * width).view(count, 1, height, width)
-
-        worth = drawn(0)
-        colours = uniform(derive_keys(keys, "which colours"), channels * height * width).view_as(pixels)
+        most = (severity * pixels[0, 0].numel()).round().long().clamp(min=1) * (severity > 0)
+        worth = _drawn(keys, 0, pixels)
+        colours = uniform(derive_keys(keys, "which colours"), pixels[0].numel()).view_as(pixels)
         if self.positions == "chosen":
             gradient = gradient_at(pixels)
             worth = gradient.abs().sum(1, keepdim=True) * (worth if restart else 1)
             colours = _steepest(gradient)
         chosen = _best(worth, most)
-        for step in range(self.steps):
-            moved = torch.where(chosen, colours, pixels)
-            gradient = yield moved
-            far = STEP * (1 - step / self.steps)
-            colours = torch.where(chosen, moved + far * gradient.sign(), colours).clamp(0, 1)
-            if (step + 1) % REDRAWN_EVERY == 0 and step < self.steps * LAST_REDRAWN:
-                does = ((moved - pixels) * gradient).sum(1, keepdim=True)
-                could_do = ((_steepest(gradient) - pixels) * gradient).sum(1, keepdim=True)
-                worth = could_do if self.positions == "chosen" else drawn(step + 1)
-                others = _best(worth.masked_fill(chosen, -torch.inf), most // 3)
-                chosen = others | _best(does.masked_fill(~chosen, -torch.inf), most - most // 3)
-                colours = torch.where(others, _steepest(gradient), colours)
-        yield torch.where(chosen, colours, pixels)
+        images = torch.where(chosen, colours, pixels)
+        return {"images": images, "chosen": chosen, "pixels": pixels, "keys": keys, "most": most}
+
+    def step(self, state: "State", gradient: "Tensor", number: int) -> "State":
+        """A sign step in colour. Every few steps the third of the pixels whose change does the least for the loss, to
+        first order, gives way to others: random ones (as in Croce et al., "Sparse-RS", AAAI 2022, arXiv:2006.12834), or
+        those whose best colours would do the most.
+        """
+        import torch
+
+        chosen, pixels, images = state["chosen"], state["pixels"], state["images"]
+        colours = (images + STEP * (1 - number / self.steps) * gradient.sign()).clamp(0, 1)
+        if (number + 1) % REDRAWN_EVERY == 0 and number < self.steps * LAST_REDRAWN:
+            most, best = state["most"], _steepest(gradient)
+            does = ((images - pixels) * gradient).sum(1, keepdim=True)
+            could_do = ((best - pixels) * gradient).sum(1, keepdim=True)
+            worth = could_do if self.positions == "chosen" else _drawn(state["keys"], number + 1, pixels)
+            others = _best(worth.masked_fill(chosen, -torch.inf), most // 3)
+            chosen = others | _best(does.masked_fill(~chosen, -torch.inf), most - most // 3)
+            colours = torch.where(others, best, colours)
+        return state | {"images": torch.where(chosen, colours, pixels), "chosen": chosen}
+
+
+def _drawn(keys: "Tensor", number: int, pixels: "Tensor") -> "Tensor":
+    """Uniform numbers, float32 (n, 1, height, width)."""
+    from hpo.vision.random_bits import derive_keys, uniform
+
+    keys = derive_keys(keys, "which pixels", number)
+    return uniform(keys, pixels[0, 0].numel()).view(len(pixels), 1, *pixels.shape[2:])
 
 
 def _steepest(gradient: "Tensor") -> "Tensor":
