@@ -268,7 +268,8 @@ def test_an_own_perturbation_that_climbs_wrongly_is_one_line(victim: Attacked) -
         attack(Odd(name="odd", weight=1.0), victim, targets(2, 0.1))
 
 
-def test_a_study_is_run_and_read(hpo: Hpo, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("narrow_resnets")
+def test_a_study_is_run_and_read(hpo_here: Hpo, tmp_path: Path) -> None:
     scored = [NOISE, PIXELS | {"weight": 0.25}, SELF | {"weight": 0.0}]
     study = write_study(
         tmp_path,
@@ -277,14 +278,17 @@ def test_a_study_is_run_and_read(hpo: Hpo, tmp_path: Path) -> None:
         objective={"clean": 0.5, "perturbations": scored},
         augmentation={"perturbations": [{"name": "gaussian-noise", "sigma": 0.1}]},
     )
-    ran = hpo("run", study, "--workers", "2")
+    hpo_here("submit", study)
+    ran = hpo_here("worker", "study")
     assert ran.returncode == 0, ran.stderr
-    assert "Held out, which means scored but never trained on: adversarial-pixels, pgd." in ran.stdout
-    best = json.loads(hpo("best", "study", "--json").stdout)
+    shown = hpo_here("top", "study").stdout
+    assert "Held out, which means scored but never trained on: adversarial-pixels, pgd." in shown
+    assert "pgd on 20 of them" in " ".join(shown.split())
+    best = json.loads(hpo_here("best", "study", "--json").stdout)
     assert set(best["perturbed_accuracy"]) == {"gaussian-noise", "adversarial-pixels", "pgd"}
     assert best["images_of"]["pgd"] == 20 < best["images"]
     assert best["correct"]["pgd"] == round(best["parts"]["pgd"] * 20)
-    found = hpo("top", "study", "--where", "adversarial_pixels >= 0 and pgd >= 0", "--json")
+    found = hpo_here("top", "study", "--where", "adversarial_pixels >= 0 and pgd >= 0", "--json")
     assert len(json.loads(found.stdout)) == 3
 
 
