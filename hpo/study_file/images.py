@@ -18,7 +18,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
-from hpo.doors.network import family_of, freezable_layers
+from hpo.doors.network import check_size, family_of, freezable_layers
 from hpo.doors.parameters import is_kept
 from hpo.doors.perturbation import PERTURBATIONS, NotInstalled, Perturbation
 from hpo.doors.section import Section
@@ -102,11 +102,11 @@ class ModelSpec(Section):
     """The network."""
 
     name: Annotated[str, AfterValidator(_checked_network)] = "resnet18"
-    """`resnet18`, `resnet34`, `resnet50`, or of an installed package."""
+    """One of [these](#networks), `timm/NAME` (a network of timm's), or of an installed package."""
     weights: PathText = "imagenet"
-    """`imagenet` (torchvision's), a .safetensors or .pth file, or `none` (random)."""
+    """`imagenet` (torchvision's, or timm's), a .safetensors or .pth file, or `none` (random)."""
     input_size: Annotated[int, Field(ge=8, le=1024)] = 64
-    """Height and width that images are resized to, after they were perturbed."""
+    """Height and width that images are resized to, after they were perturbed; some networks do not take every size."""
 
 
 class TrainingSpec(Section):
@@ -257,7 +257,9 @@ class ImageSpec(Spec):
         return document
 
     @model_validator(mode="after")
-    def _check(self) -> "ImageSpec":
+    def _check(self, info: ValidationInfo) -> "ImageSpec":
+        if not is_kept(info):
+            check_size(self.model.name, self.model.input_size)
         limit = freezable_layers(self.model.name)
         for value in self.search.values("frozen_layers"):
             if limit is not None and isinstance(value, int) and value > limit:
