@@ -129,3 +129,8 @@ def freezable_layers(name: str) -> int | None:
 def network_names() -> list[str]:
     """Of all families that can be loaded, hpo's own first, without those that only a prefix stands for."""
     return [name for family in NETWORKS.loadable().values() for name in family.names]
+
+
+def network_prefixes() -> list[str]:
+    """What the names of other networks begin with."""
+    return [family.prefix for family in NETWORKS.loadable().values() if family.prefix]

@@ -102,7 +102,7 @@ class ModelSpec(Section):
     """The network."""
 
     name: Annotated[str, AfterValidator(_checked_network)] = "resnet18"
-    """One of [these](#networks), `timm/NAME` (a network of timm's), or of an installed package."""
+    """One of [these networks](#networks), or of an installed package."""
     weights: PathText = "imagenet"
     """`imagenet` (torchvision's, or timm's), a .safetensors or .pth file, or `none` (random)."""
     input_size: Annotated[int, Field(ge=8, le=1024)] = 64

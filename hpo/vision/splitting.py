@@ -5,9 +5,10 @@ is short: mostly a call for each block. A cut is possible where all that follows
 """
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
@@ -30,12 +31,16 @@ class Part:
         return self
 
 
-def split(network: nn.Module, groups: Mapping[str, int], last: nn.Module, wrapped: Iterable[Any]) -> list[Part]:
+Groups = Mapping[nn.Parameter, int]
+"""The group of each parameter. Those of the highest that run early count with what they run with."""
+
+
+def split(network: nn.Module, groups: Groups, last: nn.Module, wrapped: Iterable[Any]) -> list[Part]:
     """The parts: one for each group of parameters, as far as cuts are possible between groups, then what comes before
     the layer `last`, which ends the network.
 
-    groups: by parameter, ordered; those of the highest that run early count with what they run with. wrapped: functions
-    that are not to be traced. Raises ValueError if the pass cannot be traced, differs in training, or ends otherwise.
+    wrapped: functions that are not to be traced. Raises ValueError if the pass cannot be traced, is another in
+    training, or ends otherwise.
     """
     graph = _traced(network.train(), groups, last, wrapped)
     if str(_traced(network.eval(), groups, last, wrapped)) != str(graph):
@@ -45,31 +50,28 @@ def split(network: nn.Module, groups: Mapping[str, int], last: nn.Module, wrappe
     for node in nodes:
         if not set(moving).isdisjoint(node.all_input_nodes):
             moving.append(node)
-    names = {module: name for name, module in network.named_modules()}
-    end = next((place for place, node in enumerate(moving) if node.target == names[last]), 0)
-    after = [network.get_submodule(str(node.target)) for node in moving[end + 1 :] if node.op == "call_module"]
-    if not end or len(after) < len(moving) - end - 1 or not all(isinstance(m, nn.Identity | nn.Dropout) for m in after):
+    called = [network.get_submodule(str(node.target)) if node.op == "call_module" else None for node in moving]
+    end = called.index(last) if last in called else 0
+    if not end or not all(isinstance(module, nn.Identity | nn.Dropout) for module in called[end + 1 :]):
         raise ValueError("its forward pass does not end in its classifier")
-    found = [_groups_of(node, moving, groups) for node in moving[:end]]
-    cuts = [0, *_cuts(moving[: end + 1], found, max(groups.values())), end - 1]
+    used = [{groups[parameter] for parameter in _parameters(node, moving, network)} for node in moving[:end]]
+    cuts = [0, *_cuts(moving[: end + 1], used, max(groups.values())), end - 1]
     return [Part(_piece(moving, first, until)) for first, until in pairwise(cuts)]
 
 
 class _Tracer(fx.Tracer):
     """Traces into modules that have parameters of several groups, or the last layer; others stay whole."""
 
-    def __init__(self, groups: Mapping[str, int], last: nn.Module, wrapped: Iterable[Any]) -> None:
+    def __init__(self, groups: Groups, last: nn.Module, wrapped: Iterable[Any]) -> None:
         super().__init__(autowrap_functions=tuple(wrapped))
         self.groups, self.last = groups, last
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if m is self.last:
-            return True
-        inside = {self.groups[f"{module_qualified_name}.{name}"] for name, _ in m.named_parameters()}
-        return len(inside) <= 1 and all(part is not self.last for part in m.modules())
+        groups = {self.groups[parameter] for parameter in m.parameters()}
+        return m is self.last or (len(groups) <= 1 and self.last not in m.modules())
 
 
-def _traced(network: nn.Module, groups: Mapping[str, int], last: nn.Module, wrapped: Iterable[Any]) -> fx.Graph:
+def _traced(network: nn.Module, groups: Groups, last: nn.Module, wrapped: Iterable[Any]) -> fx.Graph:
     """The forward pass of one input; its other arguments have their defaults."""
     _, *others = inspect.signature(network.forward).parameters.values()
     try:
@@ -86,30 +88,31 @@ def _traced(network: nn.Module, groups: Mapping[str, int], last: nn.Module, wrap
     return graph
 
 
-def _groups_of(node: fx.Node, moving: Sequence[fx.Node], groups: Mapping[str, int]) -> set[int]:
-    """Of the parameters that an operation uses, directly or by what is computed of them alone."""
-    found = {
-        group for name, group in groups.items() if node.op == "call_module" and f"{name}.".startswith(f"{node.target}.")
-    }
+def _parameters(node: fx.Node, moving: Sequence[fx.Node], network: nn.Module) -> Iterator[nn.Parameter]:
+    """Those that an operation uses, directly or by what is computed of them alone."""
+    if node.op == "call_module":
+        yield from network.get_submodule(str(node.target)).parameters()
+    elif node.op == "get_attr":
+        found = attrgetter(str(node.target))(network)
+        yield from [found] if isinstance(found, nn.Parameter) else []
     for each in node.all_input_nodes:
-        if each.op == "get_attr":
-            found |= {groups[str(each.target)]} if each.target in groups else set()
-        elif each not in moving:
-            found |= _groups_of(each, moving, groups)
-    return found
+        if each not in moving:
+            yield from _parameters(each, moving, network)
 
 
-def _cuts(moving: Sequence[fx.Node], found: Sequence[set[int]], head: int) -> list[int]:
-    """Places after which a part ends: where no group is on both sides. Of several between two groups it is the latest, so
-    that activation and pooling are with the layer before them; of those before the head the first.
+def _cuts(moving: Sequence[fx.Node], used: Sequence[set[int]], head: int) -> list[int]:
+    """Places after which a part ends: where no group is on both sides. Of several between two groups it is the latest:
+    activation and pooling are with the layer before them. Of those before the head it is the first.
+
+    used: the groups that each operation uses.
     """
-    others = [place for place, used in enumerate(found) if used - {head}]
-    found = [used - {head} if place <= max(others, default=0) else used for place, used in enumerate(found)]
+    last_of_others = max((place for place, groups in enumerate(used) if groups - {head}), default=0)
+    used = [groups - {head} if place <= last_of_others else groups for place, groups in enumerate(used)]
     cuts: list[int] = []
-    for place in range(1, len(found) - 1):
-        before, after = set().union(*found[: place + 1]), set().union(*found[place + 1 :])
+    for place in range(1, len(used) - 1):
+        before, after = set().union(*used[: place + 1]), set().union(*used[place + 1 :])
         if before and before.isdisjoint(after) and len(_crossing(moving, place)) == 1:
-            if not cuts or set().union(*found[cuts[-1] + 1 : place + 1]):
+            if not cuts or set().union(*used[cuts[-1] + 1 : place + 1]):
                 cuts.append(place)
             elif after - {head}:
                 cuts[-1] = place

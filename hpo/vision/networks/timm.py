@@ -113,7 +113,7 @@ class Timm(Network):
 
 @cache
 def _architectures() -> frozenset[str]:
-    """Names of timm's networks, read from its code, since importing it imports PyTorch. Raises InputError without it."""
+    """Names of its networks, read from its code: importing it imports PyTorch. Raises InputError if there is none."""
     found = find_spec("timm")
     if found is None or not found.submodule_search_locations:
         raise InputError(f"model.name: {PREFIX}NAME needs timm; install it with: pip install 'hpo[timm]'")
@@ -125,7 +125,7 @@ def _architectures() -> frozenset[str]:
 
 
 def _settings(name: str) -> Any:
-    """timm's settings for a network and the weights that its name asks for. Raises InputError if there are none such."""
+    """timm's settings for a network and the weights that its name asks for. Raises InputError if there are no such."""
     from timm.models import get_pretrained_cfg
 
     try:
@@ -161,10 +161,11 @@ def _parts(module: Any, name: str) -> "list[Part]":
 
     from hpo.vision.splitting import split
 
-    last = module.get_classifier() if hasattr(module, "get_classifier") else None
+    last: Any = module.get_classifier() if hasattr(module, "get_classifier") else None
     if type(last) not in (nn.Linear, Linear) or not hasattr(module, "group_matcher"):
         raise InputError(f"model.name: {name} cannot be used: it has no layer groups, or no linear classifier")
-    groups = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+    by_name = group_parameters(module, module.group_matcher(coarse=False), reverse=True)
+    groups = {parameter: by_name[name] for name, parameter in module.named_parameters()}
     try:
         return split(module, groups, last, get_notrace_functions())
     except ValueError as error:
