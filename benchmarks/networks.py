@@ -28,12 +28,13 @@ def write_study(network: str, folder: Path) -> Path:
     document = {
         "name": "networks",
         "budget": 2,
-        "data": {"name": "digits", "images_per_class": 40},
+        "data": {"name": "digits", "images_per_class": 80},
         "model": {"name": network, "weights": "none", "input_size": 32},
         "training": {"epochs": 2, "horizontal_flip": False},
         "search": {
-            "batch_size": 32,
-            "learning_rate": {"low": 1e-4, "high": 1e-1, "log": True},
+            "batch_size": 16,
+            "optimizer": "adamw",
+            "learning_rate": {"low": 3e-4, "high": 3e-3, "log": True},
             "frozen_layers": {"low": 1, "high": 3},
             "augmentation_strength": {"low": 0.0, "high": 1.0},
             "initial_weights": {"choices": ["pretrained", "baseline"], "default": "baseline"},

@@ -84,7 +84,7 @@ class Network:
         return None
 
 
-MANY = 5
+MANY = 3
 """A family of more names is told by its first and its last."""
 NETWORKS = Door("family of networks", "hpo.vision.networks", "hpo.networks", Network)
 
