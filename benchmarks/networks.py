@@ -24,11 +24,11 @@ NETWORKS = ["convnext_tiny", "efficientnet_b0", "mobilenet_v3_small", "vit_b_16"
 MOST_SECS = 1200
 
 
-def write_study(network: str, folder: Path) -> Path:
+def write_study(network: str, images: int, folder: Path) -> Path:
     document = {
         "name": "networks",
         "budget": 2,
-        "data": {"name": "digits", "images_per_class": 80},
+        "data": {"name": "digits", "images_per_class": images},
         "model": {"name": network, "weights": "none", "input_size": 32},
         "training": {"epochs": 2, "horizontal_flip": False},
         "search": {
@@ -48,9 +48,9 @@ def write_study(network: str, folder: Path) -> Path:
     return file
 
 
-def run(network: str, folder: Path, kills: bool) -> list[hpo.TrialResult]:
+def run(network: str, images: int, folder: Path, kills: bool) -> list[hpo.TrialResult]:
     """The trials of a study. kills: whether its worker is killed once in each of them, after a checkpoint."""
-    study, artifacts = write_study(network, folder), folder / "artifacts"
+    study, artifacts = write_study(network, images, folder), folder / "artifacts"
     environment = os.environ | {"HPO_ARTIFACTS": str(artifacts)}
     command = [sys.executable, "-m", "hpo", "run", study.name, "--workers", "1"]
     with (folder / "log").open("w") as log:
@@ -74,13 +74,15 @@ def run(network: str, folder: Path, kills: bool) -> list[hpo.TrialResult]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--images", type=int, default=80, help="training images of each of the ten classes")
+    given = parser.parse_args()
     differing = 0
-    for network in parser.parse_args().networks:
+    for network in given.networks:
         started = time.monotonic()
         trials = []
         for kills in (False, True):
             with tempfile.TemporaryDirectory() as folder:
-                trials.append(run(network, Path(folder), kills))
+                trials.append(run(network, given.images, Path(folder), kills))
         whole, resumed = ([(trial.params, trial.reports) for trial in some] for some in trials)
         after = [trial.resumed_after_epoch for trial in trials[1]]
         scores = [[trial.score for trial in some] for some in trials]

@@ -114,7 +114,7 @@ class TrainingSpec(Section):
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
-    """Of the convolutions' and the head's weights; BatchNorm and biases have none."""
+    """Of the layers' weights; norms, biases, class tokens, position embeddings and the like have none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     horizontal_flip: bool = True
     """Whether a mirrored image is still of its class; false for text and digits."""

@@ -18,8 +18,8 @@ MIN_MIB_PER_WORKER = 3 * 1024
 BASE_MIB = 1200
 """PyTorch; 12 million weights with gradients, momentum and averages; a checkpoint being written."""
 MILLIONS_IN_BASE = 12
-MIB_PER_MILLION = 40
-"""Of further weights: what is in BASE_MIB for each, measured with ViT-B/16 (benchmarks/LOG.md)."""
+MIB_PER_MILLION = 60
+"""Of further weights: fifteen times themselves, measured with ViT-B/16 and AdamW (benchmarks/LOG.md)."""
 BYTES_PER_PIXEL = 1950
 """Memory of an fp32 training step per pixel of a batch, for networks of which it is not known: a ResNet-50's."""
 SHARE_IN_BF16 = 2 / 3

@@ -1,6 +1,7 @@
 """Any network of timm's, by `timm/NAME`, in the layer groups that timm gives it. Needs the extra `timm`."""
 
 import contextlib
+import logging
 import re
 import sys
 from functools import cache
@@ -105,10 +106,11 @@ class Timm(Network):
 
         if not _settings(name).has_weights:
             return None
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would tell of each of its five attempts
         try:
             return dict(timm.create_model(name.removeprefix(PREFIX), pretrained=True).state_dict())
         except Exception as error:  # of the hub's client and the libraries that it is made of
-            raise OSError(_first_line(error)) from error
+            raise OSError(_first_line(error).partition(". ")[0]) from error
 
 
 @cache
