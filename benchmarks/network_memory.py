@@ -4,9 +4,9 @@ pixel of a batch.
     python benchmarks/network_memory.py convnext_tiny swin_t
     python benchmarks/network_memory.py --measure convnext_tiny
 
-The bytes are of the tensors that autograd keeps for the backward pass of images of 128 pixels, counted without computing
-anything, and a fifth more: of ResNets, whose peak was measured, a tenth to a third more (LOG.md). --measure compares
-them with the peak memory of steps that are computed, of batches of 8 and 24 images of 128 pixels.
+The bytes are of the tensors that autograd keeps for the backward pass of images of 128 pixels, counted without
+computing anything, and a fifth more: of ResNets, whose peak was measured, a tenth to a third more (LOG.md). --measure
+compares them with the peak memory of steps that are computed, of batches of 8 and 24 images of 128 pixels.
 """
 
 import argparse

@@ -1,5 +1,5 @@
-"""Whether a study of two trials on digits comes to the same scores, to the last digit, when its worker is killed after
-the first checkpoint of each trial: for one network of each kind.
+"""Whether a study of two trials on digits comes to the same scores, and its baseline to the same weights to the last bit,
+when its worker is killed after the first checkpoint of each trial: for one network of each kind.
 
     python benchmarks/networks.py
     python benchmarks/networks.py --networks swin_t densenet121 timm/vit_tiny_patch16_224
@@ -8,6 +8,7 @@ The second trial starts from what the first, the baseline, learned, with some la
 """
 
 import argparse
+import hashlib
 import os
 import subprocess
 import sys
@@ -48,8 +49,11 @@ def write_study(network: str, images: int, folder: Path) -> Path:
     return file
 
 
-def run(network: str, images: int, folder: Path, kills: bool) -> list[hpo.TrialResult]:
-    """The trials of a study. kills: whether its worker is killed once in each of them, after a checkpoint."""
+def run(network: str, images: int, folder: Path, kills: bool) -> tuple[list[hpo.TrialResult], str]:
+    """The trials of a study, and a digest of the weights that the baseline learned.
+
+    kills: whether its worker is killed once in each trial, after a checkpoint.
+    """
     study, artifacts = write_study(network, images, folder), folder / "artifacts"
     environment = os.environ | {"HPO_ARTIFACTS": str(artifacts)}
     command = [sys.executable, "-m", "hpo", "run", study.name, "--workers", "1"]
@@ -68,7 +72,9 @@ def run(network: str, images: int, folder: Path, kills: bool) -> list[hpo.TrialR
     if running.returncode:
         raise subprocess.CalledProcessError(running.returncode, command, (folder / "log").read_text())
     complete = hpo.load_results("networks", "state = 'complete'", f"sqlite:///{folder}/hpo.db")
-    return sorted(complete, key=lambda trial: not trial.baseline)
+    (weights,) = artifacts.rglob("baseline.safetensors")
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:8]
+    return sorted(complete, key=lambda trial: not trial.baseline), digest
 
 
 def main() -> None:
@@ -79,16 +85,16 @@ def main() -> None:
     differing = 0
     for network in given.networks:
         started = time.monotonic()
-        trials = []
+        found = []
         for kills in (False, True):
             with tempfile.TemporaryDirectory() as folder:
-                trials.append(run(network, given.images, Path(folder), kills))
-        whole, resumed = ([(trial.params, trial.reports) for trial in some] for some in trials)
-        after = [trial.resumed_after_epoch for trial in trials[1]]
-        scores = [[trial.score for trial in some] for some in trials]
-        differing += whole != resumed or after != [1, 1]
-        print(f"{network}: undisturbed {scores[0]}, resumed after epochs {after} {scores[1]}, ", end="")
-        print(f"{'equal' if whole == resumed else 'NOT EQUAL'}; {time.monotonic() - started:.0f} s", flush=True)
+                trials, weights = run(network, given.images, Path(folder), kills)
+            found.append(([(trial.params, trial.reports) for trial in trials], weights))
+            after = [trial.resumed_after_epoch for trial in trials]
+            print(f"{network}: scores {[trial.score for trial in trials]}, weights {weights}, resumed after {after}")
+        is_equal = found[0] == found[1] and after == [1, 1]
+        differing += not is_equal
+        print(f"{network}: {'equal' if is_equal else 'NOT EQUAL'}; {time.monotonic() - started:.0f} s", flush=True)
     sys.exit(differing > 0)
 
 
