@@ -1,4 +1,4 @@
-"""Whether a study of two trials on digits comes to the same scores, and its baseline to the same weights to the last bit,
+"""Whether a study of two trials on digits comes to the same scores, and its baseline to the same weights to the bit,
 when its worker is killed after the first checkpoint of each trial: for one network of each kind.
 
     python benchmarks/networks.py

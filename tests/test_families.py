@@ -93,6 +93,7 @@ def test_units_and_head_are_the_librarys_network_and_leave_features_as_they_are(
     assert torch.equal(torch.get_rng_state(), state), "nothing is drawn in training"
 
 
+@pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize("side", ["input", "output"])
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_frozen_stays_to_the_bit_and_all_else_learns(name: str, side: str) -> None:
@@ -154,14 +155,14 @@ def test_weights_come_back_from_a_file_of_a_wrapped_network_with_other_classes(t
         build_network(name, 5, weights, SIZE, 0, seed=3)
 
 
-@pytest.mark.parametrize("side", ["input", "output"])
+@pytest.mark.usefixtures("small_networks")
 @pytest.mark.parametrize("name", NAMES)
-def test_a_training_restored_from_a_checkpoint_goes_on_equally(name: str, side: str) -> None:
+def test_a_training_restored_from_a_checkpoint_goes_on_equally(name: str) -> None:
     """Also in another process, whose random numbers are others; with averaged weights, whose BatchNorm is measured."""
 
     def a_training() -> Training:
         recipe = Recipe(2, 6, 0.01, 1e-3, 0.1, Augmentation(0, [], False, 0.5), 0, "adamw")
-        return Training(build_network(name, 5, {}, SIZE, 2, 0, side), recipe, FP32)
+        return Training(build_network(name, 5, {}, SIZE, 2, 0), recipe, FP32)
 
     def go_on(training: Training, number: int) -> None:
         training.network.train()
