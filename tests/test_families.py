@@ -139,14 +139,15 @@ def test_the_fast_path_gives_the_networks_logits(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_weights_come_back_from_a_file_of_a_wrapped_network_with_other_classes(tmp_path: Path, name: str) -> None:
     source, file = network(name, classes=9), tmp_path / "weights.safetensors"
+    learned = source.module.state_dict()
     file.write_bytes(weights_as_bytes(source))
-    torch.save({"state_dict": {f"module.{k}": t for k, t in source.module.state_dict().items()}}, tmp_path / "w.pth")
+    torch.save({"state_dict": {f"module.{k}": t for k, t in learned.items()}}, tmp_path / "w.pth")
     for path in (file, tmp_path / "w.pth"):
         weights = read_weights(name, str(path))
         other = build_network(name, 5, weights, SIZE, 0, seed=3)
         head = other.head_name
         for key, tensor in other.module.state_dict().items():
-            assert key.startswith(head) or torch.equal(tensor, source.module.state_dict()[key]), key
+            assert key.startswith(head) or torch.equal(tensor, learned[key]), key
         assert other.head.linear.out_features == 5
         same = build_network(name, 9, weights, SIZE, 0, seed=3)
         assert torch.equal(same.head.linear.weight, source.head.linear.weight)
@@ -184,8 +185,9 @@ def test_a_training_restored_from_a_checkpoint_goes_on_equally(name: str) -> Non
     resumed.restore(checkpoint.tensors)
     go_on(resumed, 2)
     pixels, _ = a_batch(3)
-    assert whole.tensors().keys() == resumed.tensors().keys()
-    assert all(torch.equal(tensor, resumed.tensors()[key]) for key, tensor in whole.tensors().items())
+    expected, found = whole.tensors(), resumed.tensors()
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
     assert torch.equal(Inference(whole.averaged, FP32)(pixels), Inference(resumed.averaged, FP32)(pixels))
 
 
