@@ -4,10 +4,12 @@ benchmarks/networks.py.
 """
 
 import copy
+import math
 import sys
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -21,12 +23,14 @@ from hpo.doors.network import NETWORKS
 from hpo.errors import WeightsError
 from hpo.vision import resnet_layers
 from hpo.vision.classifier import Classifier, build_network, read_weights
+from hpo.vision.data.images import Split
 from hpo.vision.device import Compute
 from hpo.vision.inference import Inference
 from hpo.vision.torchvision_network import TorchvisionNetwork
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.averaging import measure_batch_norms
 from hpo.vision.training.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes, weights_as_bytes
+from hpo.vision.training.head import fitted_head
 from hpo.vision.training.loop import Recipe, Training
 
 FP32 = Compute(torch.device("cpu"), bf16=False)
@@ -133,6 +137,19 @@ def test_the_fast_path_gives_the_networks_logits(name: str) -> None:
         expected = net(pixels)
     torch.testing.assert_close(Inference(net, FP32)(pixels), expected, rtol=1e-3, atol=1e-3)
     assert (Inference(net, BF16)(pixels) - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+@pytest.mark.usefixtures("small_networks")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fitted_head_is_better_than_none_and_in_its_place(name: str) -> None:
+    images, labels = a_batch()
+    pixels = (images * 255).byte().permute(0, 2, 3, 1).numpy()
+    train = Split(pixels, np.arange(6), labels.numpy(), np.arange(6))
+    source = network(name).eval()
+    head = fitted_head(source, train, FP32, label_smoothing=0.0)
+    fitted = build_network(name, 5, {**source.module.state_dict(), **head}, SIZE, 0, seed=1).eval()
+    assert head.keys() == {f"{fitted.head_name}weight", f"{fitted.head_name}bias"}
+    assert F.cross_entropy(fitted(images), labels) < math.log(5)
 
 
 @pytest.mark.usefixtures("small_networks")
