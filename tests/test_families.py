@@ -5,6 +5,7 @@ benchmarks/networks.py.
 
 import copy
 import math
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -303,3 +304,13 @@ def test_timms_names_are_those_that_its_code_registers() -> None:
     import timm
 
     assert import_module("hpo.vision.networks.timm")._architectures() == {*timm.list_models()}
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_a_densenets_weights_under_the_names_of_older_releases_fit() -> None:
+    """Those from ImageNet are such."""
+    source = build_network("densenet121", 5, {}, SIZE, 0, seed=0).module.state_dict()
+    older = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): tensor for name, tensor in source.items()}
+    assert older.keys() != source.keys()
+    found = build_network("densenet121", 5, older, SIZE, 0, seed=1).module.state_dict()
+    assert all(torch.equal(tensor, source[name]) for name, tensor in found.items())
