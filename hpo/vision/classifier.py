@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
-from torch.nn import functional as F
 
-from hpo.doors.network import Channels, Network, family_of
+from hpo.doors.network import Network, family_of
 from hpo.errors import InputError, WeightsError
+from hpo.vision.normalise import Normalise
 from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
 
 Weights = dict[str, Tensor]
@@ -31,31 +31,6 @@ HARMLESS: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
 ]
 """Types that training scripts store next to the weights (arguments, best accuracy) and that cannot run code."""
-
-
-class Normalise(nn.Module):
-    """Scales and normalises pixels for the first convolution. channels: their mean and standard deviation.
-
-    Input: uint8, or floats in [0, 1], (n, 3, any height, any width). Output: (n, 3, size, size), channels_last.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, size: int, channels: tuple[Channels, Channels]) -> None:
-        super().__init__()
-        self.size = size
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in channels)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("std", std, persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        if pixels.dtype == torch.uint8:
-            pixels = pixels.float().div_(255)
-        if pixels.shape[-1] != self.size or pixels.shape[-2] != self.size:
-            size = (self.size, self.size)
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class Head(nn.Module):
