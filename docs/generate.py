@@ -15,10 +15,11 @@ from pydantic.fields import FieldInfo
 
 from hpo.cli.groups import GROUPS
 from hpo.cli.main import cli
+from hpo.doors.network import ALL_SIZES, NETWORKS
 from hpo.doors.parameters import Choices, Range, Row, SearchSection
 from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation, LeveledPerturbation, Perturbation
 from hpo.doors.section import Section
-from hpo.study_file.images import ImageSpec
+from hpo.study_file.images import ImageSpec, ModelSpec
 from hpo.study_file.parameters import PARAMETERS
 from hpo.study_file.perturbations import ObjectiveSpec
 from hpo.study_file.schema import study_schema
@@ -39,6 +40,14 @@ and what is allowed, and nothing is changed.
 
 A key without a default is required.
 """
+NETWORKS_INTRODUCTION = """\
+Behind each name of hpo's own: how many layers `frozen_layers` can count. The head is never frozen.
+"""
+NETWORKS_NOTE = """\
+What they compute, which weights they start with, and what timm's can do: [images.md](images.md#networks).
+"""
+MANY_WORDS = 20
+"""Of which a table does not list them all."""
 SEARCH_INTRODUCTION = """\
 Each key is a parameter of a trial, and its value takes one of three forms:
 
@@ -108,6 +117,8 @@ def study_file_page() -> Iterator[str]:
         else:
             yield f"{one_line(section.__doc__)}\n"
             yield from keys_table(section, schema["$defs"][section.__name__])
+        if issubclass(section, ModelSpec):
+            yield from networks_section()
         if issubclass(section, ObjectiveSpec):
             yield from perturbations_section()
 
@@ -132,6 +143,24 @@ def parameter(row: Row) -> Sequence[str]:
     kind = {"whole": "whole number", "number": "number"}.get(row.kind, "")
     values = " or ".join(map(literal, row.words)) if row.words else f"{kind}, {row.low:g} to {row.high:g}"
     return code(row.name), values, "" if row.plain is None else literal(row.plain), literal(row.good), row.help
+
+
+def networks_section() -> Iterator[str]:
+    yield "### Networks\n"
+    yield NETWORKS_INTRODUCTION
+    rows = []
+    for family in NETWORKS.loadable().values():
+        names = [f"{code(name)} ({family.freezable[name]})" for name in family.names] or [code(f"{family.prefix}NAME")]
+        sizes = {range_in_words(family.input_sizes.get(name, ALL_SIZES)) for name in family.names}
+        rows.append((", ".join(names), one_line(family.__doc__), " or ".join(sorted(sizes)) or "see below"))
+    yield from table(("names, and how many layers can be frozen", "what they are", "input sizes"), rows)
+    yield NETWORKS_NOTE
+
+
+def range_in_words(sizes: range) -> str:
+    if sizes.step > 1:
+        return f"multiples of {sizes.step}"
+    return "any" if sizes == ALL_SIZES else f"{sizes.start} or more"
 
 
 def perturbations_section() -> Iterator[str]:
@@ -214,8 +243,10 @@ def allowed(schema: Mapping[str, Any]) -> str:
     """A property's JSON schema in words."""
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(allowed(kind) for kind in schema["anyOf"] if kind.get("type") != "null"))
+    if "pattern" in schema:
+        return f"{literal(schema['pattern'].removeprefix('^'))} and a name"
     if "enum" in schema:
-        return ", ".join(map(literal, schema["enum"]))
+        return ", ".join(map(literal, schema["enum"])) if len(schema["enum"]) <= MANY_WORDS else "a name"
     kinds = {"integer": "whole number", "number": "number", "boolean": "true or false", "array": "list"}
     if "minimum" in schema and "maximum" in schema:
         return f"{kinds[schema['type']]}, {schema['minimum']:,} to {schema['maximum']:,}"

@@ -197,7 +197,11 @@ def test_a_network_of_an_installed_package_is_fine_tuned_and_resumed(
 @pytest.mark.parametrize(
     ("network", "changes", "expected"),
     [
-        ("small-con", {}, "no network 'small-con'; installed here are: resnet18, resnet34, resnet50, small-conv"),
+        (
+            "small-con",
+            {},
+            "timm/NAME, vit_b_16 … vit_h_14, small-conv, small-conv-wide, headless.",
+        ),
         (
             "small-conv",
             {"frozen_layers": {"low": 0, "high": 9}},

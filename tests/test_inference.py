@@ -126,3 +126,12 @@ def test_averaging_is_shamirs_and_zhangs(digits: ImageSet) -> None:
         share = (ETA + 1) / (t + ETA)
         expected = (1 - share) * expected + share * value
         assert training.averaged.module.fc.bias[0].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_batch_norm_with_an_activation_keeps_it() -> None:
+    """timm's is below nn.BatchNorm2d; folding it as one would lose the activation."""
+    from timm.layers import BatchNormAct2d
+
+    part = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4)).eval()
+    maps = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(Inference(part, FP32)(maps), part(maps).detach())

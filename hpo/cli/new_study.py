@@ -221,7 +221,12 @@ def _study(
         _line(f"budget = {budget}", "trials, including the baseline"),
         "seed = 0",
         *("", "[data]", *data),
-        *("", "[model]", _line('name = "resnet18"', 'or "resnet34", "resnet50"'), *model),
+        *(
+            "",
+            "[model]",
+            _line('name = "resnet18"', 'or "resnet50", "convnext_tiny", "vit_b_16", … (docs/study-file.md)'),
+            *model,
+        ),
         *("", "[training]", *training),
         *("", _line("[search]", "a range, choices, or a fixed value"), *search),
         *("", *objective),

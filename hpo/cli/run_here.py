@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from hpo.artifacts import open_artifacts
 from hpo.cli import progress, tables
+from hpo.doors.network import freezable_layers
 from hpo.errors import InputError, StorageError, StudyError
 from hpo.search.sql import heartbeats
 from hpo.search.sql.conditions import StudyKey
@@ -73,8 +74,8 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
 
 
 def _prepare_images(spec: ImageSpec) -> int:
-    """Looks at images and weights: what is wrong is said before the database is written. How many images there are to
-    train on. Raises DataError, WeightsError.
+    """Looks at images, weights and network: what is wrong is said before the database is written. How many images there
+    are to train on. Raises InputError.
     """
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with progress.StepProgress() as steps:
@@ -84,11 +85,13 @@ def _prepare_images(spec: ImageSpec) -> int:
     if images.left_out:
         others = tables.counted(sum(images.left_out.values()), "file")
         click.echo(f"{others} of unsupported types skipped: {by_suffix(images.left_out)}", err=True)
-    if spec.model.weights != "none":
+    model = spec.model
+    if model.weights != "none" or freezable_layers(model.name) is None:
         from hpo.vision.classifier import build_network, read_weights
 
-        weights = read_weights(spec.model.name, spec.model.weights)
-        build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, frozen_layers=0, seed=0)
+        most = max(value for value in spec.search.values("frozen_layers") if isinstance(value, int))
+        weights = read_weights(model.name, model.weights)
+        build_network(model.name, len(images.classes), weights, model.input_size, most, seed=0)
     return len(images.train)
 
 

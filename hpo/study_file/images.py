@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from hpo.doors.network import family_of, freezable_layers
+from hpo.doors.network import check_size, family_of, freezable_layers
 from hpo.doors.parameters import is_kept
 from hpo.doors.perturbation import Perturbation
 from hpo.doors.section import Section
@@ -95,11 +95,11 @@ class ModelSpec(Section):
     """The network."""
 
     name: Annotated[str, AfterValidator(_checked_network)] = "resnet18"
-    """`resnet18`, `resnet34`, `resnet50`, or of an installed package."""
+    """One of [these networks](#networks), or of an installed package."""
     weights: PathText = "imagenet"
-    """`imagenet` (torchvision's), a .safetensors or .pth file, or `none` (random)."""
+    """`imagenet` (torchvision's, or timm's), a .safetensors or .pth file, or `none` (random)."""
     input_size: Annotated[int, Field(ge=8, le=1024)] = 64
-    """Height and width that images are resized to, after they were perturbed."""
+    """Height and width that images are resized to, after they were perturbed; some networks do not take every size."""
 
 
 class TrainingSpec(Section):
@@ -107,7 +107,7 @@ class TrainingSpec(Section):
 
     epochs: Annotated[int, Field(ge=1, le=100_000)] = 10
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 5e-4
-    """Of the convolutions' and the head's weights; BatchNorm and biases have none."""
+    """Of the layers' weights; norms, biases, class tokens, position embeddings and the like have none."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     horizontal_flip: bool = True
     """Whether a mirrored image is still of its class; false for text and digits."""
@@ -235,7 +235,9 @@ class ImageSpec(Spec):
         return document
 
     @model_validator(mode="after")
-    def _check(self) -> "ImageSpec":
+    def _check(self, info: ValidationInfo) -> "ImageSpec":
+        if not is_kept(info):
+            check_size(self.model.name, self.model.input_size)
         limit = freezable_layers(self.model.name)
         for value in self.search.values("frozen_layers"):
             if limit is not None and isinstance(value, int) and value > limit:

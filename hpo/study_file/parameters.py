@@ -45,7 +45,7 @@ PARAMETERS = {
             good=0,
             low=0,
             high=1000,
-            help="How many units, from the input on, keep their initial weights: a ResNet's stem, then each block.",
+            help="How many units, from the input on, keep their initial weights: most often the stem, then each block.",
         ),
         Row(
             "augmentation_strength",

@@ -1,8 +1,9 @@
 """The study file as a JSON schema, for editors, with the perturbations and objectives that are installed."""
 
+import re
 from typing import Any
 
-from hpo.doors.network import network_names
+from hpo.doors.network import network_names, network_prefixes
 from hpo.doors.objective import OBJECTIVES
 from hpo.doors.perturbation import PERTURBATIONS, LeveledPerturbation, Perturbation
 from hpo.study_file.custom import CustomSpec
@@ -22,7 +23,8 @@ def study_schema() -> dict[str, Any]:
 
 def _image_study() -> dict[str, Any]:
     schema = ImageSpec.model_json_schema()
-    schema["$defs"]["ModelSpec"]["properties"]["name"]["enum"] = network_names()
+    prefixes = [{"pattern": f"^{re.escape(prefix)}"} for prefix in network_prefixes()]
+    schema["$defs"]["ModelSpec"]["properties"]["name"]["anyOf"] = [{"enum": network_names()}, *prefixes]
     members = PERTURBATIONS.loadable()
     scored = [_perturbation(schema, name, kind) for name, kind in members.items()]
     trained = [{**section, "required": _without_weight(section["required"])} for section in scored]

@@ -3,7 +3,6 @@
 import argparse
 import pickle
 import re
-import urllib.error
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +14,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.hub import load_state_dict_from_url
-from torch.nn import functional as F
 
 from hpo.doors.network import Network, family_of
 from hpo.errors import InputError, WeightsError
+from hpo.vision.normalise import Normalise
 from hpo.vision.weights_file import SAFETENSORS, digest, prefixes_in, weights_file, without_prefix
 
-CHANNEL_MEAN = (0.485, 0.456, 0.406)
-CHANNEL_STD = (0.229, 0.224, 0.225)
 Weights = dict[str, Tensor]
 STATE_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights")
 """Keys under which checkpoints keep the network's state dict, next to the optimizer's and others."""
@@ -34,30 +31,6 @@ HARMLESS: list[Any] = [
     *(type(np.dtype(kind)) for kind in ("float32", "float64", "int32", "int64", "bool")),
 ]
 """Types that training scripts store next to the weights (arguments, best accuracy) and that cannot run code."""
-
-
-class Normalise(nn.Module):
-    """Scales and normalises pixels for the first convolution.
-
-    Input: uint8, or floats in [0, 1], (n, 3, any height, any width). Output: (n, 3, size, size), channels_last.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-        self.register_buffer("mean", torch.tensor(CHANNEL_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(CHANNEL_STD).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        if pixels.dtype == torch.uint8:
-            pixels = pixels.float().div_(255)
-        if pixels.shape[-1] != self.size or pixels.shape[-2] != self.size:
-            size = (self.size, self.size)
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True, align_corners=False)
-        return ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class Head(nn.Module):
@@ -85,19 +58,19 @@ class Frozen(nn.Sequential):
 
 
 class Classifier(nn.Module):
-    """A network that takes pixels as `Normalise` does. Its first or last units may be frozen, its head never is.
+    """A network that takes pixels as `normalise` does. Its first or last units may be frozen, its head never is.
 
     A frozen unit's parameters have no gradients, and its BatchNorm stays in eval mode, also after `train()`.
     Output: logits, float32 (n, classes).
     """
 
     def __init__(
-        self, module: nn.Module, family: type[Network], input_size: int, frozen_layers: int, frozen_side: str
+        self, module: nn.Module, family: type[Network], normalise: Normalise, frozen_layers: int, frozen_side: str
     ) -> None:
         super().__init__()
         self.module = module
         self.family = family
-        self.normalise = Normalise(input_size)
+        self.normalise = normalise
         count = len(family.units(module))
         self.first_trained = frozen_layers if frozen_side == "input" else 0
         self.end_of_trained = count if frozen_side == "input" else count - frozen_layers
@@ -126,6 +99,12 @@ class Classifier(nn.Module):
     @property
     def head(self) -> Head:
         return Head(self.family.head(self.module))
+
+    @property
+    def undecayed(self) -> list[nn.Parameter]:
+        """Parameters of several dimensions without weight decay."""
+        parameters = dict(self.module.named_parameters())
+        return [parameters[name] for name in self.family.undecayed(self.module)]
 
     @property
     def head_name(self) -> str:
@@ -171,7 +150,7 @@ def build_network(
     if weights and family.builds_without_memory:
         with torch.device("meta"):
             module = family.build(name, classes, input_size)
-        given = _fitting(weights, module.state_dict(), name, _head_name(family, module))
+        given = _fitting(weights, module, name, family)
         if set(given) == set(module.state_dict()):  # drawing random weights in vain takes 0.2 s
             module.load_state_dict(given, assign=True)
         else:
@@ -180,23 +159,24 @@ def build_network(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             module = family.build(name, classes, input_size)
-        given = given or _fitting(weights, module.state_dict(), name, _head_name(family, module))
+        given = given or _fitting(weights, module, name, family)
         module.load_state_dict(given, strict=False)
     if frozen_layers > (count := len(family.units(module))):
         raise InputError(f"search.frozen_layers: {frozen_layers} is more than the {count} of {name}")
-    network = Classifier(module, family, input_size, frozen_layers, frozen_side)
+    normalise = Normalise(input_size, family.normalisation(name))
+    network = Classifier(module, family, normalise, frozen_layers, frozen_side)
     return network.to(memory_format=torch.channels_last)
 
 
-def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str, head: str) -> Weights:
+def _fitting(weights: Mapping[str, Tensor], module: nn.Module, name: str, family: type[Network]) -> Weights:
     """Copies of the given tensors, in the network's own dtypes.
 
     All tensors except the head's must fit, otherwise raises WeightsError. The head is used if its shapes match.
-
-    own: the network's state dict; head: prefix of the names of the head's tensors.
     """
     if not weights:
         return {}
+    own, head = module.state_dict(), _head_name(family, module)
+    weights = family.adapted(dict(weights), module)
     given = {key: tensor for key, tensor in weights.items() if not key.startswith(head)}
     body = {key: tensor for key, tensor in own.items() if not key.startswith(head)}
     counters = {key: torch.zeros((), dtype=torch.int64) for key in body if key.endswith("num_batches_tracked")}
@@ -215,7 +195,7 @@ def _fitting(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], name: str
     ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        prefixes = [f"'{prefix}'" for prefix in prefixes_in(weights) if prefix]
+        prefixes = [f"'{prefix}'" for prefix in prefixes_in(weights, family.landmark) if prefix]
         more += f"; their names begin with {' and '.join(prefixes)}" if prefixes else ""
         raise WeightsError(
             f"model.weights: do not fit model.name = '{name}'; give weights of this network, or "
@@ -248,7 +228,7 @@ def read_weights(name: str, weights: str) -> Weights:
     for key, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise WeightsError(f"model.weights: {path}: {key} holds NaN or infinity; give other weights")
-    return {short: tensors[long] for long, short in without_prefix(tensors).items()}
+    return {short: tensors[long] for long, short in without_prefix(tensors, family_of(name).landmark).items()}
 
 
 def _why_not_unpickled(error: pickle.UnpicklingError) -> str:
@@ -280,16 +260,19 @@ def _listed(entries: Mapping[str, object]) -> str:
 
 
 def _imagenet_weights(name: str) -> Weights:
-    url = family_of(name).imagenet.get(name)
-    if url is None:
-        raise WeightsError(f"model.weights: there are none from ImageNet for {name}; give a file, or 'none'")
+    family = family_of(name)
     try:
-        return load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
-    except (OSError, urllib.error.URLError, RuntimeError) as error:
-        reason = getattr(error, "reason", None) or error
+        if url := family.imagenet.get(name):
+            return load_state_dict_from_url(url, map_location="cpu", progress=False, check_hash=True, weights_only=True)
+        weights = family.pretrained(name)
+    except (OSError, RuntimeError) as error:
+        reason = str(getattr(error, "reason", None) or error).partition("\n")[0]
         raise WeightsError(
             f"model.weights: 'imagenet' could not be downloaded ({reason}); give a .safetensors or .pth file, or 'none'"
         ) from None
+    if weights is None:
+        raise WeightsError(f"model.weights: there are none from ImageNet for {name}; give a file, or 'none'")
+    return weights
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from hpo.vision.device import Compute
-from hpo.vision.winograd import replace_convolutions
+from hpo.vision.winograd import WinogradConv2d, replace_convolutions
 
 
 class Inference:
@@ -66,11 +66,14 @@ class Inference:
             copied.copy_(tensor)
 
     def _fold_batch_norms(self, ours: nn.Module, theirs: nn.Module) -> None:
-        """Folds each BatchNorm into the convolution before it, in modules known to run their children in order."""
+        """Folds each BatchNorm into the convolution before it, in modules known to run their children in order. Classes
+        below these compute something else: timm has such a BatchNorm with an activation.
+        """
         if type(theirs).forward is not nn.Sequential.forward and not getattr(theirs, "runs_in_order", False):
             return
         for (name, convolution), (norm_name, norm) in pairwise(list(theirs.named_children())):
-            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            is_plain = type(convolution) in (nn.Conv2d, WinogradConv2d) and type(norm) is nn.BatchNorm2d
+            if is_plain and isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 folded = cast(nn.Conv2d, ours.get_submodule(name))
                 if folded.bias is None:
                     folded.bias = nn.Parameter(torch.zeros_like(norm.bias), requires_grad=False)

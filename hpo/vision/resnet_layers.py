@@ -2,7 +2,8 @@
 PyTorch's compiler too, which would delay a worker's start as much as PyTorch itself.
 
 He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385. The stride of a bottleneck is in
-its 3x3 convolution, as in torchvision ("v1.5").
+its 3x3 convolution, as in torchvision ("v1.5"). ResNeXts (Xie et al., CVPR 2017, arXiv:1611.05431) have bottlenecks in
+groups, Wide ResNets (Zagoruyko and Komodakis, BMVC 2016, arXiv:1605.07146) wider ones.
 """
 
 from typing import cast
@@ -41,13 +42,14 @@ class Bottleneck(nn.Module):
     expansion = 4
     runs_in_order = True
 
-    def __init__(self, channels: int, width: int, stride: int) -> None:
+    def __init__(self, channels: int, width: int, stride: int, groups: int = 1, group_width: int = 64) -> None:
         super().__init__()
-        self.conv1 = _convolution(channels, width, 1)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = _convolution(width, width, 3, stride)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = _convolution(width, width * self.expansion, 1)
+        inner = width * group_width // 64 * groups
+        self.conv1 = _convolution(channels, inner, 1)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = _convolution(inner, inner, 3, stride, groups)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = _convolution(inner, width * self.expansion, 1)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _downsample(channels, width * self.expansion, stride)
@@ -63,8 +65,9 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """Normalised images, float32 (n, 3, height, width), to logits (n, classes)."""
 
-    def __init__(self, block: type[BasicBlock | Bottleneck], depths: tuple[int, int, int, int], classes: int) -> None:
+    def __init__(self, layout: "Layout", classes: int) -> None:
         super().__init__()
+        block, depths, options = layout
         self.conv1 = _convolution(3, WIDTHS[0], 7, 2)
         self.bn1 = nn.BatchNorm2d(WIDTHS[0])
         self.relu = nn.ReLU(inplace=True)
@@ -73,7 +76,7 @@ class ResNet(nn.Module):
         for number, (width, depth) in enumerate(zip(WIDTHS, depths, strict=True)):
             blocks = []
             for position in range(depth):
-                blocks.append(block(channels, width, 2 if number and not position else 1))
+                blocks.append(block(channels, width, 2 if number and not position else 1, **options))
                 channels = width * block.expansion
             layers.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = layers
@@ -89,20 +92,30 @@ class ResNet(nn.Module):
         return cast(Tensor, self.fc(torch.flatten(self.avgpool(features), 1)))
 
 
-RESNETS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+Layout = tuple[type[BasicBlock | Bottleneck], tuple[int, int, int, int], dict[str, int]]
+"""The kind of blocks, how many of each width, and what else they are made with."""
+WIDE = {"group_width": 128}
+RESNETS: dict[str, Layout] = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2), {}),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), {}),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), {}),
+    "resnet101": (Bottleneck, (3, 4, 23, 3), {}),
+    "resnet152": (Bottleneck, (3, 8, 36, 3), {}),
+    "resnext50_32x4d": (Bottleneck, (3, 4, 6, 3), {"groups": 32, "group_width": 4}),
+    "resnext101_32x8d": (Bottleneck, (3, 4, 23, 3), {"groups": 32, "group_width": 8}),
+    "resnext101_64x4d": (Bottleneck, (3, 4, 23, 3), {"groups": 64, "group_width": 4}),
+    "wide_resnet50_2": (Bottleneck, (3, 4, 6, 3), WIDE),
+    "wide_resnet101_2": (Bottleneck, (3, 4, 23, 3), WIDE),
 }
 
 
 def build_resnet(name: str, classes: int) -> ResNet:
     """A randomly initialised ResNet. name: a key of RESNETS."""
-    return ResNet(*RESNETS[name], classes)
+    return ResNet(RESNETS[name], classes)
 
 
-def _convolution(channels: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels, width, size, stride, padding=size // 2, bias=False)
+def _convolution(channels: int, width: int, size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, width, size, stride, padding=size // 2, groups=groups, bias=False)
 
 
 def _downsample(channels: int, width: int, stride: int) -> nn.Module | None:

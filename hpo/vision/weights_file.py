@@ -7,6 +7,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from hpo.doors.network import Network
 from hpo.errors import WeightsError, nearest
 from hpo.study_file.images import WEIGHTS_WITHOUT_FILE
 from hpo.vision.data.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
@@ -14,7 +15,6 @@ from hpo.vision.data.file_kinds import HEAD_BYTES, archive_kind, placeholder_kin
 SAFETENSORS = ".safetensors"
 OF_PYTORCH = (".pth", ".pt", ".ckpt", ".bin", ".pth.tar", ".pt.tar")
 """Suffixes in use for files written by `torch.save`."""
-IN_EVERY_RESNET = "layer1.0.conv1.weight"
 
 
 def weights_file(weights: str) -> Path | None:
@@ -62,17 +62,23 @@ def _what_instead(head: bytes) -> str | None:
     return placeholder_kind(head)
 
 
-def without_prefix(names: Iterable[str]) -> dict[str, str]:
+def without_prefix(names: Iterable[str], landmark: str = Network.landmark) -> dict[str, str]:
     """Each tensor's name, mapped to the name without the prefix that wrappers of the network added to all of them, such
-    as `module.`, `_orig_mod.`, `model.`, `backbone.` or several. Unchanged unless exactly one ResNet is recognised.
+    as `module.`, `_orig_mod.`, `model.`, `backbone.` or several. Unchanged unless exactly one tensor is the family's
+    landmark.
     """
     names = list(names)
-    prefixes = {name.removesuffix(IN_EVERY_RESNET) for name in names if name.endswith(IN_EVERY_RESNET)}
+    prefixes = {_before(landmark, name) for name in names} - {None}
     if len(prefixes) != 1:
         return {name: name for name in names}
-    parts = prefixes.pop().split(".")[:-1]
+    parts = str(prefixes.pop()).split(".")[:-1]
     stripped = {name: _without(parts, name) for name in names}
     return stripped if len(set(stripped.values())) == len(names) else {name: name for name in names}
+
+
+def _before(landmark: str, name: str) -> str | None:
+    """What stands before the landmark; None if the name is of another tensor."""
+    return name.removesuffix(landmark) if f".{name}".endswith(f".{landmark}") else None
 
 
 def _without(parts: list[str], name: str) -> str:
@@ -86,10 +92,10 @@ def _without(parts: list[str], name: str) -> str:
     return name
 
 
-def prefixes_in(names: Iterable[str]) -> list[str]:
-    """The prefix of each ResNet among the tensors; without one, the prefix that all names share, if any."""
+def prefixes_in(names: Iterable[str], landmark: str = Network.landmark) -> list[str]:
+    """The prefix of each network among the tensors; without one, the prefix that all names share, if any."""
     names = list(names)
-    found = {name.removesuffix(IN_EVERY_RESNET) for name in names if name.endswith(IN_EVERY_RESNET)}
+    found = {prefix for name in names if (prefix := _before(landmark, name)) is not None}
     common = {name.partition(".")[0] + "." for name in names}
     return sorted(found or (common if len(common) == 1 else set()))
 

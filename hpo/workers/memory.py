@@ -1,10 +1,12 @@
 """Memory: how much this machine has, an estimate of what a worker needs, and how often the kernel killed a process."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 from hpo.cores import cpu_multiplies_bf16
+from hpo.doors.network import family_of
 from hpo.errors import InputError
 from hpo.study_file.images import ImageSpec
 
@@ -14,9 +16,12 @@ KERNEL_COUNTS = Path("/proc/vmstat")
 MIN_MIB_PER_WORKER = 3 * 1024
 """Minimum for a worker, with a margin; also the host memory of one that computes on a GPU."""
 BASE_MIB = 1200
-"""PyTorch; 11 million weights with gradients, momentum and averages; a checkpoint being written."""
-BYTES_PER_PIXEL = {"resnet18": 550, "resnet34": 850, "resnet50": 1950}
-"""Memory of an fp32 training step per pixel of a batch, measured at 64 to 1000 px (benchmarks/LOG.md)."""
+"""PyTorch; 12 million weights with gradients, momentum and averages; a checkpoint being written."""
+MILLIONS_IN_BASE = 12
+MIB_PER_MILLION = 60
+"""Of further weights: fifteen times themselves, measured with ViT-B/16 and AdamW (benchmarks/LOG.md)."""
+BYTES_PER_PIXEL = 1950
+"""Memory of an fp32 training step per pixel of a batch, for networks of which it is not known: a ResNet-50's."""
 SHARE_IN_BF16 = 2 / 3
 """Of the memory that a step takes in fp32."""
 
@@ -59,11 +64,19 @@ def killed_for_memory() -> int:
 
 def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> int:
     """Estimated memory in MiB of a worker that computes on the CPU. images: number of training images, if known."""
-    step = BYTES_PER_PIXEL.get(spec.model.name, max(BYTES_PER_PIXEL.values())) * (
-        SHARE_IN_BF16 if cpu_multiplies_bf16() else 1
-    )
+    millions, bytes_per_pixel = _size_of(spec.model.name)
+    step = bytes_per_pixel * (SHARE_IN_BF16 if cpu_multiplies_bf16() else 1)
+    weights = MIB_PER_MILLION * max(0, millions - MILLIONS_IN_BASE)
     batch = batch_size if images is None else min(batch_size, images)
-    return round(BASE_MIB + step * batch * spec.model.input_size**2 / 2**20)
+    return round(BASE_MIB + weights + step * batch * spec.model.input_size**2 / 2**20)
+
+
+def _size_of(network: str) -> tuple[int, int]:
+    """Millions of weights, and bytes a pixel."""
+    with contextlib.suppress(InputError):
+        family = family_of(network)
+        return family.million_weights.get(network, 0), family.bytes_per_pixel.get(network, BYTES_PER_PIXEL)
+    return 0, BYTES_PER_PIXEL
 
 
 def max_mib(spec: ImageSpec, images: int | None = None) -> int:

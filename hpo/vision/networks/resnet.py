@@ -1,24 +1,28 @@
-"""torchvision's ResNet-18, -34 and -50."""
+"""torchvision's ResNets, ResNeXts and Wide ResNets."""
 
 from typing import TYPE_CHECKING, Any
 
-from hpo.doors.network import Network
+from hpo.vision.torchvision_network import Published, TorchvisionNetwork
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class ResNets(Network):
-    """ResNets, whose units are the stem and the residual blocks."""
+class ResNets(TorchvisionNetwork):
+    """ResNets, ResNeXts and Wide ResNets, whose units are the stem and the residual blocks."""
 
-    names = ("resnet18", "resnet34", "resnet50")
-    freezable = {"resnet18": 9, "resnet34": 17, "resnet50": 17}
-    imagenet = {
-        "resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-        "resnet34": "https://download.pytorch.org/models/resnet34-b627a593.pth",
-        "resnet50": "https://download.pytorch.org/models/resnet50-11ad3fa6.pth",
+    published = {
+        "resnet18": Published(9, 12, 550, "resnet18-f37072fd.pth"),
+        "resnet34": Published(17, 22, 850, "resnet34-b627a593.pth"),
+        "resnet50": Published(17, 26, 1950, "resnet50-11ad3fa6.pth"),
+        "resnet101": Published(34, 44, 3000, "resnet101-cd907fc2.pth"),
+        "resnet152": Published(51, 60, 4300, "resnet152-f82ba261.pth"),
+        "resnext50_32x4d": Published(17, 25, 2700, "resnext50_32x4d-1a0047aa.pth"),
+        "resnext101_32x8d": Published(34, 89, 5900, "resnext101_32x8d-110c445d.pth"),
+        "resnext101_64x4d": Published(34, 84, 5900, "resnext101_64x4d-173b62eb.pth"),
+        "wide_resnet50_2": Published(17, 69, 2700, "wide_resnet50_2-9ba9bcbe.pth"),
+        "wide_resnet101_2": Published(34, 127, 4000, "wide_resnet101_2-d733dc28.pth"),
     }
-    """torchvision's weights."""
     builds_without_memory = True
 
     @staticmethod

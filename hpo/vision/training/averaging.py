@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hpo.vision.device import Compute
 
@@ -43,7 +44,7 @@ def measure_batch_norms(part: nn.Module, batches: Iterable[Tensor], compute: Com
     Equals PyTorch's `update_bn`, which waits for the device in every layer to read a batch count.
     """
     part.train()
-    norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    norms = [module for module in part.modules() if isinstance(module, _BatchNorm) and module.training]
     usual = [norm.momentum for norm in norms]
     for count, batch in enumerate(batches, 1):
         for norm in norms:

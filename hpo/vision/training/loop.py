@@ -72,7 +72,7 @@ class Training:
         self.average = Average(self.averaged.trainable_part, trainable_part) if recipe.averages else None
         self.portions = Portions(recipe.batch_size, compute.images_at_once(network.normalise.size, recipe.batch_size))
         trainable = (parameter for parameter in network.parameters() if parameter.requires_grad)
-        self.optimizer = OPTIMIZERS[recipe.optimizer](trainable, recipe.weight_decay)
+        self.optimizer = OPTIMIZERS[recipe.optimizer](trainable, recipe.weight_decay, network.undecayed)
         step = Step(
             trainable_part,
             self.optimizer,

@@ -16,15 +16,18 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 
 
 class Optimizer:
-    """Base of the optimizers. One-dimensional parameters (BatchNorm, biases) have no weight decay.
+    """Base of the optimizers. One-dimensional parameters (norms, biases) and those `undecayed` have no weight decay.
 
     rate: float32 (), the learning rate of the next step, on the device; state: by kind, tensors for each parameter,
     allocated at the start so that their addresses never change.
     """
 
-    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
-        given = list(parameters)
-        decayed, free = [p for p in given if p.ndim > 1], [p for p in given if p.ndim <= 1]
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], weight_decay: float, undecayed: Iterable[nn.Parameter] = ()
+    ) -> None:
+        given, others = list(parameters), {id(parameter) for parameter in undecayed}
+        free = [p for p in given if p.ndim <= 1 or id(p) in others]
+        decayed = [p for p in given if p.ndim > 1 and id(p) not in others]
         self.groups = [(decayed, weight_decay), (free, 0.0)]
         self.rate = torch.zeros((), device=given[0].device)
         self.state: dict[str, dict[nn.Parameter, Tensor]] = {}
@@ -56,8 +59,10 @@ class Optimizer:
 class Sgd(Optimizer):
     """SGD with Nesterov momentum (Sutskever et al., ICML 2013), which starts at 0."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
-        super().__init__(parameters, weight_decay)
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], weight_decay: float, undecayed: Iterable[nn.Parameter] = ()
+    ) -> None:
+        super().__init__(parameters, weight_decay, undecayed)
         self.state = {"momentum": self._kept(torch.zeros_like)}
 
     def _update(
@@ -70,8 +75,10 @@ class Sgd(Optimizer):
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, ICLR 2019, arXiv:1711.05101)."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float) -> None:
-        super().__init__(parameters, weight_decay)
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], weight_decay: float, undecayed: Iterable[nn.Parameter] = ()
+    ) -> None:
+        super().__init__(parameters, weight_decay, undecayed)
         self.state = {
             "mean": self._kept(torch.zeros_like),
             "square": self._kept(torch.zeros_like),
