@@ -9,6 +9,7 @@ from hpo.cores import cpu_multiplies_bf16
 from hpo.doors.network import family_of
 from hpo.errors import InputError
 from hpo.study_file.images import ImageSpec
+from hpo.study_file.perturbations import against
 
 CGROUP_LIMITS = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Memory limits of control groups, versions 2 and 1."""
@@ -68,7 +69,8 @@ def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> i
     step = bytes_per_pixel * (SHARE_IN_BF16 if cpu_multiplies_bf16() else 1)
     weights = MIB_PER_MILLION * max(0, millions - MILLIONS_IN_BASE)
     batch = batch_size if images is None else min(batch_size, images)
-    return round(BASE_MIB + weights + step * batch * spec.model.input_size**2 / 2**20)
+    adversarial = 3 * (images or 0) * len(against("baseline", spec.training_perturbations))  # bytes a pixel
+    return round(BASE_MIB + weights + (step * batch + adversarial) * spec.model.input_size**2 / 2**20)
 
 
 def _size_of(network: str) -> tuple[int, int]:
