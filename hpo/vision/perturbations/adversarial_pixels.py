@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
     from hpo.doors.perturbation import Gradient, State
 
-STEP = 0.25
-"""Of a colour, at first; it falls to 0."""
+STEP = {"random": 0.25, "chosen": 1.0}
+"""Of a colour, at first; it falls to 0. Chosen pixels take, and random ones do not take, colours at the edge at once
+(benchmarks/LOG.md).
+"""
 REDRAWN_EVERY = 5
 """Steps between two redrawings of a third of the pixels."""
 LAST_REDRAWN = 0.8
@@ -61,7 +63,8 @@ class AdversarialPixels(AdaptivePerturbation):
         import torch
 
         chosen, pixels, images = state["chosen"], state["pixels"], state["images"]
-        colours = (images + STEP * (1 - number / self.steps) * gradient.sign()).clamp(0, 1)
+        far = STEP[self.positions] * (1 - number / self.steps)
+        colours = (images + far * gradient.sign()).clamp(0, 1)
         if (number + 1) % REDRAWN_EVERY == 0 and number < self.steps * LAST_REDRAWN:
             most, best = state["most"], _steepest(gradient)
             does = ((images - pixels) * gradient).sum(1, keepdim=True)
