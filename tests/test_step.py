@@ -64,9 +64,11 @@ def tuning_images(device: torch.device = CPU) -> EvaluationSet:
     return EvaluationSet({"clean": pixels, "noisy": pixels.flip(0)}, torch.from_numpy(images.labels).to(device))
 
 
-def start(compute: Compute = FP32, frozen: int = 0, recorder: Any = None, epochs: int = 2) -> Training:
+def start(
+    compute: Compute = FP32, frozen: int = 0, recorder: Any = None, epochs: int = 2, **augmented: Any
+) -> Training:
     network = build_network("resnet18", 5, {}, 32, frozen, seed=0)
-    augmentation = Augmentation(1.0, PERTURBATIONS, horizontal_flip=True)
+    augmentation = Augmentation(1.0, PERTURBATIONS, horizontal_flip=True, **augmented)
     return Training(network, Recipe(epochs, BATCH, 0.05, 5e-4, 0.1, augmentation, seed=0), compute, recorder)
 
 
@@ -161,9 +163,11 @@ def an_epochs_work(training: Training, device: torch.device, watched: Callable[[
     return locals()
 
 
-@pytest.mark.parametrize("frozen", [0, 3])
-def test_an_epoch_reads_nothing_from_the_device_and_no_shape_in_it_depends_on_values(frozen: int) -> None:
-    an_epochs_work(start(frozen=frozen), CPU, Watched)
+@pytest.mark.parametrize(("frozen", "augmented"), [(0, {}), (3, {"perturbed_area": 0.3, "severity_draw": "beta"})])
+def test_an_epoch_reads_nothing_from_the_device_and_no_shape_in_it_depends_on_values(
+    frozen: int, augmented: dict[str, Any]
+) -> None:
+    an_epochs_work(start(frozen=frozen, **augmented), CPU, Watched)
 
 
 def test_the_watch_sees_what_it_should() -> None:

@@ -18,7 +18,7 @@ from hpo.doors.parameters import is_kept
 from hpo.doors.perturbation import Perturbation
 from hpo.doors.section import Section
 from hpo.errors import InputError
-from hpo.study_file.parameters import ImageSearch
+from hpo.study_file.parameters import OF_PERTURBED_IMAGES, ImageSearch
 from hpo.study_file.perturbations import AugmentationSpec, ObjectiveSpec, against
 from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec
 
@@ -223,10 +223,11 @@ class ImageSpec(Spec):
         for value in self.search.values("frozen_layers"):
             if limit is not None and isinstance(value, int) and value > limit:
                 raise ValueError(f"search.frozen_layers: {value} is more than the {limit} of {self.model.name}")
-        if "perturbed_share" in self.search.searched and self.search.values("augmentation_strength") == [0]:
-            raise ValueError(
-                "search.perturbed_share: no image is perturbed while augmentation_strength is fixed at 0; give both"
-            )
+        for name in self.search.searched:
+            if name in OF_PERTURBED_IMAGES and self.search.values("augmentation_strength") == [0]:
+                raise ValueError(
+                    f"search.{name}: no image is perturbed while augmentation_strength is fixed at 0; give both"
+                )
         if not self.training_perturbations and self.search.values("augmentation_strength") != [0]:
             raise ValueError(
                 "augmentation.perturbations: all that is scored is chosen against the scored network itself; list what "

@@ -110,10 +110,31 @@ PARAMETERS = {
             words=("input", "output"),
             help="Where frozen_layers counts from: `input` (where it is left out) or `output`; the head always learns.",
         ),
+        Row(
+            "perturbed_area",
+            "number",
+            plain=None,
+            good=1.0,
+            low=0.2,
+            high=1,
+            help="Training images are perturbed within a random rectangle, between this share of the image and all of "
+            "it; 1 where it is left out.",
+        ),
+        Row(
+            "severity_draw",
+            "word",
+            plain=None,
+            good="uniform",
+            words=("uniform", "beta"),
+            help="How training images' severities are drawn, from 0 to the largest: `uniform` (where it is left out), "
+            "or `beta`, Beta(2, 5) times the largest: mostly mild, 0.29 of it on average instead of 0.5.",
+        ),
     )
 }
 """All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
 
+OF_PERTURBED_IMAGES = ("perturbed_share", "perturbed_area", "severity_draw")
+"""Parameters that change nothing where no training image is perturbed."""
 
 SMALLEST_BATCH_ONCE = 1
 """Was allowed before it was refused; studies that have it stay readable."""

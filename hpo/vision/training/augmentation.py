@@ -1,9 +1,9 @@
 """Training-time augmentation of a whole batch: flip, shifted crop, and perturbations at one strength.
 
 Flip and crop belong to ordinary fine-tuning and are the same in every trial, so that any gain over the baseline is due
-to the perturbations. A share of the images, by default half, gets one perturbation each, with a severity drawn
-uniformly between 0 and `strength` times twice the perturbation's own: a fixed severity would be overfitted, and
-robustness to one kind of perturbation does not transfer to another.
+to the perturbations. A share of the images, by default half, gets one perturbation each, with a severity drawn between
+0 and `strength` times twice the perturbation's own: a fixed severity would be overfitted, and robustness to one kind of
+perturbation does not transfer to another.
 
 The operations are planned on the CPU, for all images of a call at once, and executed on the device that holds the
 images; that way nothing has to wait for a GPU to find out how many images get a perturbation.
@@ -20,6 +20,7 @@ from torch import Tensor
 from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
 from hpo.vision.device import upload
 from hpo.vision.random_bits import derive_keys, uniform
+from hpo.vision.training.patches import draw_patches, inside
 
 SEVERITY_AT_FULL_STRENGTH = 2.0
 """Largest severity at strength 1, as a multiple of the perturbation's own."""
@@ -33,8 +34,9 @@ class Plan:
     slice, and those without one come last.
 
     order: int64 (n,), the image at each position; back: int64 (n,), the inverse; geometry: float32 (n, 3), random draws
-    for shifts and flip; keys: int64 (n,), and severities: float32 (n,), for the perturbations; these three are in the
-    new order. counts: number of images for each perturbation.
+    for shifts and flip; keys: int64 (n,), and severities: float32 (n,), for the perturbations; patches: float32 (n, 4),
+    see `draw_patches`, or None for whole images; these four are in the new order. counts: number of images for each
+    perturbation.
     """
 
     order: Tensor
@@ -42,6 +44,7 @@ class Plan:
     geometry: Tensor
     keys: Tensor
     severities: Tensor
+    patches: Tensor | None
     counts: tuple[int, ...]
 
 
@@ -74,6 +77,10 @@ class Augmentation:
     horizontal_flip: bool
     perturbed_share: float = 0.5
     """Expected fraction of the images that get a perturbation."""
+    perturbed_area: float = 1.0
+    """The smallest fraction of such an image that is perturbed; its patch has between this and all of the area."""
+    severity_draw: str = "uniform"
+    """How severities are drawn between 0 and the largest: "uniform", or "beta" for Beta(2, 5)."""
 
     @property
     def is_against_itself(self) -> bool:
@@ -98,6 +105,8 @@ class Augmentation:
         """The plan for images with these keys, int64 (n,) on the CPU."""
         keys = derive_keys(image_keys, "augmentation", seed, epoch)
         which, how_much = uniform(derive_keys(keys, "perturbation"), 2).unbind(1)
+        if self.severity_draw == "beta":
+            how_much = _from_beta_2_5(derive_keys(keys, "severity"))
         perturbed = self.perturbations if self.strength > 0 else ()
         group = torch.full_like(keys, len(perturbed))
         ends = [0.0, *itertools.accumulate(perturbation.weight for perturbation in perturbed)]
@@ -114,7 +123,10 @@ class Augmentation:
             severities[mine] = how_much[images] * largest
             perturbation_keys[mine] = derive_keys(keys[images], perturbation.name)
         geometry = uniform(derive_keys(keys, "geometry"), 3)[order]
-        return Plan(order, order.argsort(), geometry, perturbation_keys, severities, tuple(counts))
+        patches = None
+        if self.perturbed_area < 1:
+            patches = draw_patches(derive_keys(keys, "patch"), self.perturbed_area)[order]
+        return Plan(order, order.argsort(), geometry, perturbation_keys, severities, patches, tuple(counts))
 
     def apply(self, images: Tensor, plan: Plan, by_gradient: ByGradient | None = None) -> Tensor:
         """As `__call__`, with a plan made before; never waits for the images' device, unless what perturbs by gradient
@@ -130,15 +142,19 @@ class Augmentation:
                 upload(plan.keys, device),
                 upload(plan.severities, device),
             )
+            patches = None if plan.patches is None else upload(plan.patches, device)
             for perturbation, mine in zip(self.perturbations, _slices(plan.counts), strict=True):
                 if mine.start == mine.stop:
                     continue  # a member need not know how to perturb no image at all
                 if by_gradient and isinstance(perturbation, AdaptivePerturbation):
                     move = partial(self._move, draws=geometry[mine])
                     some = Chosen(plan.order[mine], pixels[mine], keys[mine], severities[mine], move)
-                    pixels[mine] = by_gradient(perturbation, some)
+                    perturbed = by_gradient(perturbation, some)
                 else:
-                    pixels[mine] = perturbation.apply(pixels[mine], keys[mine], severities[mine])
+                    perturbed = perturbation.apply(pixels[mine], keys[mine], severities[mine])
+                if patches is not None:
+                    perturbed = torch.where(inside(patches[mine], *pixels.shape[2:]), perturbed, pixels[mine])
+                pixels[mine] = perturbed
         return by_row.index_select(0, upload(plan.back, device)).permute(0, 3, 1, 2)
 
     def _move(self, images: Tensor, draws: Tensor) -> Tensor:
@@ -152,6 +168,11 @@ class Augmentation:
         if self.horizontal_flip:
             columns = torch.where((draws[:, 2] < 0.5)[:, None], columns, columns.flip(1))
         return images[order[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _from_beta_2_5(keys: Tensor) -> Tensor:
+    """float32 (n,), in [0, 1), from the distribution Beta(2, 5): that of the second smallest of six uniform numbers."""
+    return uniform(keys, 6).sort(dim=1).values[:, 1]
 
 
 def _slices(counts: Sequence[int]) -> list[slice]:

@@ -29,19 +29,22 @@ class Recipe:
 def recipe_of(spec: ImageSpec, params: Params, epochs: int, seed: int, averages: bool) -> Recipe:
     """The recipe of a trial with these parameters."""
     training = spec.training
+    values = {name: row.good for name, row in PARAMETERS.items()} | params
     return Recipe(
         epochs=epochs,
-        batch_size=int(params["batch_size"]),
-        learning_rate=float(params["learning_rate"]),
+        batch_size=int(values["batch_size"]),
+        learning_rate=float(values["learning_rate"]),
         weight_decay=float(params.get("weight_decay", training.weight_decay)),
         label_smoothing=float(params.get("label_smoothing", training.label_smoothing)),
-        optimizer=str(params.get("optimizer", PARAMETERS["optimizer"].good)),
+        optimizer=str(values["optimizer"]),
         compile=training.compile,
         augmentation=Augmentation(
-            float(params["augmentation_strength"]),
+            float(values["augmentation_strength"]),
             spec.training_perturbations,
             training.horizontal_flip,
-            float(params.get("perturbed_share", PARAMETERS["perturbed_share"].good)),
+            perturbed_share=float(values["perturbed_share"]),
+            perturbed_area=float(values["perturbed_area"]),
+            severity_draw=str(values["severity_draw"]),
         ),
         seed=seed,
         averages=averages,
