@@ -52,6 +52,8 @@ ARMS: dict[str, list[str]] = {
     "beta": ["search.severity_draw=beta"],
     "recoloured 2:1": divided(0.5, 1),
     "recoloured 3:1": divided(0.333, 1),
+    "consistency 1": ["search.consistency=1"],
+    "consistency 6": ["search.consistency=6"],
 }
 
 

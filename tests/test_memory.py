@@ -33,6 +33,8 @@ def test_what_a_worker_takes_grows_with_batches_images_and_network() -> None:
     assert 1000 < worker_mib(spec, 16) < worker_mib(spec, 64) < 2000
     assert worker_mib(spec, 64) < worker_mib(large, 64) < worker_mib(deep, 64)
     assert max_mib(spec) < max_mib(large) == worker_mib(large, 64) > 20_000
+    compared = spec.model_copy(update={"search": spec.search.model_copy(update={"consistency": 6.0})})
+    assert worker_mib(compared, 32) == worker_mib(spec, 64), "each image has its twin"
     assert worker_mib(large, 512, images=48) == worker_mib(large, 48), "a batch holds no more than there are"
 
 

@@ -130,6 +130,9 @@ def test_a_trial_is_trained_with_what_it_tries() -> None:
     assert (tried.weight_decay, tried.label_smoothing, tried.optimizer) == (0.01, 0.0, "adamw")
     augmentation = recipe_of(perturbed_share=0.9, perturbed_area=0.2, severity_draw="beta").augmentation
     assert (augmentation.perturbed_share, augmentation.perturbed_area, augmentation.severity_draw) == (0.9, 0.2, "beta")
+    assert (plain.consistency, recipe_of(consistency=6).consistency) == (0, 6)
+    for without in ({"augmentation_strength": 0.0}, {"perturbed_share": 0.0}):
+        assert recipe_of(consistency=6, **without).consistency == 0, "twins of images that are not perturbed"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -129,11 +129,23 @@ PARAMETERS = {
             help="How training images' severities are drawn, from 0 to the largest: `uniform` (where it is left out), "
             "or `beta`, Beta(2, 5) times the largest: mostly mild, 0.29 of it on average instead of 0.5.",
         ),
+        Row(
+            "consistency",
+            "number",
+            plain=None,
+            good=0.0,
+            low=0,
+            high=12,
+            log=True,
+            baseline=0.0,
+            help="Weight of the Jensen-Shannon divergence between what is said of a perturbed image and of the same "
+            "one unperturbed; 0 (none) where it is left out. Above 0, training takes twice as long.",
+        ),
     )
 }
 """All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
 
-OF_PERTURBED_IMAGES = ("perturbed_share", "perturbed_area", "severity_draw")
+OF_PERTURBED_IMAGES = ("perturbed_share", "perturbed_area", "severity_draw", "consistency")
 """Parameters that change nothing where no training image is perturbed."""
 
 SMALLEST_BATCH_ONCE = 1

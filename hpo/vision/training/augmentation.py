@@ -47,6 +47,11 @@ class Plan:
     patches: Tensor | None
     counts: tuple[int, ...]
 
+    @property
+    def unperturbed(self) -> "Plan":
+        """The same flips and crops, and no perturbation."""
+        return replace(self, counts=())
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -81,6 +86,11 @@ class Augmentation:
     """The smallest fraction of such an image that is perturbed; its patch has between this and all of the area."""
     severity_draw: str = "uniform"
     """How severities are drawn between 0 and the largest: "uniform", or "beta" for Beta(2, 5)."""
+
+    @property
+    def perturbs(self) -> bool:
+        """Whether any image gets a perturbation."""
+        return self.strength > 0 and self.perturbed_share > 0
 
     @property
     def is_against_itself(self) -> bool:

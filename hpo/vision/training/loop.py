@@ -80,6 +80,7 @@ class Training:
             recipe.batch_size,
             recipe.label_smoothing,
             self.portions,
+            recipe.consistency,
             cast(nn.Module, torch.compile(trainable_part, dynamic=False)) if recipe.compile else None,
         )
         if recorder is None and compute.device.type == "cuda":
@@ -140,7 +141,8 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
     """
     recipe, compute = training.recipe, training.compute
     victim = Attacked(training.network) if recipe.augmentation.is_against_itself else None
-    batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed, victim)
+    twins = recipe.consistency > 0
+    batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed, victim, twins)
     features = embedded(tuning, training.frozen_part)
     some_features = _some_features(training, images)
     scored = Inference(training.averaged.trainable_part if features else training.averaged, compute)

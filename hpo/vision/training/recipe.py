@@ -22,6 +22,8 @@ class Recipe:
     optimizer: str = "sgd"
     compile: bool = False
     """Whether to compile the step with torch.compile first, which takes half a minute."""
+    consistency: float = 0.0
+    """Weight of the consistency of an image and its unperturbed twin; above 0, a step has twice the images."""
     averages: bool = True
     """Whether the average of the weights is scored and kept; not from random weights, which change too much for it."""
 
@@ -30,6 +32,14 @@ def recipe_of(spec: ImageSpec, params: Params, epochs: int, seed: int, averages:
     """The recipe of a trial with these parameters."""
     training = spec.training
     values = {name: row.good for name, row in PARAMETERS.items()} | params
+    augmentation = Augmentation(
+        float(values["augmentation_strength"]),
+        spec.training_perturbations,
+        training.horizontal_flip,
+        perturbed_share=float(values["perturbed_share"]),
+        perturbed_area=float(values["perturbed_area"]),
+        severity_draw=str(values["severity_draw"]),
+    )
     return Recipe(
         epochs=epochs,
         batch_size=int(values["batch_size"]),
@@ -38,14 +48,8 @@ def recipe_of(spec: ImageSpec, params: Params, epochs: int, seed: int, averages:
         label_smoothing=float(params.get("label_smoothing", training.label_smoothing)),
         optimizer=str(values["optimizer"]),
         compile=training.compile,
-        augmentation=Augmentation(
-            float(values["augmentation_strength"]),
-            spec.training_perturbations,
-            training.horizontal_flip,
-            perturbed_share=float(values["perturbed_share"]),
-            perturbed_area=float(values["perturbed_area"]),
-            severity_draw=str(values["severity_draw"]),
-        ),
+        augmentation=augmentation,
+        consistency=float(values["consistency"]) if augmentation.perturbs else 0.0,
         seed=seed,
         averages=averages,
     )
