@@ -54,6 +54,7 @@ ARMS: dict[str, list[str]] = {
     "recoloured 3:1": divided(0.333, 1),
     "consistency 1": ["search.consistency=1"],
     "consistency 6": ["search.consistency=6"],
+    "interpolated": ["search.interpolated=yes"],
 }
 
 
@@ -95,8 +96,8 @@ def trained(given: argparse.Namespace, folder: Path, job: dict[str, Any]) -> dic
     from real_objective import robust_accuracy
 
     from hpo.doors.objective import Measurement, Trial
-    from hpo.objectives.robust_accuracy import BASELINE_WEIGHTS
     from hpo.study_file.reading import load_spec
+    from hpo.vision.training.checkpoints import BASELINE_WEIGHTS
 
     seed = job["seed"]
     common = [*overrides(given, seed, job["epochs"]), f"data.split_seed={seed}", *RECIPE]

@@ -15,7 +15,7 @@ from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, 
 from hpo.doors.parameters import Params
 from hpo.doors.perturbation import AdaptivePerturbation
 from hpo.doors.registry import code_of
-from hpo.errors import MachineError, WeightsError
+from hpo.errors import MachineError
 from hpo.search.kept_files import WEIGHTS_FILE
 from hpo.search.provenance import made_by
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
@@ -28,24 +28,26 @@ from hpo.vision.classifier import Classifier, Weights, build_network, fingerprin
 from hpo.vision.data.disk import data_root
 from hpo.vision.data.images import load_images
 from hpo.vision.device import Compute, choose_compute
+from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.memory import device_errors
-from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set
+from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set, evaluate
 from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.checkpoints import (
+    BASELINE_WEIGHTS,
+    baseline_weights,
     checkpoint_as_bytes,
     checkpoint_from_bytes,
     copied_aside,
     weights_as_bytes,
-    weights_from_bytes,
 )
 from hpo.vision.training.head import fitted_head
+from hpo.vision.training.interpolation import interpolate
 from hpo.vision.training.loop import EpochResult, Training, fine_tune
 from hpo.vision.training.recipe import Recipe, recipe_of
 from hpo.workers.machine import may_have_gpu
 from hpo.workers.memory import check_memory
 
-BASELINE_WEIGHTS = "baseline.safetensors"
 FITTED_HEAD = "fitted-head.safetensors"
 UNFROZEN: Params = {"frozen_layers": 0}
 
@@ -105,14 +107,17 @@ class RobustAccuracy(Objective):
         the baseline leaves what other trials of this study need of it.
         """
         with device_errors(MachineError):  # what is built here is as large whatever the parameters
+            plain = baseline_weights(self.store) if trial.params.get("interpolated") == "yes" else {}
             network = self.network(trial.params, self.initial_weights(trial.params), trial.seed)
             training = Training(network, self.recipe(trial), self.compute)
             measured = self._resume(training, trial)
             images, evaluation = self._images(trial), self._evaluation(trial)
         with device_errors(MemoryError):
             for trained in fine_tune(training, images, evaluation):
-                made = self._against_itself(trained, training.averaged, trial)
-                result = replace(trained, accuracies=self._accuracies(trained, training.averaged, made))
+                ends = plain and trained.epoch == trial.steps and not trained.diverged
+                mixed = self._interpolated(training, plain, trained, trial) if ends else trained
+                made = self._against_itself(mixed, training.averaged, trial)
+                result = replace(mixed, accuracies=self._accuracies(mixed, training.averaged, made))
                 measured.append({name: accuracy.fraction for name, accuracy in result.accuracies.items()})
                 yield self._measurement(result, training, trial, measured)
         if trial.baseline and trial.split == "tuning" and self.spec.waits_for_baseline:
@@ -136,22 +141,7 @@ class RobustAccuracy(Objective):
         return lambda: checkpoint_as_bytes(copies(), header)
 
     def initial_weights(self, params: Params) -> Weights:
-        return self._pretrained_with_head if params["initial_weights"] == "pretrained" else self._baseline_weights()
-
-    def _baseline_weights(self) -> Weights:
-        content = self.store.read(BASELINE_WEIGHTS)
-        if content is None:
-            raise WeightsError(
-                f"{self.store.location}/{BASELINE_WEIGHTS} (what the baseline learned) cannot be found from this "
-                "machine; set HPO_ARTIFACTS to a folder or bucket that all workers share"
-            )
-        weights = weights_from_bytes(content)
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise WeightsError(
-                f"{self.store.location}/{BASELINE_WEIGHTS}: the baseline's training diverged, so nothing can start "
-                "from it or be chosen against it; submit the study anew with a lower default of search.learning_rate"
-            )
-        return weights
+        return self._pretrained_with_head if params["initial_weights"] == "pretrained" else baseline_weights(self.store)
 
     @cached_property
     def _pretrained_with_head(self) -> Weights:
@@ -222,7 +212,7 @@ class RobustAccuracy(Objective):
             self.compute,
             self.spec.identity() | self._fingerprints,
             made_by(self.spec, self._fingerprints) | {"device": self.compute.description},
-            self._baseline_weights,
+            partial(baseline_weights, self.store),
             partial(self.network, UNFROZEN),
             self._lock("adversarial"),
             self.say,
@@ -241,6 +231,19 @@ class RobustAccuracy(Objective):
         chosen = against("self", self.settings.perturbations)
         chosen += against("baseline", self.settings.perturbations) if trial.baseline else []
         return against_itself(network, chosen, getattr(self.images, trial.split), self.compute)
+
+    def _interpolated(self, training: Training, plain: Weights, result: EpochResult, trial: Trial) -> EpochResult:
+        """The share is chosen on tuning images, whichever score the trial."""
+
+        def score(found: Mapping[str, Accuracy]) -> float:
+            return self.settings.score({name: accuracy.fraction for name, accuracy in found.items()})
+
+        tuning = self._evaluation(replace(trial, split="tuning"))
+        build = partial(self.network, UNFROZEN)
+        share, found = interpolate(training, plain, self.training_images, build, tuning, score)
+        if trial.split != "tuning":
+            found = evaluate(Inference(training.averaged, self.compute), self._evaluation(trial))
+        return replace(result, accuracies=found, interpolated_share=share)
 
     def _accuracies(
         self, result: EpochResult, network: Classifier, made: Mapping[str, AgainstItself]
@@ -270,6 +273,7 @@ class RobustAccuracy(Objective):
                 "images": images,
                 **({"images_of": images_of} if images_of else {}),
                 "diverged": result.diverged,
+                **({} if (share := result.interpolated_share) is None else {"interpolated_share": share}),
                 "images_per_second": round(result.images_per_second, 1),
                 "device": self.compute.description,
                 "made_by": {

@@ -147,7 +147,7 @@ class ImageSpec(Spec):
     @property
     def waits_for_baseline(self) -> bool:
         made = against("baseline", [*self.objective.perturbations, *self.training_perturbations])
-        return self.search.may_start_from_baseline or bool(made)
+        return self.search.may_need_baseline or bool(made)
 
     @property
     def training_perturbations(self) -> list[Perturbation]:

@@ -141,6 +141,16 @@ PARAMETERS = {
             help="Weight of the Jensen-Shannon divergence between what is said of a perturbed image and of the same "
             "one unperturbed; 0 (none) where it is left out. Above 0, training takes twice as long.",
         ),
+        Row(
+            "interpolated",
+            "word",
+            plain=None,
+            good="no",
+            words=("no", "yes"),
+            baseline="no",
+            help="Whether a trial ends with a mean of the baseline's weights and its own, also of frozen layers: that "
+            "of 0.2, 0.4, 0.6, 0.8 or 1 of its own which scores best; `no` where it is left out.",
+        ),
     )
 }
 """All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
@@ -178,9 +188,9 @@ class ImageSearchSection(SearchSection):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
-    def may_start_from_baseline(self) -> bool:
+    def may_need_baseline(self) -> bool:
         """Whether a trial may need the weights that the baseline trial learned."""
-        return "baseline" in self.values("initial_weights")
+        return "baseline" in self.values("initial_weights") or "yes" in self.values("interpolated")
 
 
 if TYPE_CHECKING:

@@ -41,13 +41,16 @@ LAST_RATE = 0.3
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Results of an epoch. epoch: from 1; loss: mean of the training images; accuracies: by condition, clean first."""
+    """Results of an epoch. epoch: from 1; loss: mean of the training images; accuracies: by condition, clean first;
+    interpolated_share: if they are those of weights mixed with others at the end, the share of this training's.
+    """
 
     epoch: int
     loss: float
     accuracies: dict[str, Accuracy]
     images_per_second: float
     seconds: float
+    interpolated_share: float | None = None
 
     @property
     def diverged(self) -> bool:
@@ -144,7 +147,7 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
     twins = recipe.consistency > 0
     batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed, victim, twins)
     features = embedded(tuning, training.frozen_part)
-    some_features = _some_features(training, images)
+    some_features = features_for_batch_norms(training, images, training.frozen_part) if recipe.averages else []
     scored = Inference(training.averaged.trainable_part if features else training.averaged, compute)
     upcoming = _begun(batches, training.epochs_done + 1, training)
     try:
@@ -192,15 +195,13 @@ def _train_epoch(training: Training, batches: Iterable[Batch], epoch: int, updat
             average.take()
 
 
-def _some_features(training: Training, images: TrainingImages) -> list[Tensor]:
+def features_for_batch_norms(training: Training, images: TrainingImages, frozen_part: Inference) -> list[Tensor]:
     """Features of BATCH_NORM_IMAGES augmented images, in batches as large as for scoring, to measure BatchNorm's
-    statistics for averaged weights; empty without averaging. Cloned, since slices would keep the whole batch alive.
-    None is perturbed against the network itself: a resumed training would take those of another time.
+    statistics for averaged weights. Cloned, since slices would keep the whole batch alive. None is perturbed against
+    the network itself: a resumed training would take those of another time.
     """
     recipe = training.recipe
-    if not recipe.averages:
-        return []
-    batches = Batches(images, recipe.augmentation.without_itself, training.frozen_part, recipe.seed)
+    batches = Batches(images, recipe.augmentation.without_itself, frozen_part, recipe.seed)
     size = training.network.normalise.size
     at_once = min(BATCH_NORM_IMAGES, training.compute.images_scored_at_once(size))
     prepared = batches.of_epoch(1, at_once, training.portions)
