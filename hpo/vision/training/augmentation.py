@@ -1,9 +1,10 @@
-"""Training-time augmentation of a whole batch: flip, shifted crop, and perturbations at one strength.
+"""Training-time augmentation of a whole batch: flip, shifted crop, TrivialAugment where a study asks for it, and
+perturbations at one strength.
 
-Flip and crop belong to ordinary fine-tuning and are the same in every trial, so that any gain over the baseline is due
-to the perturbations. A share of the images, by default half, gets one perturbation each, with a severity drawn between
-0 and `strength` times twice the perturbation's own: a fixed severity would be overfitted, and robustness to one kind of
-perturbation does not transfer to another.
+All but the perturbations belong to ordinary fine-tuning and are the same in every trial, so that any gain over the
+baseline is due to the perturbations. A share of the images, by default half, gets one perturbation each, with a
+severity drawn between 0 and `strength` times twice the perturbation's own: a fixed severity would be overfitted, and
+robustness to one kind of perturbation does not transfer to another.
 
 The operations are planned on the CPU, for all images of a call at once, and executed on the device that holds the
 images; that way nothing has to wait for a GPU to find out how many images get a perturbation.
@@ -21,6 +22,7 @@ from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
 from hpo.vision.device import upload
 from hpo.vision.random_bits import derive_keys, uniform
 from hpo.vision.training.patches import draw_patches, inside
+from hpo.vision.training.trivial_augment import draw_operations, trivially_augmented
 
 SEVERITY_AT_FULL_STRENGTH = 2.0
 """Largest severity at strength 1, as a multiple of the perturbation's own."""
@@ -35,8 +37,8 @@ class Plan:
 
     order: int64 (n,), the image at each position; back: int64 (n,), the inverse; geometry: float32 (n, 3), random draws
     for shifts and flip; keys: int64 (n,), and severities: float32 (n,), for the perturbations; patches: float32 (n, 4),
-    see `draw_patches`, or None for whole images; these four are in the new order. counts: number of images for each
-    perturbation.
+    see `draw_patches`, or None for whole images; operations: float32 (n, 3), see `draw_operations`, or None for none;
+    these five are in the new order. counts: number of images for each perturbation.
     """
 
     order: Tensor
@@ -45,11 +47,12 @@ class Plan:
     keys: Tensor
     severities: Tensor
     patches: Tensor | None
+    operations: Tensor | None
     counts: tuple[int, ...]
 
     @property
     def unperturbed(self) -> "Plan":
-        """The same flips and crops, and no perturbation."""
+        """The same without perturbations."""
         return replace(self, counts=())
 
 
@@ -59,7 +62,7 @@ class Chosen:
 
     positions: int64 (n,), among the images, on the CPU; the others are on the images' device: pixels: float32
     (n, 3, height, width) in [0, 1], flipped and cropped; keys: int64 (n,); severities: float32 (n,); move: flips and
-    crops other versions of them, uint8 (n, height, width, 3), in the same way.
+    crops other versions of them, uint8 (n, height, width, 3), in the same way, with the same TrivialAugment.
     """
 
     positions: Tensor
@@ -86,6 +89,8 @@ class Augmentation:
     """The smallest fraction of such an image that is perturbed; its patch has between this and all of the area."""
     severity_draw: str = "uniform"
     """How severities are drawn between 0 and the largest: "uniform", or "beta" for Beta(2, 5)."""
+    trivial_augment: bool = False
+    """Whether all images first get one of TrivialAugment's operations."""
 
     @property
     def perturbs(self) -> bool:
@@ -136,7 +141,8 @@ class Augmentation:
         patches = None
         if self.perturbed_area < 1:
             patches = draw_patches(derive_keys(keys, "patch"), self.perturbed_area)[order]
-        return Plan(order, order.argsort(), geometry, perturbation_keys, severities, patches, tuple(counts))
+        operations = draw_operations(derive_keys(keys, "operation"))[order] if self.trivial_augment else None
+        return Plan(order, order.argsort(), geometry, perturbation_keys, severities, patches, operations, tuple(counts))
 
     def apply(self, images: Tensor, plan: Plan, by_gradient: ByGradient | None = None) -> Tensor:
         """As `__call__`, with a plan made before; never waits for the images' device, unless what perturbs by gradient
@@ -144,8 +150,10 @@ class Augmentation:
         """
         device = images.device
         geometry = upload(plan.geometry, device)
-        shifted = self._flip_and_crop(images, upload(plan.order, device), geometry)
-        by_row = shifted.float().div_(255)
+        moved = self._flip_and_crop(images, upload(plan.order, device), geometry)
+        if plan.operations is not None:
+            moved = trivially_augmented(moved, plan.operations)
+        by_row = moved.float().div_(255)
         if sum(plan.counts):
             pixels, keys, severities = (
                 by_row.permute(0, 3, 1, 2),
@@ -157,7 +165,8 @@ class Augmentation:
                 if mine.start == mine.stop:
                     continue  # a member need not know how to perturb no image at all
                 if by_gradient and isinstance(perturbation, AdaptivePerturbation):
-                    move = partial(self._move, draws=geometry[mine])
+                    operations = None if plan.operations is None else plan.operations[mine]
+                    move = partial(self._move, draws=geometry[mine], operations=operations)
                     some = Chosen(plan.order[mine], pixels[mine], keys[mine], severities[mine], move)
                     perturbed = by_gradient(perturbation, some)
                 else:
@@ -167,9 +176,11 @@ class Augmentation:
                 pixels[mine] = perturbed
         return by_row.index_select(0, upload(plan.back, device)).permute(0, 3, 1, 2)
 
-    def _move(self, images: Tensor, draws: Tensor) -> Tensor:
-        order = torch.arange(len(images), device=images.device)
-        return self._flip_and_crop(images, order, draws).permute(0, 3, 1, 2).float().div_(255)
+    def _move(self, images: Tensor, draws: Tensor, operations: Tensor | None) -> Tensor:
+        moved = self._flip_and_crop(images, torch.arange(len(images), device=images.device), draws)
+        if operations is not None:
+            moved = trivially_augmented(moved, operations)
+        return moved.permute(0, 3, 1, 2).float().div_(255)
 
     def _flip_and_crop(self, images: Tensor, order: Tensor, draws: Tensor) -> Tensor:
         _, height, width, _ = images.shape

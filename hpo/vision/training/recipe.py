@@ -39,6 +39,7 @@ def recipe_of(spec: ImageSpec, params: Params, epochs: int, seed: int, averages:
         perturbed_share=float(values["perturbed_share"]),
         perturbed_area=float(values["perturbed_area"]),
         severity_draw=str(values["severity_draw"]),
+        trivial_augment=training.trivial_augment,
     )
     return Recipe(
         epochs=epochs,
