@@ -7,11 +7,13 @@ import pytest
 import torch
 from support.studies import make_spec
 from test_objective import DATA, PARAMS, made
-from test_step import results, start, training_images, tuning_images
+from test_step import FP32, results, start, training_images, tuning_images
 
 from hpo.doors.objective import Trial
 from hpo.errors import WeightsError
 from hpo.vision.classifier import build_network, fingerprint
+from hpo.vision.inference import Inference
+from hpo.vision.scoring import evaluate
 from hpo.vision.training.checkpoints import weights_from_bytes
 from hpo.vision.training.interpolation import SHARES, interpolate
 
@@ -26,10 +28,11 @@ def test_the_mixture_that_scores_best_is_kept_with_statistics_of_its_own(best: f
     plain = build(weights={}).module.state_dict()
     plain = {name: tensor + 0.1 if tensor.is_floating_point() else tensor for name, tensor in plain.items()}
     own = {name: tensor.clone() for name, tensor in training.averaged.module.state_dict().items()}
-    scores = iter(float(share == best) for share in SHARES)
-    images = training_images()
+    scores = iter(float(share == best) for share in (1, *SHARES))
+    images, tuning = training_images(), tuning_images()
+    scored = evaluate(Inference(training.averaged, FP32), tuning)
     share, found = interpolate(
-        training, plain, images, lambda weights: build(weights=weights), tuning_images(), lambda _: next(scores)
+        training, scored, plain, images, lambda weights: build(weights=weights), tuning, lambda _: next(scores)
     )
     assert share == best
     assert list(found) == ["clean", "noisy"]
@@ -61,7 +64,7 @@ def test_a_trial_ends_between_the_baseline_and_itself(
     first, last = objective.run(Trial(2, params, seed=0, steps=2))
     assert first.parts == alone[0].parts
     assert "interpolated_share" not in first.attributes
-    assert last.attributes["interpolated_share"] in SHARES
+    assert last.attributes["interpolated_share"] in (1, *SHARES)
     assert last.score >= alone[-1].score
     weights = weights_from_bytes(last.keep()["weights.safetensors"])
     trial = Trial(3, params, seed=0, steps=2, split="test")

@@ -235,14 +235,14 @@ class RobustAccuracy(Objective):
     def _interpolated(self, training: Training, plain: Weights, result: EpochResult, trial: Trial) -> EpochResult:
         """The share is chosen on tuning images, whichever score the trial."""
 
-        def score(found: Mapping[str, Accuracy]) -> float:
-            return self.settings.score({name: accuracy.fraction for name, accuracy in found.items()})
+        def evaluated(images: EvaluationSet) -> dict[str, Accuracy]:
+            return evaluate(Inference(training.averaged, self.compute), images)
 
-        tuning = self._evaluation(replace(trial, split="tuning"))
-        build = partial(self.network, UNFROZEN)
-        share, found = interpolate(training, plain, self.training_images, build, tuning, score)
-        if trial.split != "tuning":
-            found = evaluate(Inference(training.averaged, self.compute), self._evaluation(trial))
+        tuning, is_tuned_on = self._evaluation(replace(trial, split="tuning")), trial.split == "tuning"
+        own, build = result.accuracies if is_tuned_on else evaluated(tuning), partial(self.network, UNFROZEN)
+        share, found = interpolate(training, own, plain, self.training_images, build, tuning, self.settings.score)
+        if not is_tuned_on:
+            found = result.accuracies if share == 1 else evaluated(self._evaluation(trial))
         return replace(result, accuracies=found, interpolated_share=share)
 
     def _accuracies(

@@ -13,20 +13,22 @@ from hpo.vision.training.averaging import measure_batch_norms
 from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.loop import Training, features_for_batch_norms
 
-SHARES = (0.2, 0.4, 0.6, 0.8, 1.0)
-"""Of the robust training's weights; the rest is the plain one's."""
+SHARES = (0.2, 0.4, 0.6, 0.8)
+"""Of the robust training's weights, beside all; the rest is the plain one's."""
 
 
 def interpolate(
     training: Training,
+    accuracies: dict[str, Accuracy],
     plain: Weights,
     images: TrainingImages,
     build: Callable[[Weights], Classifier],
     tuning: EvaluationSet,
-    score: Callable[[Mapping[str, Accuracy]], float],
+    score: Callable[[Mapping[str, float]], float],
 ) -> tuple[float, dict[str, Accuracy]]:
     """Scores a training's weights mixed with `plain` on the tuning images, and makes the best `training.averaged`; its
-    share, and its accuracies. build: a network with these weights, of which no unit is frozen.
+    share, 1 if nothing is gained, and its accuracies. accuracies: those of the training's own weights; build: a network
+    with these weights, of which no unit is frozen; score: of accuracies by condition, 0 to 1.
 
     All units are mixed, frozen ones too: theirs are the initial weights, where `plain` may have learned others.
     BatchNorm's statistics are measured anew for each mixture, on training images augmented as in the training.
@@ -34,15 +36,14 @@ def interpolate(
     own = {name: tensor.cpu() for name, tensor in training.averaged.module.state_dict().items()}
     frozen_part = Inference(build(plain).frozen_part, training.compute)
     features = features_for_batch_norms(training, images, frozen_part)
-    mixtures = []
+    mixtures = [(1.0, accuracies, training.averaged)]
     for share in SHARES:
-        network = training.averaged
-        if share < 1:
-            network = build({name: _between(plain[name], tensor, share) for name, tensor in own.items()})
-            network = network.to(training.compute.device)
-            measure_batch_norms(network.trainable_part, features, training.compute)
+        network = build({name: _between(plain[name], tensor, share) for name, tensor in own.items()})
+        network = network.to(training.compute.device)
+        measure_batch_norms(network.trainable_part, features, training.compute)
         mixtures.append((share, evaluate(Inference(network, training.compute), tuning), network))
-    share, found, training.averaged = max(mixtures, key=lambda mixture: (score(mixture[1]), mixture[0]))
+    scores = [score({name: each.fraction for name, each in found.items()}) for _, found, _ in mixtures]
+    share, found, training.averaged = mixtures[scores.index(max(scores))]
     return share, found
 
 
