@@ -10,8 +10,10 @@ from test_augmentation import images
 from test_step import Watched
 from torchvision.transforms.v2 import TrivialAugmentWide
 
-from hpo.vision.training.augmentation import Augmentation
-from hpo.vision.training.trivial_augment import LEVELS, OPERATIONS, draw_operations, trivially_augmented
+from hpo.doors.perturbation import PERTURBATIONS as DOOR
+from hpo.doors.perturbation import AdaptivePerturbation
+from hpo.vision.training.augmentation import Augmentation, Chosen
+from hpo.vision.training.trivial_augment import LEVELS, OPERATIONS, by_operation, draw_operations
 
 THEIRS = TrivialAugmentWide()
 
@@ -30,7 +32,7 @@ def test_each_operation_is_torchvisions(number: int) -> None:
     pixels = blurred(len(settings), 24, 20)
     pixels[0] = 77  # of one colour
     drawn = torch.tensor([[number, level / (LEVELS - 1), sign] for level, sign in settings])
-    ours = trivially_augmented(pixels, drawn)
+    ours = by_operation(drawn)(pixels)
     magnitude = magnitudes(LEVELS, 24, 20)
     for image, made, (level, sign) in zip(pixels, ours, settings, strict=True):
         strength = 0.0 if magnitude is None else float(magnitude[level]) * (sign if signed else 1)
@@ -46,8 +48,7 @@ def test_each_operation_is_torchvisions(number: int) -> None:
 
 
 def test_operations_levels_and_signs_are_drawn_evenly_and_an_image_is_changed_alike_in_any_batch() -> None:
-    drawn = draw_operations(torch.arange(14_000))
-    which, level, sign = drawn.unbind(1)
+    which, level, sign = draw_operations(torch.arange(14_000)).drawn.unbind(1)
     assert which.long().bincount().tolist() == pytest.approx([1000] * 14, abs=120)
     assert (level * 30).round().long().bincount().tolist() == pytest.approx([14_000 / 31] * 31, abs=90)
     assert sign.mean().item() == pytest.approx(0, abs=0.03)
@@ -65,12 +66,23 @@ def test_nothing_is_read_from_the_device() -> None:
     augment = Augmentation(0.0, [], True, trivial_augment=True)
     plan = augment.plan(keys, 0, 1)
     assert plan.operations is not None
-    order = plan.operations[:, 0].long()
-    assert len(order.unique()) == len(OPERATIONS)
-    for number, operation in enumerate(OPERATIONS):
-        levels = plan.operations[order == number, 1:].view(-1, 2, 1, 1, 1).unbind(1)
-        with Watched():
-            operation(pixels[: len(levels[0])], *levels)
+    assert all(plan.operations.counts)
+    with Watched():
+        augment.apply(pixels, plan)
+
+
+def test_what_is_chosen_by_gradient_is_augmented_as_its_image() -> None:
+    pixels, keys = images(60)
+    noise = DOOR.find("adversarial-noise").model_validate({"name": "adversarial-noise", "weight": 1.0})
+    augment = Augmentation(1.0, [noise], True, trivial_augment=True)
+    seen = []
+
+    def by_gradient(perturbation: AdaptivePerturbation, some: Chosen) -> torch.Tensor:
+        seen.append(torch.equal(some.move(pixels[some.positions]), some.pixels))
+        return some.pixels
+
+    augment.apply(pixels, augment.plan(keys, 0, 1), by_gradient)
+    assert seen == [True]
 
 
 def test_a_study_without_it_is_what_it_was() -> None:

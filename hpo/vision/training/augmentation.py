@@ -22,7 +22,7 @@ from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
 from hpo.vision.device import upload
 from hpo.vision.random_bits import derive_keys, uniform
 from hpo.vision.training.patches import draw_patches, inside
-from hpo.vision.training.trivial_augment import draw_operations, trivially_augmented
+from hpo.vision.training.trivial_augment import Operations, draw_operations
 
 SEVERITY_AT_FULL_STRENGTH = 2.0
 """Largest severity at strength 1, as a multiple of the perturbation's own."""
@@ -37,8 +37,8 @@ class Plan:
 
     order: int64 (n,), the image at each position; back: int64 (n,), the inverse; geometry: float32 (n, 3), random draws
     for shifts and flip; keys: int64 (n,), and severities: float32 (n,), for the perturbations; patches: float32 (n, 4),
-    see `draw_patches`, or None for whole images; operations: float32 (n, 3), see `draw_operations`, or None for none;
-    these five are in the new order. counts: number of images for each perturbation.
+    see `draw_patches`, or None for whole images; operations: of TrivialAugment, if it is on; these five are in the new
+    order. counts: number of images for each perturbation.
     """
 
     order: Tensor
@@ -47,7 +47,7 @@ class Plan:
     keys: Tensor
     severities: Tensor
     patches: Tensor | None
-    operations: Tensor | None
+    operations: Operations | None
     counts: tuple[int, ...]
 
     @property
@@ -141,7 +141,7 @@ class Augmentation:
         patches = None
         if self.perturbed_area < 1:
             patches = draw_patches(derive_keys(keys, "patch"), self.perturbed_area)[order]
-        operations = draw_operations(derive_keys(keys, "operation"))[order] if self.trivial_augment else None
+        operations = draw_operations(derive_keys(keys, "operation")[order]) if self.trivial_augment else None
         return Plan(order, order.argsort(), geometry, perturbation_keys, severities, patches, operations, tuple(counts))
 
     def apply(self, images: Tensor, plan: Plan, by_gradient: ByGradient | None = None) -> Tensor:
@@ -151,8 +151,8 @@ class Augmentation:
         device = images.device
         geometry = upload(plan.geometry, device)
         moved = self._flip_and_crop(images, upload(plan.order, device), geometry)
-        if plan.operations is not None:
-            moved = trivially_augmented(moved, plan.operations)
+        if plan.operations:
+            moved = plan.operations(moved)
         by_row = moved.float().div_(255)
         if sum(plan.counts):
             pixels, keys, severities = (
@@ -165,7 +165,7 @@ class Augmentation:
                 if mine.start == mine.stop:
                     continue  # a member need not know how to perturb no image at all
                 if by_gradient and isinstance(perturbation, AdaptivePerturbation):
-                    operations = None if plan.operations is None else plan.operations[mine]
+                    operations = plan.operations.of(mine) if plan.operations else None
                     move = partial(self._move, draws=geometry[mine], operations=operations)
                     some = Chosen(plan.order[mine], pixels[mine], keys[mine], severities[mine], move)
                     perturbed = by_gradient(perturbation, some)
@@ -176,10 +176,10 @@ class Augmentation:
                 pixels[mine] = perturbed
         return by_row.index_select(0, upload(plan.back, device)).permute(0, 3, 1, 2)
 
-    def _move(self, images: Tensor, draws: Tensor, operations: Tensor | None) -> Tensor:
+    def _move(self, images: Tensor, draws: Tensor, operations: Operations | None) -> Tensor:
         moved = self._flip_and_crop(images, torch.arange(len(images), device=images.device), draws)
-        if operations is not None:
-            moved = trivially_augmented(moved, operations)
+        if operations:
+            moved = operations(moved)
         return moved.permute(0, 3, 1, 2).float().div_(255)
 
     def _flip_and_crop(self, images: Tensor, order: Tensor, draws: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ grouped by operation, so that a batch takes a few operations on tensors, whateve
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,26 +23,47 @@ LARGEST_ANGLE = 135
 GREY = (0.2989, 0.587, 0.114)
 
 
-def draw_operations(keys: Tensor) -> Tensor:
-    """float32 (n, 3), from keys, int64 (n,): the number of an image's operation; its level, 0 to 1; and 1 or -1."""
+@dataclass(frozen=True)
+class Operations:
+    """What n images get; all tensors are on the CPU. drawn: float32 (n, 3), the number of an image's operation, its
+    level, 0 to 1, and 1 or -1; order: int64 (n,), the image at each position, by operation; back: int64 (n,), the
+    inverse; counts: number of images for each operation.
+    """
+
+    drawn: Tensor
+    order: Tensor
+    back: Tensor
+    counts: tuple[int, ...]
+
+    def of(self, some: slice) -> "Operations":
+        """Those of some of the images."""
+        return by_operation(self.drawn[some])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """These images, uint8 (n, height, width, 3) on any device, augmented; never waits for the device."""
+        device = images.device
+        groups = images.index_select(0, upload(self.order, device)).split(self.counts)
+        settings = upload(self.drawn[self.order, 1:], device).split(self.counts)
+        augmented = [
+            operation(some, *levels.view(-1, 2, 1, 1, 1).unbind(1)) if len(some) else some
+            for operation, some, levels in zip(OPERATIONS, groups, settings, strict=True)
+        ]
+        return torch.cat(augmented).index_select(0, upload(self.back, device))
+
+
+def draw_operations(keys: Tensor) -> Operations:
+    """From keys, int64 (n,)."""
     which, level, sign = uniform(keys, 3).unbind(1)
     level = (level * LEVELS).floor().clamp(max=LEVELS - 1) / (LEVELS - 1)
     which = (which * len(OPERATIONS)).floor().clamp(max=len(OPERATIONS) - 1)
-    return torch.stack([which, level, torch.where(sign < 0.5, -1.0, 1.0)], dim=1)
+    return by_operation(torch.stack([which, level, torch.where(sign < 0.5, -1.0, 1.0)], dim=1))
 
 
-def trivially_augmented(images: Tensor, operations: Tensor) -> Tensor:
-    """Images, uint8 (n, height, width, 3) on any device; operations: as drawn, on the CPU."""
-    which = operations[:, 0].long()
+def by_operation(drawn: Tensor) -> Operations:
+    """drawn: see `Operations`."""
+    which = drawn[:, 0].long()
     order = which.argsort(stable=True)
-    counts = which.bincount(minlength=len(OPERATIONS)).tolist()
-    groups = images.index_select(0, upload(order, images.device)).split(counts)
-    settings = upload(operations[order, 1:], images.device).split(counts)
-    augmented = [
-        operation(some, *levels.view(-1, 2, 1, 1, 1).unbind(1)) if len(some) else some
-        for operation, some, levels in zip(OPERATIONS, groups, settings, strict=True)
-    ]
-    return torch.cat(augmented).index_select(0, upload(order.argsort(), images.device))
+    return Operations(drawn, order, order.argsort(), tuple(which.bincount(minlength=len(OPERATIONS)).tolist()))
 
 
 # Each operation: images, uint8 (n, height, width, 3); level, 0 to 1, and sign, 1 or -1: float32 (n, 1, 1, 1).
