@@ -55,6 +55,7 @@ ARMS: dict[str, list[str]] = {
     "consistency 1": ["search.consistency=1"],
     "consistency 6": ["search.consistency=6"],
     "interpolated": ["search.interpolated=yes"],
+    "batch norm split": ["search.batch_norm=split"],
     "trivial": ["training.trivial_augment=true"],
     "baseline + trivial": ["training.trivial_augment=true"],
 }

@@ -131,8 +131,12 @@ def test_a_trial_is_trained_with_what_it_tries() -> None:
     augmentation = recipe_of(perturbed_share=0.9, perturbed_area=0.2, severity_draw="beta").augmentation
     assert (augmentation.perturbed_share, augmentation.perturbed_area, augmentation.severity_draw) == (0.9, 0.2, "beta")
     assert (plain.consistency, recipe_of(consistency=6).consistency) == (0, 6)
+    split = recipe_of(batch_norm="split", perturbed_share=0.3)
+    assert (split.splits_statistics, split.augmentation.perturbed_share) == (True, 0.6), "twins are unperturbed"
+    assert not plain.splits_statistics
     for without in ({"augmentation_strength": 0.0}, {"perturbed_share": 0.0}):
-        assert recipe_of(consistency=6, **without).consistency == 0, "twins of images that are not perturbed"
+        alone = recipe_of(consistency=6, batch_norm="split", **without)
+        assert not alone.has_twins, "of images that are not perturbed"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -26,7 +26,7 @@ from hpo.vision.scoring import EvaluationSet, evaluate
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.averaging import measure_batch_norms
 from hpo.vision.training.batches import Batches, TrainingImages
-from hpo.vision.training.loop import EpochResult, Training, fine_tune
+from hpo.vision.training.loop import EpochResult, Training, features_for_batch_norms, fine_tune
 from hpo.vision.training.optimizers import MOMENTUM
 from hpo.vision.training.recipe import Recipe
 from hpo.vision.training.step import jensen_shannon
@@ -73,12 +73,13 @@ def start(
     recorder: Any = None,
     epochs: int = 2,
     consistency: float = 0.0,
+    splits_statistics: bool = False,
     **augmented: Any,
 ) -> Training:
     network = build_network("resnet18", 5, {}, 32, frozen, seed=0)
     augmentation = Augmentation(1.0, PERTURBATIONS, horizontal_flip=True, **augmented)
     recipe = Recipe(epochs, BATCH, 0.05, 5e-4, 0.1, augmentation, seed=0, consistency=consistency)
-    return Training(network, recipe, compute, recorder)
+    return Training(network, replace(recipe, splits_statistics=splits_statistics), compute, recorder)
 
 
 def results(training: Training) -> list[tuple[float, dict[str, int]]]:
@@ -251,10 +252,10 @@ def recorded(fails: list[str] | None = None, **settings: Any) -> tuple[Training,
     return trainings[0], recorder.diary
 
 
-@pytest.mark.parametrize(("frozen", "consistency"), [(0, 0.0), (3, 0.0), (3, 6.0)])
-def test_replayed_training_gives_what_called_training_gives(frozen: int, consistency: float) -> None:
-    called = start(frozen=frozen, consistency=consistency)
-    training, diary = recorded(frozen=frozen, consistency=consistency)
+@pytest.mark.parametrize(("frozen", "more"), [(0, {}), (3, {}), (3, {"consistency": 6.0, "splits_statistics": True})])
+def test_replayed_training_gives_what_called_training_gives(frozen: int, more: dict[str, Any]) -> None:
+    called = start(frozen=frozen, **more)
+    training, diary = recorded(frozen=frozen, **more)
     assert results(training) == results(called)
     assert fingerprint(training.tensors()) == fingerprint(called.tensors())
     # 21 images: two whole batches an epoch, and a last one of five that is called
@@ -348,6 +349,39 @@ def test_consistency_is_added_to_the_loss_as_in_augmix() -> None:
         assert training.runner.step.loss_sum.item() == pytest.approx(BATCH * loss.item(), rel=1e-5)
         gradients = [some.network.module.conv1.weight.grad for some in (training, plain)]
         torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+def test_split_statistics_are_of_each_kind_alone_and_the_twins_are_kept(compute: Compute) -> None:
+    training, plain, clean = (start(compute, frozen=1, splits_statistics=split) for split in (True, False, False))
+    (images, labels), (twins, _) = ((each.repeat(1, 3, 1, 1)[:, :8], y) for each, y in (a_batch(0), a_batch(1)))
+    training.runner.step.rate.fill_(0.0)
+    with Watched():
+        training.runner.run(torch.cat([images, twins]), labels)
+    part = plain.network.trainable_part
+    losses = []
+    for some in (images, twins):
+        with compute.autocast():
+            losses.append(F.cross_entropy(part(some), labels, label_smoothing=0.1))
+    (sum(losses) / 2).backward()  # type: ignore[attr-defined]
+    assert training.runner.step.loss_sum.item() == pytest.approx(BATCH * sum(losses).item() / 2)  # type: ignore[attr-defined]
+    for ours, theirs in zip(training.network.trainable_part.parameters(), part.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    with compute.autocast():
+        clean.network.trainable_part(twins)
+    norms = [some.network.module.layer4[1].bn2 for some in (training, clean)]
+    assert torch.equal(norms[0].running_mean, norms[1].running_mean)
+    assert torch.equal(norms[0].running_var, norms[1].running_var)
+    assert norms[0].momentum == 0.1
+
+
+def test_statistics_for_averages_are_of_unperturbed_images_if_those_have_their_own() -> None:
+    for splits, strength in ((True, 0.0), (False, 1.0)):
+        training = start(splits_statistics=splits)
+        augmentation = replace(training.recipe.augmentation, strength=strength)
+        expected = Batches(training_images(), augmentation, training.frozen_part, 0).of_epoch(1, 250, training.portions)
+        measured = features_for_batch_norms(training, training_images(), training.frozen_part)
+        assert torch.equal(torch.cat(measured), next(expected)[0])
 
 
 def test_logits_far_apart_have_a_finite_divergence_and_gradient() -> None:

@@ -142,6 +142,16 @@ PARAMETERS = {
             "one unperturbed; 0 (none) where it is left out. Above 0, training takes twice as long.",
         ),
         Row(
+            "batch_norm",
+            "word",
+            plain=None,
+            good="shared",
+            words=("shared", "split"),
+            baseline="shared",
+            help="`split`: each training image comes unperturbed and perturbed, and each kind has BatchNorm statistics of "
+            "its own; the unperturbed ones' score. Training takes twice as long. `shared` where it is left out.",
+        ),
+        Row(
             "interpolated",
             "word",
             plain=None,
@@ -155,7 +165,7 @@ PARAMETERS = {
 }
 """All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
 
-OF_PERTURBED_IMAGES = ("perturbed_share", "perturbed_area", "severity_draw", "consistency")
+OF_PERTURBED_IMAGES = ("perturbed_share", "perturbed_area", "severity_draw", "consistency", "batch_norm")
 """Parameters that change nothing where no training image is perturbed."""
 
 SMALLEST_BATCH_ONCE = 1

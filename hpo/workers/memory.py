@@ -63,7 +63,8 @@ def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> i
         SHARE_IN_BF16 if cpu_multiplies_bf16() else 1
     )
     batch = batch_size if images is None else min(batch_size, images)
-    versions = 2 if any(spec.search.values("consistency")) else 1  # of each image, of which the other is its twin
+    has_twins = any(spec.search.values("consistency")) or "split" in spec.search.values("batch_norm")
+    versions = 2 if has_twins else 1
     return round(BASE_MIB + step * versions * batch * spec.model.input_size**2 / 2**20)
 
 
