@@ -148,8 +148,8 @@ PARAMETERS = {
             good="shared",
             words=("shared", "split"),
             baseline="shared",
-            help="`split`: each training image comes unperturbed and perturbed, and each kind has BatchNorm statistics of "
-            "its own; the unperturbed ones' score. Training takes twice as long. `shared` where it is left out.",
+            help="`split`: each training image comes unperturbed and perturbed, and each kind has BatchNorm statistics "
+            "of its own; the unperturbed ones' score. Training takes twice as long. `shared` where it is left out.",
         ),
         Row(
             "interpolated",
