@@ -1,12 +1,18 @@
 """Training-time augmentation: what strength means, and that it does not depend on the batch."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from support.perturbations import perturbations
 
-from hpo.vision.training.augmentation import Augmentation
+from hpo.doors.perturbation import PERTURBATIONS as DOOR
+from hpo.doors.perturbation import AdaptivePerturbation
+from hpo.vision.training.augmentation import Augmentation, Chosen
 
 PERTURBATIONS = perturbations(sigma=0.1, fraction=0.05)
 
@@ -18,10 +24,19 @@ def images(count: int, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
     return pixels, torch.arange(count, dtype=torch.int64)
 
 
-@given(st.floats(0, 1), st.booleans(), st.integers(2, 40), st.data())
+@given(
+    st.floats(0, 1),
+    st.booleans(),
+    st.integers(2, 40),
+    st.sampled_from([0.2, 0.7, 1.0]),
+    st.sampled_from(["uniform", "beta"]),
+    st.data(),
+)
 @settings(max_examples=40, deadline=None)
-def test_an_image_is_augmented_alike_in_any_batch(strength: float, flip: bool, count: int, data: st.DataObject) -> None:
-    augment = Augmentation(strength, PERTURBATIONS, flip)
+def test_an_image_is_augmented_alike_in_any_batch(
+    strength: float, flip: bool, count: int, area: float, draw: str, data: st.DataObject
+) -> None:
+    augment = Augmentation(strength, PERTURBATIONS, flip, perturbed_area=area, severity_draw=draw)
     pixels, keys = images(count)
     together = augment(pixels, keys, seed=1, epoch=2)
     assert together.shape == (count, 3, 16, 16)
@@ -65,3 +80,45 @@ def test_epochs_and_seeds_differ() -> None:
     first = augment(pixels, keys, seed=0, epoch=1)
     assert not torch.equal(first, augment(pixels, keys, seed=0, epoch=2))
     assert not torch.equal(first, augment(pixels, keys, seed=1, epoch=1))
+
+
+@pytest.mark.parametrize(("draw", "expected"), [("uniform", stats.uniform()), ("beta", stats.beta(2, 5))])
+def test_severities_are_drawn_as_is_said(draw: str, expected: Any) -> None:
+    plan = Augmentation(0.5, PERTURBATIONS, False, severity_draw=draw).plan(torch.arange(4000), seed=0, epoch=1)
+    noise, recoloured, _ = plan.severities.split([*plan.counts, 4000 - sum(plan.counts)])
+    shares = torch.cat([noise / 0.1, recoloured / 0.05])  # at half strength the largest severities are those scored
+    assert stats.kstest(shares, expected.cdf).pvalue > 0.01
+
+
+@pytest.mark.parametrize("smallest", [0.2, 0.8])
+@pytest.mark.parametrize("by_gradient", [False, True], ids=["noise", "chosen by gradient"])
+def test_a_perturbation_is_confined_to_a_rectangle(smallest: float, by_gradient: bool) -> None:
+    family = DOOR.find("adversarial-noise" if by_gradient else "gaussian-noise")
+    perturbation = family.model_validate({"name": family.__name__, "weight": 1.0, "sigma": 0.1})
+    pixels, keys = images(1500)
+    augment = Augmentation(1.0, [perturbation], True, perturbed_share=1.0, perturbed_area=smallest)
+    plan = augment.plan(keys, seed=0, epoch=1)
+    plain = replace(augment, strength=0.0)(pixels, keys, seed=0, epoch=1)
+    changed = (augment.apply(pixels, plan, _inverted) != plain).any(1)
+    rows, columns = changed.any(2), changed.any(1)
+    tall, wide = (_first_to_last(some) for some in (rows, columns))
+    if by_gradient:
+        assert torch.equal(changed.flatten(1).sum(1), tall * wide), "all of the rectangle"
+    share = (tall * wide / 256)[tall * wide > 0]
+    assert share.min() >= smallest - 0.1, "sides are whole numbers of pixels"
+    assert share.max() == 1
+    assert share.mean().item() == pytest.approx((1 + smallest) / 2, abs=0.02)
+    assert (wide > 1.5 * tall).any() == (tall > 1.5 * wide).any() == (smallest < 0.5)
+    middles = [(some.long().argmax(1) + length / 2).mean() for some, length in ((rows, tall), (columns, wide))]
+    assert [middle.item() for middle in middles] == pytest.approx([8, 8], abs=0.15)
+
+
+def _inverted(perturbation: AdaptivePerturbation, some: Chosen) -> torch.Tensor:
+    return 1 - some.pixels
+
+
+def _first_to_last(some: torch.Tensor) -> torch.Tensor:
+    """Of bool (n, positions): from the first true one to the last, int64 (n,)."""
+    positions = torch.arange(some.shape[1])
+    first = torch.where(some, positions, some.shape[1]).amin(1)
+    return (torch.where(some, positions, -1).amax(1) - first + 1).clamp(min=0)

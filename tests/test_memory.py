@@ -35,6 +35,8 @@ def test_what_a_worker_takes_grows_with_batches_images_and_network() -> None:
     vit = make_spec(model={"name": "vit_b_16", "weights": "none", "input_size": 32})
     assert worker_mib(vit, 16) > worker_mib(spec, 16) + 4000, "its weights alone, as often as a worker has them"
     assert max_mib(spec) < max_mib(large) == worker_mib(large, 64) > 20_000
+    compared = spec.model_copy(update={"search": spec.search.model_copy(update={"consistency": 6.0})})
+    assert worker_mib(compared, 32) == worker_mib(spec, 64), "each image has its twin"
     assert worker_mib(large, 512, images=48) == worker_mib(large, 48), "a batch holds no more than there are"
 
 

@@ -55,10 +55,10 @@ def test_every_value_within_the_bounds_is_taken_and_none_beyond(name: str, data:
 def test_every_parameter_is_drawn_from_what_the_file_says(name: str) -> None:
     row = PARAMETERS[name]
     if row.kind == "word":
-        spec = make_spec(search={name: {"choices": list(row.words)}})
+        spec = make_spec(search={"augmentation_strength": 1.0, name: {"choices": list(row.words)}})
         assert distributions(spec, given_params(spec, {}))[name].choices == row.words  # type: ignore[attr-defined]
     else:
-        low, high = (2, 4) if row.kind == "whole" else (0.1, 0.5)
+        low, high = (2, 4) if row.kind == "whole" else (0.2, 0.5)
         spec = make_spec(search={"augmentation_strength": 1.0, name: {"low": low, "high": high}})
         drawn = distributions(spec, given_params(spec, {}))[name]
         assert (drawn.low, drawn.high) == (low, high)  # type: ignore[attr-defined]
@@ -120,10 +120,23 @@ def recipe_of(**params: object) -> Recipe:
 def test_a_trial_is_trained_with_what_it_tries() -> None:
     plain = recipe_of()
     assert (plain.weight_decay, plain.label_smoothing, plain.optimizer) == (5e-4, 0.1, "sgd")
-    assert plain.augmentation.perturbed_share == 0.5
-    tried = recipe_of(weight_decay=0.01, label_smoothing=0.0, optimizer="adamw", perturbed_share=0.9)
+    augmentation = plain.augmentation
+    assert (augmentation.perturbed_share, augmentation.perturbed_area, augmentation.severity_draw) == (
+        0.5,
+        1,
+        "uniform",
+    )
+    tried = recipe_of(weight_decay=0.01, label_smoothing=0.0, optimizer="adamw")
     assert (tried.weight_decay, tried.label_smoothing, tried.optimizer) == (0.01, 0.0, "adamw")
-    assert tried.augmentation.perturbed_share == 0.9
+    augmentation = recipe_of(perturbed_share=0.9, perturbed_area=0.2, severity_draw="beta").augmentation
+    assert (augmentation.perturbed_share, augmentation.perturbed_area, augmentation.severity_draw) == (0.9, 0.2, "beta")
+    assert (plain.consistency, recipe_of(consistency=6).consistency) == (0, 6)
+    split = recipe_of(batch_norm="split", perturbed_share=0.3)
+    assert (split.splits_statistics, split.augmentation.perturbed_share) == (True, 0.6), "twins are unperturbed"
+    assert not plain.splits_statistics
+    for without in ({"augmentation_strength": 0.0}, {"perturbed_share": 0.0}):
+        alone = recipe_of(consistency=6, batch_norm="split", **without)
+        assert not alone.has_twins, "of images that are not perturbed"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -344,7 +344,7 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
         assert torch.equal(package.perturb(name, images, 0.0), images)
         assert perturbed.shape == images.shape
         assert 0 <= perturbed.min() <= perturbed.max() <= 1
-    with pytest.raises(InputError, match="installed here are: brightness, contrast"):
+    with pytest.raises(InputError, match="installed here are: adversarial-noise, adversarial-pixels"):
         package.perturb("frosted-glass", images, 0.2)
     for wrong in (images[0], images[:, :1], images.double(), images.numpy(), (images * 255).byte(), images * 2):
         with pytest.raises(InputError, match="images must"):

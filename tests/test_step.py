@@ -2,9 +2,11 @@
 depends on values. What needs a GPU itself is in benchmarks/gpu.py; here a recorder that runs what it has recorded.
 """
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from hpo.vision.scoring import EvaluationSet, evaluate
 from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.averaging import measure_batch_norms
 from hpo.vision.training.batches import Batches, TrainingImages
-from hpo.vision.training.loop import EpochResult, Training, fine_tune
+from hpo.vision.training.loop import EpochResult, Training, features_for_batch_norms, fine_tune
 from hpo.vision.training.optimizers import MOMENTUM
 from hpo.vision.training.recipe import Recipe
+from hpo.vision.training.step import jensen_shannon
 
 pytestmark = pytest.mark.usefixtures("narrow_resnets")
 PERTURBATIONS = perturbations(sigma=0.3, fraction=0.2)
@@ -64,10 +67,19 @@ def tuning_images(device: torch.device = CPU) -> EvaluationSet:
     return EvaluationSet({"clean": pixels, "noisy": pixels.flip(0)}, torch.from_numpy(images.labels).to(device))
 
 
-def start(compute: Compute = FP32, frozen: int = 0, recorder: Any = None, epochs: int = 2) -> Training:
+def start(
+    compute: Compute = FP32,
+    frozen: int = 0,
+    recorder: Any = None,
+    epochs: int = 2,
+    consistency: float = 0.0,
+    splits_statistics: bool = False,
+    **augmented: Any,
+) -> Training:
     network = build_network("resnet18", 5, {}, 32, frozen, seed=0)
-    augmentation = Augmentation(1.0, PERTURBATIONS, horizontal_flip=True)
-    return Training(network, Recipe(epochs, BATCH, 0.05, 5e-4, 0.1, augmentation, seed=0), compute, recorder)
+    augmentation = Augmentation(1.0, PERTURBATIONS, horizontal_flip=True, **augmented)
+    recipe = Recipe(epochs, BATCH, 0.05, 5e-4, 0.1, augmentation, seed=0, consistency=consistency)
+    return Training(network, replace(recipe, splits_statistics=splits_statistics), compute, recorder)
 
 
 def results(training: Training) -> list[tuple[float, dict[str, int]]]:
@@ -161,9 +173,11 @@ def an_epochs_work(training: Training, device: torch.device, watched: Callable[[
     return locals()
 
 
-@pytest.mark.parametrize("frozen", [0, 3])
-def test_an_epoch_reads_nothing_from_the_device_and_no_shape_in_it_depends_on_values(frozen: int) -> None:
-    an_epochs_work(start(frozen=frozen), CPU, Watched)
+@pytest.mark.parametrize(("frozen", "augmented"), [(0, {}), (3, {"perturbed_area": 0.3, "severity_draw": "beta"})])
+def test_an_epoch_reads_nothing_from_the_device_and_no_shape_in_it_depends_on_values(
+    frozen: int, augmented: dict[str, Any]
+) -> None:
+    an_epochs_work(start(frozen=frozen, **augmented), CPU, Watched)
 
 
 def test_the_watch_sees_what_it_should() -> None:
@@ -238,10 +252,10 @@ def recorded(fails: list[str] | None = None, **settings: Any) -> tuple[Training,
     return trainings[0], recorder.diary
 
 
-@pytest.mark.parametrize("frozen", [0, 3])
-def test_replayed_training_gives_what_called_training_gives(frozen: int) -> None:
-    called = start(frozen=frozen)
-    training, diary = recorded(frozen=frozen)
+@pytest.mark.parametrize(("frozen", "more"), [(0, {}), (3, {}), (3, {"consistency": 6.0, "splits_statistics": True})])
+def test_replayed_training_gives_what_called_training_gives(frozen: int, more: dict[str, Any]) -> None:
+    called = start(frozen=frozen, **more)
+    training, diary = recorded(frozen=frozen, **more)
     assert results(training) == results(called)
     assert fingerprint(training.tensors()) == fingerprint(called.tensors())
     # 21 images: two whole batches an epoch, and a last one of five that is called
@@ -300,13 +314,93 @@ def test_batches_do_not_depend_on_how_many_are_prepared_at_once() -> None:
             assert others.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_twins_are_flipped_and_cropped_as_their_images_and_not_perturbed() -> None:
+    images, training = training_images(), start(frozen=2)
+    augmentation, portions = training.recipe.augmentation, training.portions
+    plain = replace(augmentation, strength=0.0)
+    given, expected, unperturbed = (
+        list(Batches(images, each, training.frozen_part, seed=0, twins=twins).of_epoch(1, BATCH, portions))
+        for each, twins in ((augmentation, True), (augmentation, False), (plain, False))
+    )
+    for (features, labels), (first, right), (second, _) in zip(given, expected, unperturbed, strict=True):
+        assert torch.equal(features, torch.cat([first, second]))
+        assert torch.equal(labels, right)
+        assert features.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_consistency_is_added_to_the_loss_as_in_augmix() -> None:
+    training, plain = start(consistency=6.0), start()
+    images, labels = a_batch(0)
+    twins, _ = a_batch(1)
+    for some in (training, plain):
+        some.network.eval()
+        some.runner.step.rate.fill_(0.0)
+    logits, of_twins = (plain.network.trainable_part(each) for each in (images, twins))
+    probabilities = logits.softmax(1), of_twins.softmax(1)
+    mixture = ((probabilities[0] + probabilities[1]) / 2).log()
+    divergence = sum(F.kl_div(mixture, each, reduction="batchmean") for each in probabilities) / 2
+    loss = F.cross_entropy(logits, labels, label_smoothing=0.1) + 6 * divergence
+    loss.backward()
+    for micro_batch in (BATCH, 3):
+        training.portions.micro_batch = micro_batch
+        training.runner.step.loss_sum.zero_()
+        with Watched():
+            training.runner.step.run(torch.cat([images, twins]), labels)
+        assert training.runner.step.loss_sum.item() == pytest.approx(BATCH * loss.item(), rel=1e-5)
+        gradients = [some.network.module.conv1.weight.grad for some in (training, plain)]
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("compute", [FP32, BF16], ids=["fp32", "bf16"])
+def test_split_statistics_are_of_each_kind_alone_and_the_twins_are_kept(compute: Compute) -> None:
+    training, plain, clean = (start(compute, frozen=1, splits_statistics=split) for split in (True, False, False))
+    (images, labels), (twins, _) = ((each.repeat(1, 3, 1, 1)[:, :8], y) for each, y in (a_batch(0), a_batch(1)))
+    training.runner.step.rate.fill_(0.0)
+    with Watched():
+        training.runner.run(torch.cat([images, twins]), labels)
+    part = plain.network.trainable_part
+    losses = []
+    for some in (images, twins):
+        with compute.autocast():
+            losses.append(F.cross_entropy(part(some), labels, label_smoothing=0.1))
+    (sum(losses) / 2).backward()  # type: ignore[attr-defined]
+    assert training.runner.step.loss_sum.item() == pytest.approx(BATCH * sum(losses).item() / 2)  # type: ignore[attr-defined]
+    for ours, theirs in zip(training.network.trainable_part.parameters(), part.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    with compute.autocast():
+        clean.network.trainable_part(twins)
+    norms = [some.network.module.layer4[1].bn2 for some in (training, clean)]
+    assert torch.equal(norms[0].running_mean, norms[1].running_mean)
+    assert torch.equal(norms[0].running_var, norms[1].running_var)
+    assert norms[0].momentum == 0.1
+
+
+def test_statistics_for_averages_are_of_unperturbed_images_if_those_have_their_own() -> None:
+    for splits, strength in ((True, 0.0), (False, 1.0)):
+        training = start(splits_statistics=splits)
+        augmentation = replace(training.recipe.augmentation, strength=strength)
+        expected = Batches(training_images(), augmentation, training.frozen_part, 0).of_epoch(1, 250, training.portions)
+        measured = features_for_batch_norms(training, training_images(), training.frozen_part)
+        assert torch.equal(torch.cat(measured), next(expected)[0])
+
+
+def test_logits_far_apart_have_a_finite_divergence_and_gradient() -> None:
+    logits = torch.tensor([[500.0, -500.0]], requires_grad=True)
+    divergence = jensen_shannon(logits, -logits)
+    divergence.backward()
+    assert divergence.item() == pytest.approx(math.log(2))
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert jensen_shannon(logits, logits).item() == 0
+
+
 def test_batches_are_prepared_fewer_at_once_when_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
     images, training = training_images(), start()
     batches = Batches(images, training.recipe.augmentation, training.frozen_part, seed=0)
     expected = [features.clone() for features, _ in batches.of_epoch(1, BATCH, training.portions)]
     prepare = Batches._features
 
-    def short(self: Batches, chosen: Tensor, epoch: int) -> Tensor:
+    def short(self: Batches, chosen: Tensor, epoch: int) -> list[Tensor]:
         if len(chosen) > 8:
             raise MemoryError
         return prepare(self, chosen, epoch)

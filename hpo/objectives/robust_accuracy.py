@@ -16,7 +16,7 @@ from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, 
 from hpo.doors.parameters import Params
 from hpo.doors.perturbation import AdaptivePerturbation
 from hpo.doors.registry import code_of
-from hpo.errors import MachineError, WeightsError
+from hpo.errors import MachineError
 from hpo.search.kept_files import WEIGHTS_FILE
 from hpo.search.provenance import made_by
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
@@ -29,18 +29,20 @@ from hpo.vision.classifier import Classifier, Weights, build_network, fingerprin
 from hpo.vision.data.disk import data_root
 from hpo.vision.data.images import load_images
 from hpo.vision.device import Compute, choose_compute, threads
+from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.memory import device_errors
-from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set
+from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set, evaluate
 from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.checkpoints import (
+    baseline_weights,
     checkpoint_as_bytes,
     checkpoint_from_bytes,
     copied_aside,
     weights_as_bytes,
-    weights_from_bytes,
 )
 from hpo.vision.training.head import fitted_head
+from hpo.vision.training.interpolation import interpolate
 from hpo.vision.training.loop import EpochResult, Training, fine_tune
 from hpo.vision.training.recipe import Recipe, recipe_of
 from hpo.workers.machine import may_have_gpu
@@ -72,9 +74,8 @@ class RobustAccuracy(Objective):
         model = self.spec.model.name
         perturbations = [*self.settings.perturbations, *self.spec.training_perturbations]
         members = {p.name: type(p) for p in perturbations} | {model: family_of(model)}
-        codes = {name: code_of(member) for name, member in members.items()}
-        of_packages = {f"code of {name}": code for name, code in codes.items() if code is not None}
-        return {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained), **of_packages}
+        codes = {f"code of {name}": code for name, member in members.items() if (code := code_of(member)) is not None}
+        return {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained), **codes}
 
     def fingerprints(self) -> Mapping[str, str]:
         """Of the decoded images, the initial weights, and the code of installed perturbations and networks."""
@@ -103,14 +104,18 @@ class RobustAccuracy(Objective):
         the baseline leaves what other trials of this study need of it.
         """
         with device_errors(MachineError):  # what is built here is as large whatever the parameters
+            plain = baseline_weights(self.store) if trial.params.get("interpolated") == "yes" else {}
             network = self.network(trial.params, self.initial_weights(trial.params), trial.seed)
             training = Training(network, self.recipe(trial), self.compute)
             measured = self._resume(training, trial)
             images, evaluation = self._images(trial), self._evaluation(trial)
         with device_errors(MemoryError):
             for trained in fine_tune(training, images, evaluation):
-                made = self._against_itself(trained, training.averaged, trial)
-                result = replace(trained, accuracies=self._accuracies(trained, training.averaged, made))
+                result, made = trained, {}
+                if trained.epoch == trial.steps and not trained.diverged:
+                    result = self._interpolated(training, plain, trained, trial) if plain else trained
+                    made = self._against_itself(training.averaged, trial)
+                result = replace(result, accuracies=self._accuracies(result, training.averaged, made))
                 measured.append({name: accuracy.fraction for name, accuracy in result.accuracies.items()})
                 yield self._measurement(result, training, trial, measured)
         if trial.baseline and trial.split == "tuning" and self.spec.waits_for_baseline:
@@ -134,22 +139,7 @@ class RobustAccuracy(Objective):
         return lambda: checkpoint_as_bytes(copies(), header)
 
     def initial_weights(self, params: Params) -> Weights:
-        return self._pretrained_with_head if params["initial_weights"] == "pretrained" else self._baseline_weights()
-
-    def _baseline_weights(self) -> Weights:
-        content = self.store.read(BASELINE_WEIGHTS)
-        if content is None:
-            raise WeightsError(
-                f"{self.store.location}/{BASELINE_WEIGHTS} (what the baseline learned) cannot be found from this "
-                "machine; set HPO_ARTIFACTS to a folder or bucket that all workers share"
-            )
-        weights = weights_from_bytes(content)
-        if not all(tensor.isfinite().all() for tensor in weights.values()):
-            raise WeightsError(
-                f"{self.store.location}/{BASELINE_WEIGHTS}: the baseline's training diverged, so nothing can start "
-                "from it or be chosen against it; submit the study anew with a lower default of search.learning_rate"
-            )
-        return weights
+        return self._pretrained_with_head if params["initial_weights"] == "pretrained" else baseline_weights(self.store)
 
     @cached_property
     def _pretrained_with_head(self) -> Weights:
@@ -224,7 +214,7 @@ class RobustAccuracy(Objective):
             self.compute,
             self.spec.identity() | self._fingerprints,
             made_by(self.spec, self._fingerprints) | {"device": self.compute.description},
-            self._baseline_weights,
+            partial(baseline_weights, self.store),
             partial(self.network, UNFROZEN),
             self._lock("adversarial"),
             self.say,
@@ -236,14 +226,25 @@ class RobustAccuracy(Objective):
             self._against_baseline(perturbation, "tuning", made[perturbation.name].pixels)
         self._adversarial("train")
 
-    def _against_itself(self, result: EpochResult, network: Classifier, trial: Trial) -> dict[str, AgainstItself]:
+    def _against_itself(self, network: Classifier, trial: Trial) -> dict[str, AgainstItself]:
         """What is chosen by gradient against this very network, when its training ends."""
-        if result.epoch < trial.steps or result.diverged:
-            return {}
         adaptive = [p for p in self.settings.perturbations if isinstance(p, AdaptivePerturbation)]
         chosen = adaptive if trial.baseline else against("self", adaptive)
         with threads(cores() if trial.baseline else torch.get_num_threads()):  # for which other workers wait
             return against_itself(network, chosen, getattr(self.images, trial.split), self.compute)
+
+    def _interpolated(self, training: Training, plain: Weights, result: EpochResult, trial: Trial) -> EpochResult:
+        """The share is chosen on tuning images, whichever score the trial."""
+
+        def evaluated(images: EvaluationSet) -> dict[str, Accuracy]:
+            return evaluate(Inference(training.averaged, self.compute), images)
+
+        tuning, is_tuned_on = self._evaluation(replace(trial, split="tuning")), trial.split == "tuning"
+        own, build = result.accuracies if is_tuned_on else evaluated(tuning), partial(self.network, UNFROZEN)
+        share, found = interpolate(training, own, plain, self.training_images, build, tuning, self.settings.score)
+        if not is_tuned_on:
+            found = result.accuracies if share == 1 else evaluated(self._evaluation(trial))
+        return replace(result, accuracies=found, interpolated_share=share)
 
     def _accuracies(
         self, result: EpochResult, network: Classifier, made: Mapping[str, AgainstItself]
@@ -273,6 +274,7 @@ class RobustAccuracy(Objective):
                 "images": images,
                 **({"images_of": images_of} if images_of else {}),
                 "diverged": result.diverged,
+                **({} if (share := result.interpolated_share) is None else {"interpolated_share": share}),
                 "images_per_second": round(result.images_per_second, 1),
                 "device": self.compute.description,
                 "made_by": {

@@ -18,7 +18,7 @@ from hpo.doors.parameters import is_kept
 from hpo.doors.perturbation import Perturbation
 from hpo.doors.section import Section
 from hpo.errors import InputError
-from hpo.study_file.parameters import ImageSearch
+from hpo.study_file.parameters import OF_PERTURBED_IMAGES, ImageSearch
 from hpo.study_file.perturbations import AugmentationSpec, ObjectiveSpec, against
 from hpo.study_file.spec import PrunerSpec, SamplerSpec, Spec
 
@@ -48,7 +48,15 @@ PathText = Annotated[str, AfterValidator(_checked_path)]
 """A path as text; `~` is the home folder."""
 WEIGHTS_WITHOUT_FILE = ("imagenet", "none")
 """Values of `model.weights` that name no file."""
-NEWER_DATA_KEYS = ("bad_images", "max_bad_share", "split_seed")
+NEWER_KEYS = ("bad_images", "max_bad_share", "split_seed", "trivial_augment")
+
+
+def _without_unused_newer_keys(section: Section, document: dict[str, Any]) -> dict[str, Any]:
+    """So that a study that uses none of them is what it was before there were such keys: for workers of then, and for
+    its checkpoints.
+    """
+    fields = type(section).model_fields
+    return {key: value for key, value in document.items() if key not in NEWER_KEYS or value != fields[key].default}
 
 
 class DataSpec(Section):
@@ -82,13 +90,8 @@ class DataSpec(Section):
         return self
 
     @model_serializer(mode="wrap")
-    def _without_unused_newer_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that a study that uses none of them is what it was before there were such keys: for workers of then, and
-        for its checkpoints.
-        """
-        document: dict[str, Any] = handler(self)
-        unused = [key for key in NEWER_DATA_KEYS if document.get(key) == DataSpec.model_fields[key].default]
-        return {key: value for key, value in document.items() if key not in unused}
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unused_newer_keys(self, handler(self))
 
 
 class ModelSpec(Section):
@@ -111,10 +114,18 @@ class TrainingSpec(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     horizontal_flip: bool = True
     """Whether a mirrored image is still of its class; false for text and digits."""
+    trivial_augment: bool = False
+    """Whether each training image, of the baseline too, first gets a random operation at a random level: it is rotated,
+    shifted, made brighter and so on (TrivialAugment).
+    """
     compile: bool = False
     """Whether `torch.compile` first makes the training step faster: that takes half a minute a trial on a GPU, minutes
     on a few cores.
     """
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_unused_newer_keys(self, handler(self))
 
 
 BASELINE_WEIGHTS = "baseline.safetensors"
@@ -158,7 +169,7 @@ class ImageSpec(Spec):
     @property
     def waits_for_baseline(self) -> bool:
         made = against("baseline", [*self.objective.perturbations, *self.training_perturbations])
-        return self.search.may_start_from_baseline or bool(made)
+        return self.search.may_need_baseline or bool(made)
 
     @property
     def training_perturbations(self) -> list[Perturbation]:
@@ -242,10 +253,11 @@ class ImageSpec(Spec):
         for value in self.search.values("frozen_layers"):
             if limit is not None and isinstance(value, int) and value > limit:
                 raise ValueError(f"search.frozen_layers: {value} is more than the {limit} of {self.model.name}")
-        if "perturbed_share" in self.search.searched and self.search.values("augmentation_strength") == [0]:
-            raise ValueError(
-                "search.perturbed_share: no image is perturbed while augmentation_strength is fixed at 0; give both"
-            )
+        for name in self.search.searched:
+            if name in OF_PERTURBED_IMAGES and self.search.values("augmentation_strength") == [0]:
+                raise ValueError(
+                    f"search.{name}: no image is perturbed while augmentation_strength is fixed at 0; give both"
+                )
         if not self.training_perturbations and self.search.values("augmentation_strength") != [0]:
             raise ValueError(
                 "augmentation.perturbations: all that is scored is chosen against the scored network itself; list what "

@@ -110,10 +110,63 @@ PARAMETERS = {
             words=("input", "output"),
             help="Where frozen_layers counts from: `input` (where it is left out) or `output`; the head always learns.",
         ),
+        Row(
+            "perturbed_area",
+            "number",
+            plain=None,
+            good=1.0,
+            low=0.2,
+            high=1,
+            help="Training images are perturbed within a random rectangle, between this share of the image and all of "
+            "it; 1 where it is left out.",
+        ),
+        Row(
+            "severity_draw",
+            "word",
+            plain=None,
+            good="uniform",
+            words=("uniform", "beta"),
+            help="How training images' severities are drawn, from 0 to the largest: `uniform` (where it is left out), "
+            "or `beta`, Beta(2, 5) times the largest: mostly mild, 0.29 of it on average instead of 0.5.",
+        ),
+        Row(
+            "consistency",
+            "number",
+            plain=None,
+            good=0.0,
+            low=0,
+            high=12,
+            log=True,
+            baseline=0.0,
+            help="Weight of the Jensen-Shannon divergence between what is said of a perturbed image and of the same "
+            "one unperturbed; 0 (none) where it is left out. Above 0, training takes twice as long.",
+        ),
+        Row(
+            "batch_norm",
+            "word",
+            plain=None,
+            good="shared",
+            words=("shared", "split"),
+            baseline="shared",
+            help="`split`: each training image comes unperturbed and perturbed, and each kind has BatchNorm statistics "
+            "of its own; the unperturbed ones' score. Training takes twice as long. `shared` where it is left out.",
+        ),
+        Row(
+            "interpolated",
+            "word",
+            plain=None,
+            good="no",
+            words=("no", "yes"),
+            baseline="no",
+            help="Whether a trial ends with a mean of the baseline's weights and its own, also of frozen layers: that "
+            "of 0.2, 0.4, 0.6, 0.8 or 1 of its own which scores best; `no` where it is left out.",
+        ),
     )
 }
 """All that a trial may try: what [search] accepts, the samplers' distributions and the order of columns."""
 
+OF_PERTURBED_IMAGES = ("perturbed_share", "perturbed_area", "severity_draw", "consistency", "batch_norm")
+"""Parameters that change nothing where no training image is perturbed."""
 
 SMALLEST_BATCH_ONCE = 1
 """Was allowed before it was refused; studies that have it stay readable."""
@@ -145,9 +198,9 @@ class ImageSearchSection(SearchSection):
         return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
-    def may_start_from_baseline(self) -> bool:
+    def may_need_baseline(self) -> bool:
         """Whether a trial may need the weights that the baseline trial learned."""
-        return "baseline" in self.values("initial_weights")
+        return "baseline" in self.values("initial_weights") or "yes" in self.values("interpolated")
 
 
 if TYPE_CHECKING:

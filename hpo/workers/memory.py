@@ -69,8 +69,9 @@ def worker_mib(spec: ImageSpec, batch_size: int, images: int | None = None) -> i
     step = bytes_per_pixel * (SHARE_IN_BF16 if cpu_multiplies_bf16() else 1)
     weights = MIB_PER_MILLION * max(0, millions - MILLIONS_IN_BASE)
     batch = batch_size if images is None else min(batch_size, images)
+    versions = 2 if any(spec.search.values("consistency")) or "split" in spec.search.values("batch_norm") else 1
     adversarial = 3 * (images or 0) * len(against("baseline", spec.training_perturbations))  # bytes a pixel
-    return round(BASE_MIB + weights + (step * batch + adversarial) * spec.model.input_size**2 / 2**20)
+    return round(BASE_MIB + weights + (step * versions * batch + adversarial) * spec.model.input_size**2 / 2**20)
 
 
 def _size_of(network: str) -> tuple[int, int]:

@@ -5,7 +5,7 @@ that are slow to launch. An image's augmentation depends only on seed, epoch and
 may depend on how many images pass through the frozen part at once.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from hpo.vision.memory import Portions, fitting
 from hpo.vision.training.augmentation import Augmentation, Chosen
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs of the trainable part, and int64 labels (n,)."""
+"""Inputs of the trainable part, and int64 labels (n,). Inputs of n images, or of these and then of their n twins."""
 MAX_SHARE_OF_GPU = 0.25
 """Fraction of a GPU's free memory that the training images may occupy."""
 
@@ -63,7 +63,9 @@ class TrainingImages:
 
 
 class Batches:
-    """The batches of one training. victim: the network that is trained, if images are perturbed against it."""
+    """The batches of one training. victim: the network that is trained, if images are perturbed against it; twins:
+    whether each image is followed by its twin, flipped and cropped as it is, but not perturbed.
+    """
 
     def __init__(
         self,
@@ -72,12 +74,14 @@ class Batches:
         frozen_part: Inference,
         seed: int,
         victim: Attacked | None = None,
+        twins: bool = False,
     ) -> None:
         self.images = images
         self.augmentation = augmentation
         self.frozen_part = frozen_part
         self.seed = seed
         self.victim = victim
+        self.twins = twins
 
     def of_epoch(self, epoch: int, batch_size: int, portions: Portions) -> Iterator[Batch]:
         """(features, labels) of each batch. A last batch of a single image is dropped: BatchNorm cannot train on it."""
@@ -88,23 +92,28 @@ class Batches:
         while len(order):
             at_once = max(1, portions.prepared // batch_size) * batch_size
             chunk, order = order[:at_once], order[at_once:]
-            features = self._prepared(chunk, epoch, portions)
+            versions = self._prepared(chunk, epoch, portions)
             labels = upload(self.images.labels[chunk], self.images.device)
-            yield from zip(features.split(batch_size), labels.split(batch_size), strict=True)
+            batches = zip(*(features.split(batch_size) for features in versions), strict=True)
+            for features, some_labels in zip(batches, labels.split(batch_size), strict=True):
+                yield joined(features), some_labels
 
-    def _prepared(self, chosen: Tensor, epoch: int, portions: Portions) -> Tensor:
-        def prepare() -> Tensor:
+    def _prepared(self, chosen: Tensor, epoch: int, portions: Portions) -> list[Tensor]:
+        def prepare() -> list[Tensor]:
             parts = [self._features(some, epoch) for some in chosen.split(portions.prepared)]
-            return parts[0] if len(parts) == 1 else torch.cat(parts)
+            return [joined(features) for features in zip(*parts, strict=True)]
 
         return fitting(prepare, portions.prepare_fewer)
 
-    def _features(self, chosen: Tensor, epoch: int) -> Tensor:
+    def _features(self, chosen: Tensor, epoch: int) -> list[Tensor]:
+        """Of the images, and of their twins if there are any."""
         plan = self.augmentation.plan(self.images.keys[chosen], self.seed, epoch)
         if self.victim:
             self.victim.refill()
         by_gradient = partial(self._perturbed, chosen)
-        return self.frozen_part(self.augmentation.apply(self.images.pixels(chosen), plan, by_gradient))
+        pixels = self.images.pixels(chosen)
+        plans = [plan, plan.unperturbed] if self.twins else [plan]
+        return [self.frozen_part(self.augmentation.apply(pixels, each, by_gradient)) for each in plans]
 
     def _perturbed(self, chosen: Tensor, perturbation: AdaptivePerturbation, some: Chosen) -> Tensor:
         """Against the network as it is now; or a part of the way, or up to twice as far, to what was made before."""
@@ -115,3 +124,8 @@ class Batches:
         made = some.move(self.images.adversarial(perturbation.name, rows))
         far = (some.severities / perturbation.scored_severity).view(-1, 1, 1, 1)
         return some.pixels.lerp(made, far).clamp_(0, 1)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """One after the other; a single one as it is, not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

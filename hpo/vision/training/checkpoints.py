@@ -9,6 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hpo.doors.objective import Store
+from hpo.errors import WeightsError
+from hpo.study_file.images import BASELINE_WEIGHTS
 from hpo.vision.classifier import Classifier, Weights
 
 HEADER_LENGTH_BYTES = 8  # little-endian; then the header, JSON (the safetensors format)
@@ -68,3 +71,20 @@ def weights_as_bytes(network: Classifier) -> bytes:
 def weights_from_bytes(content: bytes) -> Weights:
     """The tensors that `weights_as_bytes` wrote."""
     return load(content)
+
+
+def baseline_weights(store: Store) -> Weights:
+    """What the study's baseline learned. Raises WeightsError if it is not there, or diverged."""
+    content = store.read(BASELINE_WEIGHTS)
+    if content is None:
+        raise WeightsError(
+            f"{store.location}/{BASELINE_WEIGHTS} (what the baseline learned) cannot be found from this machine; set "
+            "HPO_ARTIFACTS to a folder or bucket that all workers share"
+        )
+    weights = weights_from_bytes(content)
+    if not all(tensor.isfinite().all() for tensor in weights.values()):
+        raise WeightsError(
+            f"{store.location}/{BASELINE_WEIGHTS}: the baseline's training diverged, so nothing can start from it, be "
+            "chosen against it or be mixed with it; submit the study anew with a lower default of search.learning_rate"
+        )
+    return weights

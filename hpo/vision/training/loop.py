@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import cast
 
@@ -41,13 +41,16 @@ LAST_RATE = 0.3
 
 @dataclass(frozen=True)
 class EpochResult:
-    """Results of an epoch. epoch: from 1; loss: mean of the training images; accuracies: by condition, clean first."""
+    """Results of an epoch. epoch: from 1; loss: mean of the training images; accuracies: by condition, clean first;
+    interpolated_share: if they are those of weights mixed with others at the end, the share of this training's.
+    """
 
     epoch: int
     loss: float
     accuracies: dict[str, Accuracy]
     images_per_second: float
     seconds: float
+    interpolated_share: float | None = None
 
     @property
     def diverged(self) -> bool:
@@ -80,6 +83,8 @@ class Training:
             recipe.batch_size,
             recipe.label_smoothing,
             self.portions,
+            recipe.consistency,
+            recipe.splits_statistics,
             cast(nn.Module, torch.compile(trainable_part, dynamic=False)) if recipe.compile else None,
         )
         if recorder is None and compute.device.type == "cuda":
@@ -140,9 +145,9 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
     """
     recipe, compute = training.recipe, training.compute
     victim = Attacked(training.network) if recipe.augmentation.is_against_itself else None
-    batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed, victim)
+    batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed, victim, recipe.has_twins)
     features = embedded(tuning, training.frozen_part)
-    some_features = _some_features(training, images)
+    some_features = features_for_batch_norms(training, images, training.frozen_part) if recipe.averages else []
     scored = Inference(training.averaged.trainable_part if features else training.averaged, compute)
     upcoming = _begun(batches, training.epochs_done + 1, training)
     try:
@@ -190,15 +195,15 @@ def _train_epoch(training: Training, batches: Iterable[Batch], epoch: int, updat
             average.take()
 
 
-def _some_features(training: Training, images: TrainingImages) -> list[Tensor]:
+def features_for_batch_norms(training: Training, images: TrainingImages, frozen_part: Inference) -> list[Tensor]:
     """Features of BATCH_NORM_IMAGES augmented images, in batches as large as for scoring, to measure BatchNorm's
-    statistics for averaged weights; empty without averaging. Cloned, since slices would keep the whole batch alive.
-    None is perturbed against the network itself: a resumed training would take those of another time.
+    statistics for averaged weights; of unperturbed images, if those have statistics of their own. Cloned, since slices
+    would keep the whole batch alive. None is perturbed against the network itself: a resumed training would take those
+    of another time.
     """
     recipe = training.recipe
-    if not recipe.averages:
-        return []
-    batches = Batches(images, recipe.augmentation.without_itself, training.frozen_part, recipe.seed)
+    augmentation = replace(recipe.augmentation, strength=0.0) if recipe.splits_statistics else recipe.augmentation
+    batches = Batches(images, augmentation.without_itself, frozen_part, recipe.seed)
     size = training.network.normalise.size
     at_once = min(BATCH_NORM_IMAGES, training.compute.images_scored_at_once(size))
     prepared = batches.of_epoch(1, at_once, training.portions)

@@ -5,8 +5,10 @@ to run on the GPU. Recorded once as a CUDA graph, the whole step is a single lau
 step reads or changes stays at its address, that nothing waits for the GPU, and that no shape depends on values.
 """
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from hpo.vision.device import Compute
 from hpo.vision.memory import Portions, fitting, is_out_of_memory
+from hpo.vision.training.batches import joined
 from hpo.vision.training.optimizers import Optimizer
 
 WARM_UPS = 3
@@ -24,8 +27,12 @@ WARM_UPS = 3
 class Step:
     """Forward, backward and update of one batch.
 
-    compiled: used instead of `part` for full batches that are not split; rate: float32 (), the learning rate of the
-    next run; loss_sum: float64 (), sum of the images' losses since it was last set to 0. Both are on the device.
+    consistency: weight of the Jensen-Shannon divergence between what the part says of an image and of its unperturbed
+    twin (Hendrycks et al., "AugMix", ICLR 2020, arXiv:1912.02781), if batches have twins; splits_statistics: whether
+    twins have BatchNorm statistics of their own, which are those that are kept, and count as training images (Xie et
+    al., "Adversarial Examples Improve Image Recognition", CVPR 2020, arXiv:1911.09665); compiled: used instead of
+    `part` for full batches that are not split; rate: float32 (), the learning rate of the next run; loss_sum: float64
+    (), sum of the images' losses since it was last set to 0. Both are on the device.
     """
 
     def __init__(
@@ -36,6 +43,8 @@ class Step:
         batch_size: int,
         label_smoothing: float,
         portions: Portions,
+        consistency: float = 0.0,
+        splits_statistics: bool = False,
         compiled: nn.Module | None = None,
     ) -> None:
         self.part = part
@@ -45,28 +54,71 @@ class Step:
         self.compute = compute
         self.label_smoothing = label_smoothing
         self.portions = portions
+        self.consistency = consistency
+        self.splits_statistics = splits_statistics
         self.rate = optimizer.rate
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=compute.device)
 
     def run(self, features: Tensor, labels: Tensor) -> None:
-        """features: the part's input for n images; labels: int64 (n,). Split into micro-batches if memory is short."""
+        """features: the part's input for n images, or for these and then their n twins; labels: int64 (n,). Split into
+        micro-batches if memory is short.
+        """
         self.optimizer.forget_gradients()
         loss_sum = torch.zeros_like(self.loss_sum)
         parts = math.ceil(len(labels) / self.portions.micro_batch)
         part = self.compiled if len(labels) == self.batch_size and parts == 1 else self.part  # compiled for one shape
-        for some_features, some_labels in zip(features.tensor_split(parts), labels.tensor_split(parts), strict=True):
+        versions = features.chunk(len(features) // len(labels))
+        micro_batches = zip(*(version.tensor_split(parts) for version in versions), strict=True)
+        for some_features, some_labels in zip(micro_batches, labels.tensor_split(parts), strict=True):
             with self.compute.autocast(cache_enabled=False):  # a recording must not use casts cached outside of it
-                logits = part(some_features)
-                loss = F.cross_entropy(logits, some_labels, label_smoothing=self.label_smoothing)
+                loss = self._loss(part, some_features, some_labels)
             (loss * (len(some_labels) / len(labels))).backward()
             loss_sum += loss.detach().double() * len(some_labels)
         self.optimizer.step()
         self.loss_sum += loss_sum
 
+    def _loss(self, part: nn.Module, versions: Sequence[Tensor], labels: Tensor) -> Tensor:
+        """versions: features of the images, and of their twins if there are any."""
+        cross_entropy = partial(F.cross_entropy, target=labels, label_smoothing=self.label_smoothing)
+        if self.splits_statistics:
+            images, twins = versions
+            with statistics_kept(part):
+                logits = part(images)
+            of_twins = part(twins)
+            loss = (cross_entropy(logits) + cross_entropy(of_twins)) / 2
+        else:
+            logits, *others = part(joined(versions)).chunk(len(versions))
+            loss = cross_entropy(logits)
+            of_twins = others[0] if others else logits
+        if self.consistency:
+            loss = loss + self.consistency * jensen_shannon(logits, of_twins)
+        return loss
+
     def changes(self) -> list[Tensor]:
         """All tensors that a run changes, in place."""
         state = [tensor for kept in self.optimizer.state.values() for tensor in kept.values()]
         return [*(p.data for p in self.part.parameters()), *self.part.buffers(), *state, self.loss_sum]
+
+
+@contextlib.contextmanager
+def statistics_kept(part: nn.Module) -> Iterator[None]:
+    """BatchNorms go on to use the statistics of their input, and forget them."""
+    norms = [module for module in part.modules() if isinstance(module, nn.BatchNorm2d)]
+    usual = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:  # memory may run out, and the batch be tried again in parts
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum
+
+
+def jensen_shannon(first: Tensor, second: Tensor) -> Tensor:
+    """The divergence of the classes' probabilities, from logits, float32 (n, classes): the mean of n, 0 to ln 2."""
+    both = torch.stack([first, second]).log_softmax(2)
+    middle = torch.logaddexp(*both) - math.log(2)
+    return (both.exp() * (both - middle)).sum(2).mean()
 
 
 class Recorder(Protocol):
