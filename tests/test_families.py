@@ -32,7 +32,8 @@ from hpo.vision.training.augmentation import Augmentation
 from hpo.vision.training.averaging import measure_batch_norms
 from hpo.vision.training.checkpoints import checkpoint_as_bytes, checkpoint_from_bytes, weights_as_bytes
 from hpo.vision.training.head import fitted_head
-from hpo.vision.training.loop import Recipe, Training
+from hpo.vision.training.loop import Training
+from hpo.vision.training.recipe import Recipe
 
 FP32 = Compute(torch.device("cpu"), bf16=False)
 BF16 = Compute(torch.device("cpu"), bf16=True)
