@@ -153,13 +153,16 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
         ),
         ({"name": "stuck-pixels", "amount": 2}, "objective.perturbations.1.amount: must be less than or equal to 1"),
         ({"name": "stuck-pixels"}, "objective.perturbations.1.amount: required, but not given"),
-        ({"name": "stuck-pixel", "amount": 0.1}, "no perturbation 'stuck-pixel'; installed here are: brightness"),
+        (
+            {"name": "stuck-pixel", "amount": 0.1},
+            "no perturbation 'stuck-pixel'; installed here are: adversarial-noise",
+        ),
         ({"name": "unfinished"}, "perturbation 'unfinished' (theirs:Unfinished) is no subclass of hpo.Perturbation"),
         ({"name": "broken"}, "perturbation 'broken' (theirs_that_is_missing:Nothing) cannot be loaded: ModuleNotFound"),
-        ({"name": "os"}, "no perturbation 'os'; installed here are: brightness"),
+        ({"name": "os"}, "no perturbation 'os'; installed here are: adversarial-noise"),
         ({"name": "score", "amount": 0.1}, "perturbation 'score': --where could not ask for an accuracy of this name"),
         ({"name": "clean", "sigma": 0.1}, "no perturbation 'clean'"),
-        ({"sigma": 0.1}, "name is required: brightness or contrast or"),
+        ({"sigma": 0.1}, "name is required: adversarial-noise or adversarial-pixels or"),
     ],
 )
 def test_bad_settings_are_one_line(

@@ -103,7 +103,8 @@ def _difference(spec: Spec, existing: Study) -> str:
     differences = [f"{key} = {_shown(old.get(key))}, not {_shown(new.get(key))}" for key in changed]
     if spec.budget not in (existing.spec.budget, existing.budget):
         differences.append(f"budget = {existing.budget}, not {spec.budget}")
-    differences = differences or ["the perturbations in another order"]
+    reordered = "augmentation" if existing.spec.objective == spec.objective else "objective"
+    differences = differences or [f"{reordered}.perturbations in another order"]
     advice = f"choose another name (--set name=…) or take the {'changes' if len(differences) > 1 else 'change'} back"
     if not changed and spec.budget > existing.budget:
         advice = f"to add to it: hpo extend {spec.name} --budget {spec.budget}"
