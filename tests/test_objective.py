@@ -1,7 +1,9 @@
 """The real objective: what it keeps for trials that go on elsewhere, and for workers to come."""
 
+import gc
 import json
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
@@ -65,6 +67,18 @@ def test_a_trial_goes_on_from_a_checkpoint_as_if_it_had_not_been_left(
     assert first.parts == unbroken[0]
     after = list(objective.run(trial(2, content_of(first))))
     assert [(measured.step, measured.parts) for measured in after] == list(enumerate(unbroken[1:], 2))
+
+
+def test_a_worker_that_has_gone_on_to_other_studies_holds_nothing_of_it(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    objective = made(make_spec(data=DATA), tmp_path)
+    next(iter(objective.run(trial())))
+    held = weakref.ref(objective)
+    del objective
+    gc.collect()  # as a worker does
+    assert held() is None
 
 
 def test_a_damaged_checkpoint_is_a_new_beginning(

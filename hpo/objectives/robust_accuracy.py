@@ -63,6 +63,9 @@ class RobustAccuracy(Objective):
             _ = perturbation.scored_severity  # raises InputError if it is not installed here
         self.settings = settings
         self.store, self.say = context.store, context.say
+        self._unchanging = cache(self._build_evaluation)  # cached methods would keep this object
+        self._adversarial = cache(self._read_adversarial)
+        self._fingerprints_of_adversarial = cache(self._digest_adversarial)
         self.compute: Compute = choose_compute(context.threads, self.spec.model.input_size)
         self.pretrained = read_weights(self.spec.model.name, self.spec.model.weights)
         self.images = load_images(self.spec.data, self.spec.model.input_size, self.spec.split_seed)
@@ -190,20 +193,17 @@ class RobustAccuracy(Objective):
         adversarial = {} if trial.baseline else self._adversarial(trial.split)
         return unchanging.with_conditions(adversarial)
 
-    @cache  # noqa: B019 (an objective lives as long as its worker)
-    def _unchanging(self, split: Split) -> EvaluationSet:
+    def _build_evaluation(self, split: Split) -> EvaluationSet:
         at_once = self.compute.images_scored_at_once(self.spec.model.input_size)
         natural = [p for p in self.settings.perturbations if not isinstance(p, AdaptivePerturbation)]
         return build_evaluation_set(getattr(self.images, split), natural, self.compute.device, at_once=at_once)
 
-    @cache  # noqa: B019
-    def _adversarial(self, which: Which) -> dict[str, Tensor]:
+    def _read_adversarial(self, which: Which) -> dict[str, Tensor]:
         """Images perturbed against the baseline, by perturbation: uint8 (n, height, width, 3)."""
         families = self.spec.training_perturbations if which == "train" else self.settings.perturbations
         return {p.name: self._against_baseline(p, which) for p in against("baseline", families)}
 
-    @cache  # noqa: B019
-    def _fingerprints_of_adversarial(self, split: Split) -> dict[str, str]:
+    def _digest_adversarial(self, split: Split) -> dict[str, str]:
         return {f"images of {name}": fingerprint({"pixels": made}) for name, made in self._adversarial(split).items()}
 
     @cached_property
