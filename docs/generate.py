@@ -169,52 +169,35 @@ def perturbations_section() -> Iterator[str]:
     yield from keys_table(LeveledPerturbation, LeveledPerturbation.model_json_schema())
     yield "Each perturbation has one more key or several; one of them is its severity.\n"
     members = PERTURBATIONS.loadable()
-    natural = {name: kind for name, kind in members.items() if not issubclass(kind, AdaptivePerturbation)}
-    rows = []
-    for name, kind, key, schema in settings(natural):
-        is_severity = key == kind.severity
-        levels = ", ".join(f"{setting:g}" for setting in getattr(kind, "levels", ())) if is_severity else ""
-        about = (literal(name), one_line(kind.__doc__), code(key), allowed(schema), "yes" if is_severity else "")
-        rows.append((*about, levels, one_line(schema.get("description"))))
-    yield from table(("name", "what it does", "key", "values", "severity", "levels 1 to 5", "meaning"), rows)
+    adaptive = {name: kind for name, kind in members.items() if issubclass(kind, AdaptivePerturbation)}
+    natural = {name: kind for name, kind in members.items() if name not in adaptive}
+    levels = "levels 1 to 5"
+    yield from table(
+        ("name", "what it does", "key", "values", "severity", levels, "meaning"), settings(natural, levels)
+    )
     yield LEVELS_NOTE
     yield ADAPTIVE_NOTE
-    own = [key for key in AdaptivePerturbation.model_fields if key not in LeveledPerturbation.model_fields]
-    properties = AdaptivePerturbation.model_json_schema()["properties"]
-    rows = [
-        (
-            code(key),
-            allowed(properties[key]),
-            literal(properties[key]["default"]),
-            one_line(properties[key]["description"]),
-        )
-        for key in own
-    ]
-    yield from table(("key", "values", "default", "meaning"), rows)
-    adaptive = {name: kind for name, kind in members.items() if issubclass(kind, AdaptivePerturbation)}
-    rows = []
-    for name, kind, key, schema in settings(adaptive):
-        about = (
-            literal(name),
-            one_line(kind.__doc__),
-            code(key),
-            allowed(schema),
-            f"{schema['default']:.3g}" if isinstance(schema["default"], float) else literal(schema["default"]),
-        )
-        rows.append((*about, "yes" if key == kind.severity else "", one_line(schema.get("description"))))
-    yield from table(("name", "what it does", "key", "values", "default", "severity", "meaning"), rows)
+    yield from keys_table(
+        AdaptivePerturbation, AdaptivePerturbation.model_json_schema(), without=LeveledPerturbation.model_fields
+    )
+    heading = ("name", "what it does", "key", "values", "severity", "default", "meaning")
+    yield from table(heading, settings(adaptive, "default"))
     yield "Installed packages can add more: [extending.md](extending.md).\n"
 
 
-def settings(
-    members: Mapping[str, type[Perturbation]],
-) -> Iterator[tuple[str, type[Perturbation], str, Mapping[str, Any]]]:
-    """Name, member, key and the key's JSON schema, for each setting that the members themselves declare."""
+def settings(members: Mapping[str, type[Perturbation]], column: str) -> Iterator[Sequence[str]]:
+    """A row for each setting that the members themselves declare. column: the last but one, "default" or levels."""
     for name, kind in members.items():
         properties = kind.model_json_schema()["properties"]
         for key in kind.model_fields:
-            if key in inspect.get_annotations(kind):
-                yield name, kind, key, properties[key]
+            if key not in inspect.get_annotations(kind):
+                continue
+            schema, is_severity = properties[key], key == kind.severity
+            last = [kind.model_fields[key].default] if column == "default" else getattr(kind, "levels", ())
+            shown = ", ".join(literal(value) if isinstance(value, str) else f"{value:.3g}" for value in last)
+            about = (literal(name), one_line(kind.__doc__), code(key), allowed(schema), "yes" if is_severity else "")
+            shown = shown if is_severity or column == "default" else ""
+            yield (*about, shown, one_line(schema.get("description")))
 
 
 def keys_table(

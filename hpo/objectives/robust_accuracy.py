@@ -59,7 +59,7 @@ class RobustAccuracy(Objective):
         DataError, WeightsError, and InputError if this machine has too little memory.
         """
         self.spec: ImageSpec = context.study
-        for perturbation in (*settings.perturbations, *self.spec.training_perturbations):
+        for perturbation in self.spec.all_perturbations:
             _ = perturbation.scored_severity  # raises InputError if it is not installed here
         self.settings = settings
         self.store, self.say = context.store, context.say
@@ -75,8 +75,7 @@ class RobustAccuracy(Objective):
     @cached_property
     def _fingerprints(self) -> dict[str, str]:
         model = self.spec.model.name
-        perturbations = [*self.settings.perturbations, *self.spec.training_perturbations]
-        members = {p.name: type(p) for p in perturbations} | {model: family_of(model)}
+        members = {p.name: type(p) for p in self.spec.all_perturbations} | {model: family_of(model)}
         codes = {f"code of {name}": code for name, member in members.items() if (code := code_of(member)) is not None}
         return {"images": self.images.fingerprint, "weights": fingerprint(self.pretrained), **codes}
 

@@ -168,8 +168,7 @@ class ImageSpec(Spec):
 
     @property
     def waits_for_baseline(self) -> bool:
-        made = against("baseline", [*self.objective.perturbations, *self.training_perturbations])
-        return self.search.may_need_baseline or bool(made)
+        return self.search.may_need_baseline or bool(against("baseline", self.all_perturbations))
 
     @property
     def training_perturbations(self) -> list[Perturbation]:
@@ -181,6 +180,11 @@ class ImageSpec(Spec):
         scored = self.objective.perturbations
         itself = against("self", scored)
         return [p.model_copy(update={"weight": 1.0}) for p in scored if p not in itself]
+
+    @property
+    def all_perturbations(self) -> list[Perturbation]:
+        """Those that are scored, and those that training images are perturbed with."""
+        return [*self.objective.perturbations, *self.training_perturbations]
 
     @property
     def hold_outs(self) -> list[str]:
@@ -197,7 +201,7 @@ class ImageSpec(Spec):
 
     @property
     def shared_files(self) -> list[str]:
-        made = against("baseline", [*self.objective.perturbations, *self.training_perturbations])
+        made = against("baseline", self.all_perturbations)
         sets = [adversarial_set(perturbation.name, which) for perturbation in made for which in get_args(Which)]
         return [BASELINE_WEIGHTS, FITTED_HEAD, *dict.fromkeys(sets)]
 
