@@ -14,7 +14,7 @@ from hpo.vision.random_bits import derive_keys, normal, uniform
 from hpo.vision.training.augmentation import SEVERITY_AT_FULL_STRENGTH, Augmentation
 
 NATURAL = [name for name, kind in PERTURBATIONS.loadable().items() if not issubclass(kind, AdaptivePerturbation)]
-"""Those that need no network; the others are in test_adversarial.py."""
+"""Those that need no network; the others are in test_attacks.py."""
 names = st.sampled_from(NATURAL)
 WITHOUT_CHANCE = {
     *("brightness", "contrast", "saturate", "pixelate", "jpeg", "gaussian-blur", "defocus-blur", "zoom-blur")
