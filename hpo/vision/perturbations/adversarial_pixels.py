@@ -15,10 +15,8 @@ STEP = {"random": 0.25, "chosen": 1.0}
 """Of a colour, at first; it falls to 0. Chosen pixels take, and random ones do not take, colours at the edge at once
 (benchmarks/LOG.md).
 """
-REDRAWN_EVERY = 5
-"""Steps between two redrawings of a third of the pixels."""
 LAST_REDRAWN = 0.8
-"""Fraction of the steps after which colours alone move."""
+"""Fraction of the steps after which the pixels stay and colours alone move."""
 
 
 class AdversarialPixels(AdaptivePerturbation):
@@ -28,10 +26,8 @@ class AdversarialPixels(AdaptivePerturbation):
     """Share of the pixels whose colours may change."""
     positions: Literal["random", "chosen"] = "random"
     """Which pixels are tried: random ones, or those that the gradient points at."""
-    steps: Annotated[int, Field(ge=1, le=1000)] = 30
+    steps: Annotated[int, Field(ge=1, le=1000)] = 45
     """Steps up the loss; each costs one gradient."""
-    restarts: Annotated[int, Field(ge=1, le=100)] = 3
-    """How often images start from other pixels that the network still gets right; the hardest of all results counts."""
     severity = "fraction"
 
     def start(
@@ -56,16 +52,16 @@ class AdversarialPixels(AdaptivePerturbation):
         return {"images": images, "chosen": chosen, "pixels": pixels, "keys": keys, "most": most}
 
     def step(self, state: "State", gradient: "Tensor", number: int) -> "State":
-        """A sign step in colour. Every few steps the third of the pixels whose change does the least for the loss, to
-        first order, gives way to others: random ones (as in Croce et al., "Sparse-RS", AAAI 2022, arXiv:2006.12834), or
-        those whose best colours would do the most.
+        """A sign step in colour. All but the last steps also replace a third of the pixels, those whose change does the
+        least for the loss, to first order: by random ones (as in Croce et al., "Sparse-RS", AAAI 2022,
+        arXiv:2006.12834), or by those whose best colours would do the most.
         """
         import torch
 
         chosen, pixels, images = state["chosen"], state["pixels"], state["images"]
         far = STEP[self.positions] * (1 - number / self.steps)
         colours = (images + far * gradient.sign()).clamp(0, 1)
-        if (number + 1) % REDRAWN_EVERY == 0 and number < self.steps * LAST_REDRAWN:
+        if number < self.steps * LAST_REDRAWN:
             most, best = state["most"], _steepest(gradient)
             does = ((images - pixels) * gradient).sum(1, keepdim=True)
             could_do = ((best - pixels) * gradient).sum(1, keepdim=True)

@@ -30,26 +30,27 @@ class Pixelate(LeveledPerturbation):
         """Means of boxes, as Pillow's BOX filter takes them; at least one pixel is left."""
         height, width = pixels.shape[2:]
         rows, columns = (
-            _matrices(size, pixels.device)[((1 - severity + 1e-6) * size).long().clamp(1, size)]
+            _boxes(size, pixels.device)[((1 - severity + 1e-6) * size).long().clamp(1, size)]
             for size in (height, width)
         )
-        coarse = rows[:, None] @ pixels @ columns[:, None].mT
+        rows, columns = rows[:, None], columns[:, None].mT
+        coarse = (rows @ pixels.double() @ columns / (rows.sum(3, keepdim=True) * columns.sum(2, keepdim=True))).float()
         return coarse.clamp_(0, 1).where(severity.view(-1, 1, 1, 1) > 0, pixels)
 
 
 @cache
-def _matrices(size: int, device: "torch.device") -> "Tensor":
-    """By the number of pixels in between, 0 to `size`: a matrix that scales `size` pixels down to so many and up again,
-    float32 (size + 1, size, size).
+def _boxes(size: int, device: "torch.device") -> "Tensor":
+    """By the number of pixels in between, 0 to `size`, and for each of `size` pixels: 1 for those in its box, else 0,
+    float64 (size + 1, size, size). Sums of pixels are exact in float64, so that an image's last bits do not depend on
+    how many are scaled with it.
     """
     import torch
 
-    found = torch.zeros(size + 1, size, size)
+    found = torch.zeros(size + 1, size, size, dtype=torch.float64)
     for few in range(1, size + 1):
         scale = size / few
         large = torch.arange(few)[:, None] * scale
         small = torch.arange(size) + 0.5
-        inside = ((small > large) & (small <= large + scale)).float()
-        inside = inside / inside.sum(1, keepdim=True)
+        inside = ((small > large) & (small <= large + scale)).double()
         found[few] = inside[((torch.arange(size) + 0.5) / scale).long()]
     return found.to(device)
