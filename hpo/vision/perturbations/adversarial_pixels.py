@@ -11,10 +11,6 @@ if TYPE_CHECKING:
 
     from hpo.doors.perturbation import Gradient, State
 
-STEP = {"random": 0.25, "chosen": 1.0}
-"""Of a colour, at first; it falls to 0. Chosen pixels take, and random ones do not take, colours at the edge at once
-(benchmarks/LOG.md).
-"""
 LAST_REDRAWN = 0.8
 """Fraction of the steps after which the pixels stay and colours alone move."""
 
@@ -52,15 +48,14 @@ class AdversarialPixels(AdaptivePerturbation):
         return {"images": images, "chosen": chosen, "pixels": pixels, "keys": keys, "most": most}
 
     def step(self, state: "State", gradient: "Tensor", number: int) -> "State":
-        """A sign step in colour. All but the last steps also replace a third of the pixels, those whose change does the
-        least for the loss, to first order: by random ones (as in Croce et al., "Sparse-RS", AAAI 2022,
-        arXiv:2006.12834), or by those whose best colours would do the most.
+        """A sign step in colour, at first to the edge, then shorter. All but the last steps also replace a third of the
+        pixels, those whose change does the least for the loss, to first order: by random ones (as in Croce et al.,
+        "Sparse-RS", AAAI 2022, arXiv:2006.12834), or by those whose best colours would do the most.
         """
         import torch
 
         chosen, pixels, images = state["chosen"], state["pixels"], state["images"]
-        far = STEP[self.positions] * (1 - number / self.steps)
-        colours = (images + far * gradient.sign()).clamp(0, 1)
+        colours = (images + (1 - number / self.steps) * gradient.sign()).clamp(0, 1)
         if number < self.steps * LAST_REDRAWN:
             most, best = state["most"], _steepest(gradient)
             does = ((images - pixels) * gradient).sum(1, keepdim=True)
