@@ -3,7 +3,6 @@
 All errors are hpo.HpoError or a subclass, with a message of one line. Queries load neither Optuna nor torch.
 """
 
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,26 +108,36 @@ def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:
     return study if isinstance(study, Spec) else load_spec(Path(study), overrides)
 
 
-def perturb(name: str, images: "Tensor", severity: float, seed: int = 0) -> "Tensor":
+def perturb(
+    name: str, images: "Tensor", severity: float | None = None, seed: int = 0, *, level: int | None = None
+) -> "Tensor":
     """Perturbs images as studies do to score trials. What is drawn for an image depends on its position and the seed.
 
-    name: one of hpo's perturbations, such as `gaussian-noise` (severity: standard deviation) or `pixel-recolor`
-    (severity: share of the pixels), or one from an installed package; severity: at least 0, which is no change; images:
-    float32 (n, 3, height, width) in [0, 1], left unchanged. Returns a new tensor like it. Raises InputError.
+    name: one of hpo's perturbations, or one from an installed package; severity: the value of the setting that is its
+    severity in a study file, such as `sigma` of `gaussian-noise` or `photons` of `shot-noise`; level: 1 to 5 in its
+    place; images: float32 (n, 3, height, width) in [0, 1], left unchanged. Returns a new tensor like it. Raises
+    InputError.
     """
     import torch
+    from pydantic import ValidationError
 
+    from hpo.study_file.messages import explain
     from hpo.vision import scoring
 
     kind = PERTURBATIONS.find(name)
     if issubclass(kind, AdaptivePerturbation):
         raise InputError(f"'{name}' is chosen by gradient, which needs a network; hpo.perturb cannot make it")
-    if not isinstance(severity, int | float) or not 0 <= severity < math.inf:
-        raise InputError(f"severity must be a number of at least 0, not {severity!r}")
+    given = {key: value for key, value in {kind.severity: severity, "level": level}.items() if value is not None}
+    try:
+        perturbation = kind.model_validate({"name": name, "weight": 1.0, **given})
+    except ValidationError as error:
+        raise InputError(f"perturbation '{name}': {explain(error, kind)}") from None
     is_batch = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] == 3
     if not is_batch or images.dtype != torch.float32:
         raise InputError("images must be a float32 tensor of shape (n, 3, height, width)")
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise InputError("images must have values from 0 to 1; divide 8-bit ones by 255")
+    if not len(images):
+        return images.clone()
     keys = torch.arange(len(images), device=images.device)
-    return scoring.perturb(kind, name, images, keys, severity, seed)
+    return scoring.perturb(perturbation, name, images, keys, perturbation.scored_severity, seed)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from support.commands import Hpo
 from support.studies import make_spec, write_study
 
@@ -139,6 +140,8 @@ def test_what_is_scored_but_not_trained_on_is_held_out() -> None:
         ("gaussian-noise", 1.0),
         ("adversarial-pixels", 1.0),
     ]
+    unscored = make_spec(objective={"clean": 0.75, "perturbations": [NOISE, PIXELS | {"weight": 0.0}]})
+    assert unscored.hold_outs == ["adversarial-pixels"], "what counts for nothing is trained on where it is asked for"
     named = make_spec(
         objective={"clean": 0.25, "perturbations": scored},
         augmentation={"perturbations": [{"name": "gaussian-noise", "sigma": 0.1}]},
@@ -149,6 +152,15 @@ def test_what_is_scored_but_not_trained_on_is_held_out() -> None:
     assert not make_spec().waits_for_baseline
     assert make_spec().hold_outs == []
     assert "augmentation" not in make_spec().model_dump(mode="json"), "older studies are what they were"
+
+
+def test_training_perturbations_without_a_strength_are_refused() -> None:
+    search, perturbations = {"batch_size": {"choices": [16, 32]}}, [{"name": "gaussian-noise", "sigma": 0.1}]
+    with pytest.raises(ValidationError, match=r"no image is perturbed without search.augmentation_strength"):
+        make_spec(search=search, augmentation={"perturbations": perturbations})
+    make_spec(
+        search=search | {"augmentation_strength": 0.0}, augmentation={"perturbations": perturbations}
+    )  # a control
 
 
 @pytest.mark.usefixtures("narrow_resnets")
@@ -179,8 +191,20 @@ def test_a_study_is_run_and_read(hpo_here: Hpo, tmp_path: Path) -> None:
     ("override", "expected"),
     [
         ("augmentation.perturbations=[{name = 'gaussian-nose'}]", "no perturbation 'gaussian-nose'"),
-        ("augmentation.perturbations=[{name = 'gaussian-noise'}]", "perturbations.0.sigma: required"),
-        ("augmentation.perturbations=[{name = 'fog', level = 6}]", "level: must be less than or equal to 5, not 6"),
+        (
+            "augmentation.perturbations=[{name = 'gaussian-noise'}]",
+            "perturbations.gaussian-noise: give sigma, or level",
+        ),
+        (
+            "augmentation.perturbations=[{name = 'fog', strenght = 1}]",
+            "fog.strenght: unknown key; allowed here: weight",
+        ),
+        ("augmentation.perturbations=[{name = 'fgsm', level = 1}]", "fgsm: fgsm has no levels; give epsilon"),
+        ("augmentation.perturbations=[{name = 'pixel-recolor'}]", "pixel-recolor.fraction: required, but not given"),
+        (
+            "augmentation.perturbations=[{name = 'fog', level = 6}]",
+            "perturbations.fog.level: must be less than or equal to 5",
+        ),
         ("augmentation.perturbations=[{name = 'pgd', weight = 0}]", "'pgd': its weight must be above 0"),
         ("augmentation.perturbations=[{name = 'pgd'}, {name = 'pgd'}]", "'pgd' is listed twice"),
         ("augmentation.perturbations=[]", "augmentation.perturbations: must not be empty"),

@@ -1,6 +1,7 @@
 """Tiny-ImageNet-C's families against an implementation of their own, and their levels in study files."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import corruption_references as references
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from support.commands import Hpo
+from support.studies import write_study
 
+import hpo
 from hpo.doors.perturbation import PERTURBATIONS, LeveledPerturbation
 from hpo.vision.random_bits import derive_keys, uniform
 from hpo.vision.scoring import perturb
@@ -109,7 +113,45 @@ def test_a_level_stands_for_the_benchmarks_setting(name: str) -> None:
         assert math.isfinite(given.scored_severity)
 
 
-@pytest.mark.parametrize("level", [0, 6, -1, 2.5, "high", [1]])
+def test_a_study_file_with_a_level_is_submitted_again(hpo_here: Hpo, tmp_path: Path) -> None:
+    """As after an interruption; what the level stands for says the same."""
+    study = write_study(tmp_path)
+    for setting in ("level = 3", "level = 3", "strength = 1.0"):
+        fog = f"objective.perturbations=[{{name = 'fog', {setting}, weight = 0.5}}]"
+        submitted = hpo_here(
+            "submit", study, "--set", fog, "--set", f"augmentation.perturbations=[{{name = 'fog', {setting}}}]"
+        )
+        assert submitted.returncode == 0, submitted.stderr
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_setting_is_the_same_from_python(name: str) -> None:
+    """Where the smaller the stronger, too."""
+    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    setting = getattr(at(name, 2), FAMILIES[name].severity)
+    expected = perturbed(images, name, 2)
+    assert torch.equal(hpo.perturb(name, images, setting), expected)
+    assert torch.equal(hpo.perturb(name, images, level=2), expected)
+    assert len(hpo.perturb(name, images[:0], level=2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"severity": 101}, "perturbation 'jpeg': quality: must be less than or equal to 99, not 101"),
+        ({"level": 6}, "level: must be less than or equal to 5, not 6"),
+        ({"level": 1, "severity": 50}, "level and quality say the same"),
+        ({}, "perturbation 'jpeg': give quality, or level = 1 to 5"),
+    ],
+)
+def test_a_wrong_setting_from_python_is_one_line(given: dict[str, int], expected: str) -> None:
+    with pytest.raises(hpo.InputError) as refused:
+        hpo.perturb("jpeg", torch.rand(2, 3, 16, 16), **given)
+    assert expected in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("level", [0, 6, -1, 2.5, "high", True, [1]])
 def test_a_level_that_there_is_not_is_refused(level: object) -> None:
     with pytest.raises(ValidationError, match="level"):
         at("fog", level)  # type: ignore[arg-type]

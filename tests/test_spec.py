@@ -59,7 +59,7 @@ def refused(tmp_path: Path, text: str, *overrides: str) -> str:
         ("objective.clean=0.4", "the weights must sum to 1, but clean and perturbations give 0.4 + 0.25 + 0.25 = 0.9"),
         (
             "objective.perturbations.pixel-recolor.name=gaussian-noise",
-            "objective.perturbations.1.fraction: unknown key",
+            "objective.perturbations.gaussian-noise.fraction: unknown key",
         ),
         ("objective.perturbations=[]", "objective.perturbations: must not be empty"),
         (

@@ -71,15 +71,15 @@ def shown_part(value: float | None, study: Study) -> str:
 
 
 def results_table(study: Study, results: Sequence[TrialResult], baseline: TrialResult | None, title: str) -> Table:
-    """The results, best first, and below them the baseline; narrow enough for 80 columns.
+    """The results, best first, and below them the baseline, with the parameters that differ; narrow enough for 80
+    columns where these are few.
 
     With constraints there is a column that says which are feasible, of one character: there is no room for a word.
     """
     rows = [*results, *([baseline] if baseline else [])]
     constrained = study.spec.is_constrained or any(row.violation is not None for row in rows)
     parts = list(dict.fromkeys(name for row in rows for name in row.parts))
-    params = list(dict.fromkeys(name for row in rows for name in row.params))
-    params = [p for p in params if p != "initial_weights" or len({row.params.get(p) for row in rows}) > 1]
+    params = _different(study, rows)
     table = new_table(title)
     mark_heading = [""] if constrained else []
     for heading in ("trial", *mark_heading, "score", *parts, *params):
@@ -92,6 +92,13 @@ def results_table(study: Study, results: Sequence[TrialResult], baseline: TrialR
         table.add_section()
         table.add_row("baseline", *_cells(study, baseline, parts, params, constrained))
     return table
+
+
+def _different(study: Study, rows: Sequence[TrialResult]) -> list[str]:
+    """The parameters that are searched, or that the baseline has otherwise."""
+    names = dict.fromkeys(name for row in rows for name in row.params)
+    searched = study.spec.search.searched
+    return [name for name in names if name in searched or len({row.params.get(name) for row in rows}) > 1]
 
 
 def _mark(row: TrialResult) -> str:
@@ -123,8 +130,12 @@ def print_best(
     best = results[0]
     title = f"Best configurations of {study.name}{f', {selection}' if selection else ''}"
     out.print(results_table(study, results, baseline, title))
+    different = _different(study, [*results, *([baseline] if baseline else [])])
+    if fixed := [f"{name} {shown(value)}" for name, value in best.params.items() if name not in different]:
+        out.print(f"The same in all trials: {', '.join(fixed)}.")
     if best.images and best.parts:
-        width = max(half_width(accuracy, best.images_of[name]) for name, accuracy in best.parts.items())
+        images = best.images_of
+        width = max(half_width(share, best.images) for name, share in best.parts.items() if images[name] == best.images)
         fewer = [f"{name} on {images} of them" for name, images in best.images_of.items() if images < best.images]
         out.print(
             f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials"

@@ -39,6 +39,13 @@ class Perturbation(Section):
         """
         raise NotImplementedError
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_level(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and "level" in given and "level" not in cls.model_fields:
+            raise ValueError(f"{given.get('name')} has no levels; give {cls.severity}")
+        return given
+
     @property
     def scored_severity(self) -> float:
         """The severity that trials are scored at. Raises InputError if the perturbation is not installed."""
@@ -72,13 +79,18 @@ class LeveledPerturbation(Perturbation):
     @model_validator(mode="before")
     @classmethod
     def _take_level(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("level") is None:
+        if not isinstance(given, Mapping):
             return given
-        level = given["level"]
+        level = given.get("level")
+        if level is None:
+            if cls.severity in given or given.keys() - cls.model_fields.keys():  # a misspelt key is told as such
+                return given
+            raise ValueError(f"give {cls.severity}, or level = 1 to {LEVELS}")
         if cls.severity in given:
             raise ValueError(f"level and {cls.severity} say the same; give one of them")
-        if isinstance(level, int) and 1 <= level <= LEVELS:
-            return {**given, cls.severity: cls.levels[level - 1]}
+        if type(level) is int and 1 <= level <= LEVELS:
+            others = {key: value for key, value in given.items() if key != "level"}
+            return {**others, cls.severity: cls.levels[level - 1]}
         return {**given, cls.severity: cls.levels[0]}  # that the level is wrong is said of the level
 
 

@@ -179,7 +179,7 @@ class ImageSpec(Spec):
             return self.augmentation.perturbations
         scored = self.objective.perturbations
         itself = against("self", scored)
-        return [p.model_copy(update={"weight": 1.0}) for p in scored if p not in itself]
+        return [p.model_copy(update={"weight": 1.0}) for p in scored if p.weight and p not in itself]
 
     @property
     def all_perturbations(self) -> list[Perturbation]:
@@ -262,10 +262,14 @@ class ImageSpec(Spec):
                 raise ValueError(
                     f"search.{name}: no image is perturbed while augmentation_strength is fixed at 0; give both"
                 )
+        if self.augmentation.perturbations and "augmentation_strength" not in self.search.model_fields_set:
+            raise ValueError(
+                "augmentation.perturbations: no image is perturbed without search.augmentation_strength; give it too"
+            )
         if not self.training_perturbations and self.search.values("augmentation_strength") != [0]:
             raise ValueError(
-                "augmentation.perturbations: all that is scored is chosen against the scored network itself; list what "
-                "training images are perturbed with, or fix search.augmentation_strength = 0"
+                "augmentation.perturbations: all that counts in the score is chosen against the scored network itself; "
+                "list what training images are perturbed with, or fix search.augmentation_strength = 0"
             )
         return self
 

@@ -23,8 +23,12 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _path(details: ErrorDetails) -> list[str]:
-    """The key as it stands in the file, without the union members that pydantic puts into the location."""
+    """The key as `--set` takes it: without the union members that pydantic puts into the location, and without the
+    index of a table that has a name.
+    """
     path = [str(part) for part in details["loc"]]
+    if path[1:2] == ["perturbations"] and len(path) > 3:
+        path.pop(2)
     if path[-1:] and path[-1] in ("int", "float", "str"):
         path.pop()
     if path[:1] == ["search"] and len(path) > 2 and path[2] in _UNION_TAGS:
@@ -69,7 +73,8 @@ def _message(details: ErrorDetails, model: type[BaseModel]) -> str:
         case "model_type" | "dict_type" | "model_attributes_type":
             return f"must be a table, not {short(given)}"
     if details["loc"][-1] in ("int", "float"):  # one of several types that would do
-        in_search = details["loc"][0] == "search" and not isinstance(given, int | float | str)
+        is_odd = isinstance(given, bool) or not isinstance(given, int | float | str)
+        in_search = is_odd and details["loc"][0] == "search" and "choices" not in details["loc"]
         or_else = ", a range { low, high }, { choices = [...] } or a word" if in_search else ""
         return f"must be a finite number{or_else}, not {short(given)}"
     message = (

@@ -37,7 +37,7 @@ def _perturbation(given: Any, info: ValidationInfo) -> Perturbation:
     try:
         return kind.model_validate(given, context=info.context)
     except ValidationError as error:
-        raise with_allowed_keys(error, kind) from None
+        raise with_allowed_keys(error, kind, (name,)) from None
 
 
 def _training_perturbation(given: Any, info: ValidationInfo) -> Perturbation:
@@ -65,9 +65,9 @@ class AugmentationSpec(Section):
         ]
         | None
     ) = None
-    """One table for each, with the keys of `[[objective.perturbations]]`; `weight`, 1 unless given, is its share of the
-    perturbed images, in relation to the others'. Without any, training images get what is scored, in equal shares, but
-    for what is chosen against the scored network itself.
+    """One table for each, with the keys of `[[objective.perturbations]]`; `weight`, 1 unless given and at most that, is
+    its share of the perturbed images, in relation to the others'. Without any, training images get what counts in the
+    score, in equal shares, but for what is chosen against the scored network itself.
     """
 
     @model_validator(mode="after")

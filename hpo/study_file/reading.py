@@ -36,11 +36,12 @@ def read_kept_spec(text: str) -> Spec:
     return spec_class(json.loads(text)).model_validate_json(text, context=KEPT)
 
 
-def load_spec(path: Path, overrides: Sequence[str] = ()) -> Spec:
+def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> Spec:
     """Reads a study file, applies `key=value` overrides, makes relative paths absolute.
 
     Raises SpecError, whose one line names the file, the key, what is allowed and the nearest name.
     """
+    path = Path(path)
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

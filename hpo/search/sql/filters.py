@@ -185,10 +185,10 @@ def _value(node: ast.expr, field: str, fields: Fields) -> Any:
     expected = {
         "number": "a number",
         "flag": "true or false",
-        "text": "text in quotes",
-        "time": "a time in quotes",
+        "text": 'text in quotes: "…"',
+        "time": 'a time in quotes: "…"',
     }
-    raise _FilterError(f"{field} is compared with {expected[kind]}, not with {_quoted(ast.unparse(node))}")
+    raise _FilterError(f"{field} is compared with {expected[kind]}, not with {ast.unparse(node)[:60]}")
 
 
 def _can_be_stored(text: str) -> bool:
