@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation
+from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation, Perturbation
 from hpo.errors import InputError, NothingCompleteError
 from hpo.search.sql.queries import all_trials, best_trials, improvements, pareto_front
 from hpo.search.sql.storage import create_database, open_engine
@@ -114,9 +114,9 @@ def perturb(
     """Perturbs images as studies do to score trials. What is drawn for an image depends on its position and the seed.
 
     name: one of hpo's perturbations, or one from an installed package; severity: the value of the setting that is its
-    severity in a study file, such as `sigma` of `gaussian-noise` or `photons` of `shot-noise`; level: 1 to 5 in its
-    place; images: float32 (n, 3, height, width) in [0, 1], left unchanged. Returns a new tensor like it. Raises
-    InputError.
+    severity in a study file, such as `sigma` of `gaussian-noise` or `photons` of `shot-noise`, or 0 for no change where
+    larger values are stronger; level: 1 to 5 in its place; images: float32 (n, 3, height, width) in [0, 1], left
+    unchanged. Returns a new tensor like it. Raises InputError.
     """
     import torch
     from pydantic import ValidationError
@@ -127,17 +127,18 @@ def perturb(
     kind = PERTURBATIONS.find(name)
     if issubclass(kind, AdaptivePerturbation):
         raise InputError(f"'{name}' is chosen by gradient, which needs a network; hpo.perturb cannot make it")
-    given = {key: value for key, value in {kind.severity: severity, "level": level}.items() if value is not None}
-    try:
-        perturbation = kind.model_validate({"name": name, "weight": 1.0, **given})
-    except ValidationError as error:
-        raise InputError(f"perturbation '{name}': {explain(error, kind)}") from None
     is_batch = isinstance(images, torch.Tensor) and images.ndim == 4 and images.shape[1] == 3
     if not is_batch or images.dtype != torch.float32:
         raise InputError("images must be a float32 tensor of shape (n, 3, height, width)")
     if len(images) and not (images.min() >= 0 and images.max() <= 1):
         raise InputError("images must have values from 0 to 1; divide 8-bit ones by 255")
-    if not len(images):
+    changes_nothing = severity == 0 and kind.scored_severity is Perturbation.scored_severity
+    if changes_nothing or not len(images):
         return images.clone()
+    given = {key: value for key, value in {kind.severity: severity, "level": level}.items() if value is not None}
+    try:
+        perturbation = kind.model_validate({"name": name, "weight": 1.0, **given})
+    except ValidationError as error:
+        raise InputError(f"perturbation '{name}': {explain(error, kind)}") from None
     keys = torch.arange(len(images), device=images.device)
     return scoring.perturb(perturbation, name, images, keys, perturbation.scored_severity, seed)

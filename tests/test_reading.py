@@ -350,7 +350,7 @@ def test_python_submits_and_the_perturbations_are_functions(tmp_path: Path) -> N
         with pytest.raises(InputError, match="images must"):
             package.perturb("gaussian-noise", wrong, 0.2)
     for severity in (-0.1, math.inf, math.nan):
-        with pytest.raises(InputError, match="severity must be a number of at least 0"):
+        with pytest.raises(InputError, match="perturbation 'gaussian-noise': sigma: "):
             package.perturb("gaussian-noise", images, severity)
     with pytest.raises(InputError, match="n must be at least 1"):
         package.top("study", -1, storage=storage)

@@ -230,7 +230,7 @@ class RobustAccuracy(Objective):
         adaptive = [p for p in self.settings.perturbations if isinstance(p, AdaptivePerturbation)]
         chosen = adaptive if trial.baseline else against("self", adaptive)
         with threads(cores() if trial.baseline else torch.get_num_threads()):  # for which other workers wait
-            return against_itself(network, chosen, getattr(self.images, trial.split), self.compute)
+            return against_itself(network, chosen, getattr(self.images, trial.split), self.compute, self.say)
 
     def _interpolated(self, training: Training, plain: Weights, result: EpochResult, trial: Trial) -> EpochResult:
         """The share is chosen on tuning images, whichever score the trial."""

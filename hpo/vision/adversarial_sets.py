@@ -55,10 +55,12 @@ class AgainstBaseline:
         def make() -> dict[str, Tensor]:
             if made is not None:
                 return {"pixels": made}
-            self.say(f"{perturbation.name} is made against the baseline for {len(images)} images ({which})")
+            self.say(f"{perturbation.name}: {len(images):,} images ({which}) are made against the baseline")
             replicate = "training" if which == "train" else TUNING_REPLICATE
             with threads(cores()):  # other workers wait
-                return {"pixels": attacked(perturbation, self.network(weights), images, self.compute, replicate)}
+                return {
+                    "pixels": attacked(perturbation, self.network(weights), images, self.compute, replicate, self.say)
+                }
 
         return made_once(
             self.store,
@@ -79,13 +81,19 @@ class AgainstItself:
 
 
 def against_itself(
-    network: Classifier, perturbations: Sequence[AdaptivePerturbation], images: Split, compute: Compute
+    network: Classifier,
+    perturbations: Sequence[AdaptivePerturbation],
+    images: Split,
+    compute: Compute,
+    say: Callable[[str], None],
 ) -> dict[str, AgainstItself]:
     """By perturbation. Those against `self` take as many of the images as they say, the others all."""
     made = {}
     for perturbation in perturbations:
         some = images.evenly_spread(perturbation.images) if perturbation.against == "self" else images
-        made[perturbation.name] = AgainstItself(some, attacked(perturbation, network, some, compute, TUNING_REPLICATE))
+        say(f"{perturbation.name}: {len(some):,} images are made against the trial's own network")
+        pixels = attacked(perturbation, network, some, compute, TUNING_REPLICATE, say)
+        made[perturbation.name] = AgainstItself(some, pixels)
     return made
 
 

@@ -4,6 +4,8 @@ An image is judged as it would be saved, rounded to 8 bits. The first version th
 the one with the highest loss: a set that held only successes would be selected by them.
 """
 
+import time
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -19,6 +21,8 @@ from hpo.vision.memory import Portions, fitting
 from hpo.vision.random_bits import derive_keys
 from hpo.vision.scoring import check_images, in_8_bits
 from hpo.vision.winograd import replace_convolutions
+
+SECONDS_BETWEEN_LINES = 20
 
 
 class Attacked:
@@ -132,10 +136,15 @@ def _rounded(name: str, made: Tensor, pixels: Tensor) -> Tensor:
 
 
 def attacked(
-    perturbation: AdaptivePerturbation, network: Classifier, images: Split, compute: Compute, replicate: int | str
+    perturbation: AdaptivePerturbation,
+    network: Classifier,
+    images: Split,
+    compute: Compute,
+    replicate: int | str,
+    say: Callable[[str], None],
 ) -> Tensor:
     """Images perturbed against a network, seeded by image key, name and replicate: uint8 (n, height, width, 3), in
-    memory. Raises MemoryError if not even SMALLEST_PORTION fit.
+    memory. say: is told of progress. Raises MemoryError if not even SMALLEST_PORTION fit.
     """
     victim = Attacked(network.to(compute.device))
     most = compute.images_attacked_at_once(network.normalise.size)
@@ -143,8 +152,12 @@ def attacked(
     severity = perturbation.scored_severity
 
     def make() -> Tensor:
-        parts = []
+        parts: list[Tensor] = []
+        told = time.monotonic()
         for rows in torch.arange(len(images)).split(portions.micro_batch):
+            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                say(f"{perturbation.name}: {sum(map(len, parts)):,} of {len(images):,} images are made")
             chosen = rows.numpy()
             pixels = upload(torch.from_numpy(images.pixels[images.rows[chosen]]), compute.device)
             labels, keys = (
