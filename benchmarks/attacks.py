@@ -63,7 +63,7 @@ def main() -> None:
     for settings in [each for each in ATTACKS if not given.only or given.only in str(each)]:
         started = time.perf_counter()
         perturbation = PERTURBATIONS.find(settings["name"]).model_validate({"weight": 1.0, **settings})
-        pixels = attacked(perturbation, networks["baseline"], images, objective.compute, 0, print)  # type: ignore[arg-type]
+        pixels = attacked(perturbation, networks["baseline"], images, objective.compute, 0, print, 1)  # type: ignore[arg-type]
         took = f"{time.perf_counter() - started:.0f} s"
         print(
             settings, *scores(objective, networks, images, pixels), *sizes(clean, pixels), took, sep=" | ", flush=True
@@ -119,7 +119,7 @@ def compare_with_art(objective: RobustAccuracy, network: Classifier, images: Spl
     clean = torch.from_numpy(images.pixels[images.rows]).permute(0, 3, 1, 2).float().div(255)
     theirs_made = torch.from_numpy(theirs.generate(clean.numpy(), np.asarray(images.labels)))
     perturbation = PERTURBATIONS.find("pgd").model_validate({"weight": 1.0, **PGD})
-    ours = attacked(perturbation, network, images, objective.compute, 0, print)  # type: ignore[arg-type]
+    ours = attacked(perturbation, network, images, objective.compute, 0, print, 1)  # type: ignore[arg-type]
     labels = torch.from_numpy(images.labels)
     for name, made in {
         "ours, 8 bits": ours.permute(0, 3, 1, 2).float().div(255),

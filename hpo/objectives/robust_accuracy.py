@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpo.cores import cores
 from hpo.doors.network import family_of
 from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Split, Trial
 from hpo.doors.parameters import Params
@@ -28,7 +27,7 @@ from hpo.vision.adversarial_sets import AgainstBaseline, AgainstItself, against_
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
 from hpo.vision.data.disk import data_root
 from hpo.vision.data.images import load_images
-from hpo.vision.device import Compute, choose_compute, threads
+from hpo.vision.device import Compute, choose_compute
 from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.memory import device_errors
@@ -229,8 +228,8 @@ class RobustAccuracy(Objective):
         """What is chosen by gradient against this very network, when its training ends."""
         adaptive = [p for p in self.settings.perturbations if isinstance(p, AdaptivePerturbation)]
         chosen = adaptive if trial.baseline else against("self", adaptive)
-        with threads(cores() if trial.baseline else torch.get_num_threads()):  # for which other workers wait
-            return against_itself(network, chosen, getattr(self.images, trial.split), self.compute, self.say)
+        at_once = self.compute.batches_at_once_alone if trial.baseline else 1
+        return against_itself(network, chosen, getattr(self.images, trial.split), self.compute, self.say, at_once)
 
     def _interpolated(self, training: Training, plain: Weights, result: EpochResult, trial: Trial) -> EpochResult:
         """The share is chosen on tuning images, whichever score the trial."""

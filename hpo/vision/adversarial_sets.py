@@ -9,14 +9,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from hpo.cores import cores
 from hpo.doors.objective import Store
 from hpo.doors.perturbation import AdaptivePerturbation
 from hpo.study_file.images import Which, adversarial_set
 from hpo.vision.attacks import attacked
 from hpo.vision.classifier import Classifier, Weights, fingerprint
 from hpo.vision.data.images import ImageSet, Split
-from hpo.vision.device import Compute, threads
+from hpo.vision.device import Compute
 from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.scoring import TUNING_REPLICATE, Accuracy, evaluate, evaluation_set
@@ -57,10 +56,9 @@ class AgainstBaseline:
                 return {"pixels": made}
             self.say(f"{perturbation.name}: {len(images):,} images ({which}) are made against the baseline")
             replicate = "training" if which == "train" else TUNING_REPLICATE
-            with threads(cores()):  # other workers wait
-                return {
-                    "pixels": attacked(perturbation, self.network(weights), images, self.compute, replicate, self.say)
-                }
+            network = self.network(weights)
+            at_once = self.compute.batches_at_once_alone
+            return {"pixels": attacked(perturbation, network, images, self.compute, replicate, self.say, at_once)}
 
         return made_once(
             self.store,
@@ -86,13 +84,14 @@ def against_itself(
     images: Split,
     compute: Compute,
     say: Callable[[str], None],
+    at_once: int,
 ) -> dict[str, AgainstItself]:
     """By perturbation. Those against `self` take as many of the images as they say, the others all."""
     made = {}
     for perturbation in perturbations:
         some = images.evenly_spread(perturbation.images) if perturbation.against == "self" else images
         say(f"{perturbation.name}: {len(some):,} images are made against the trial's own network")
-        pixels = attacked(perturbation, network, some, compute, TUNING_REPLICATE, say)
+        pixels = attacked(perturbation, network, some, compute, TUNING_REPLICATE, say, at_once)
         made[perturbation.name] = AgainstItself(some, pixels)
     return made
 

@@ -5,7 +5,8 @@ the one with the highest loss: a set that held only successes would be selected 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -37,13 +38,19 @@ class Attacked:
         if next(network.parameters()).device.type == "cpu":
             replace_convolutions(self.copied)
         self.part = nn.Sequential(self.copied.frozen_part, self.copied.trainable_part).eval()
+        self.is_given_up = False
 
     def refill(self) -> None:
         """Copies the current weights and statistics of the original."""
         self.copied.load_state_dict(self.original.state_dict())
 
     def logits_and_gradient(self, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of pixels, float32 (n, 3, height, width) in [0, 1]: logits, and the gradient of each one's cross-entropy."""
+        """Of pixels, float32 (n, 3, height, width) in [0, 1]: logits, and the gradient of each one's cross-entropy.
+
+        Raises InterruptedError in a thread for whose images nobody waits any more.
+        """
+        if self.is_given_up:
+            raise InterruptedError
         leaves = pixels.detach().requires_grad_()
         with torch.enable_grad():
             logits = self.part(leaves)
@@ -142,34 +149,52 @@ def attacked(
     compute: Compute,
     replicate: int | str,
     say: Callable[[str], None],
+    at_once: int,
 ) -> Tensor:
     """Images perturbed against a network, seeded by image key, name and replicate: uint8 (n, height, width, 3), in
-    memory. say: is told of progress. Raises MemoryError if not even SMALLEST_PORTION fit.
+    memory. say: is told of progress; at_once: how many batches, each in a thread of its own, which on a CPU waits for
+    no other as PyTorch's threads within a batch do. Raises MemoryError if not even SMALLEST_PORTION fit.
     """
     victim = Attacked(network.to(compute.device))
     most = compute.images_attacked_at_once(network.normalise.size)
     portions = Portions(most, most)
     severity = perturbation.scored_severity
 
+    def made(rows: Tensor) -> Tensor:
+        chosen = rows.numpy()
+        pixels = upload(torch.from_numpy(images.pixels[images.rows[chosen]]), compute.device)
+        labels, keys = (upload(torch.from_numpy(of[chosen]), compute.device) for of in (images.labels, images.keys))
+        targets = Targets(
+            pixels.permute(0, 3, 1, 2).float().div_(255),
+            labels,
+            derive_keys(keys, perturbation.name, "replicate", replicate),
+            torch.full(labels.shape, severity, device=compute.device),
+        )
+        return in_8_bits(attack(perturbation, victim, targets)).permute(0, 2, 3, 1).cpu()
+
     def make() -> Tensor:
         parts: list[Tensor] = []
         told = time.monotonic()
-        for rows in torch.arange(len(images)).split(portions.micro_batch):
+        for part in _in_threads(at_once, made, torch.arange(len(images)).split(portions.micro_batch), victim):
+            parts.append(part)
             if time.monotonic() - told > SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
                 say(f"{perturbation.name}: {sum(map(len, parts)):,} of {len(images):,} images are made")
-            chosen = rows.numpy()
-            pixels = upload(torch.from_numpy(images.pixels[images.rows[chosen]]), compute.device)
-            labels, keys = (
-                upload(torch.from_numpy(given[chosen]), compute.device) for given in (images.labels, images.keys)
-            )
-            targets = Targets(
-                pixels.permute(0, 3, 1, 2).float().div_(255),
-                labels,
-                derive_keys(keys, perturbation.name, "replicate", replicate),
-                torch.full(labels.shape, severity, device=compute.device),
-            )
-            parts.append(in_8_bits(attack(perturbation, victim, targets)).permute(0, 2, 3, 1).cpu())
         return torch.cat(parts).contiguous()
 
     return fitting(make, portions.split_batch)
+
+
+def _in_threads(
+    count: int, function: Callable[[Tensor], Tensor], arguments: Sequence[Tensor], victim: Attacked
+) -> Iterator[Tensor]:
+    """The results in order. Where nobody waits for them any more, threads that attack the victim end soon."""
+    victim.is_given_up = False
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+    try:
+        yield from pool.map(function, arguments)
+    except BaseException:
+        victim.is_given_up = True
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ import torch
 import torch.utils.deterministic
 from torch import Tensor
 
-from hpo.cores import cpu_multiplies_bf16
+from hpo.cores import cores, cpu_multiplies_bf16
 from hpo.errors import InputError
 
 PIXELS_AT_ONCE = 4096 * 64 * 64
@@ -58,6 +58,11 @@ class Compute:
         """As `images_scored_at_once`, for images whose gradients are needed."""
         scored = self.images_scored_at_once(size)
         return scored if self.device.type == "cuda" else min(ATTACKED_AT_ONCE_BY_A_CPU, scored)
+
+    @property
+    def batches_at_once_alone(self) -> int:
+        """How many batches a worker may work on at once while the others on its machine wait, each in a thread."""
+        return 1 if self.device.type == "cuda" else max(1, cores() // torch.get_num_threads())
 
     def mark(self) -> "torch.cuda.Event | float":
         """A point in the device's work, for `seconds_between`."""

@@ -84,5 +84,8 @@ def _best(worth: "Tensor", most: "Tensor") -> "Tensor":
     """Whether each pixel is among the `most`, int64 (n,), of the largest worth in its image: bool (n, 1, height,
     width).
     """
-    ranks = worth.flatten(1).argsort(descending=True, stable=True).argsort()
-    return (ranks < most[:, None]).view_as(worth)
+    import torch
+
+    best = worth.flatten(1).topk(int(most.max())).indices
+    counted = torch.arange(best.shape[1], device=most.device) < most[:, None]
+    return torch.zeros_like(worth, dtype=torch.bool).flatten(1).scatter_(1, best, counted).view_as(worth)
