@@ -151,7 +151,10 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
             {"name": "stuck-pixels", "amont": 0.1},
             "unknown key; allowed here: weight, name, amount. Did you mean 'amount'?",
         ),
-        ({"name": "stuck-pixels", "amount": 2}, "objective.perturbations.stuck-pixels.amount: must be less than or equal to 1"),
+        (
+            {"name": "stuck-pixels", "amount": 2},
+            "objective.perturbations.stuck-pixels.amount: must be less than or equal to 1",
+        ),
         ({"name": "stuck-pixels"}, "objective.perturbations.stuck-pixels.amount: required, but not given"),
         (
             {"name": "stuck-pixel", "amount": 0.1},

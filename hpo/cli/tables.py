@@ -101,6 +101,16 @@ def _different(study: Study, rows: Sequence[TrialResult]) -> list[str]:
     return [name for name in names if name in searched or len({row.params.get(name) for row in rows}) > 1]
 
 
+def _fixed(study: Study, rows: Sequence[TrialResult]) -> list[str]:
+    """The other parameters with their value, but for those that have it where a study file leaves them out."""
+    rows_of, different = study.spec.search.rows, _different(study, rows)
+    return [
+        f"{name} {shown(value)}"
+        for name, value in rows[0].params.items()
+        if name not in different and not (name in rows_of and rows_of[name].plain == value)
+    ]
+
+
 def _mark(row: TrialResult) -> str:
     """Whether it is feasible; a dash while that is unknown: until both the trial and the baseline are complete."""
     if row.violation is None:
@@ -130,8 +140,7 @@ def print_best(
     best = results[0]
     title = f"Best configurations of {study.name}{f', {selection}' if selection else ''}"
     out.print(results_table(study, results, baseline, title))
-    different = _different(study, [*results, *([baseline] if baseline else [])])
-    if fixed := [f"{name} {shown(value)}" for name, value in best.params.items() if name not in different]:
+    if fixed := _fixed(study, [*results, *([baseline] if baseline else [])]):
         out.print(f"The same in all trials: {', '.join(fixed)}.")
     if best.images and best.parts:
         images = best.images_of
