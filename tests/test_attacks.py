@@ -1,5 +1,7 @@
 """Attacks: what perturbations that are chosen by gradient may change, and that they find what is hard."""
 
+import signal
+import time
 from typing import Any
 
 import pytest
@@ -10,11 +12,15 @@ from torch.nn import functional as F
 
 from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation
 from hpo.errors import InputError
-from hpo.vision.attacks import Attacked, Targets, attack
-from hpo.vision.classifier import build_network
+from hpo.study_file.images import DataSpec
+from hpo.vision.attacks import Attacked, Targets, attack, attacked
+from hpo.vision.classifier import Classifier, build_network
+from hpo.vision.data.images import ImageSet, load_images
+from hpo.vision.device import Compute
 
 ADAPTIVE = [name for name, kind in PERTURBATIONS.loadable().items() if issubclass(kind, AdaptivePerturbation)]
 SIZE, CLASSES = 16, 5
+CPU = Compute(torch.device("cpu"), bf16=False)
 
 
 def adaptive(name: str, **settings: Any) -> AdaptivePerturbation:
@@ -123,3 +129,38 @@ def test_an_own_perturbation_that_climbs_wrongly_is_one_line(victim: Attacked) -
         InputError, match=r"perturbation 'odd' made pixels from nan to nan; its start or step must keep"
     ):
         attack(Odd(name="odd", weight=1.0), victim, targets(2, 0.1))
+
+
+@pytest.fixture(scope="module")
+def digits(data_root: object) -> ImageSet:
+    return load_images(DataSpec(name="digits", root=str(data_root)), SIZE, seed=0)
+
+
+@pytest.fixture(scope="module")
+def network() -> Classifier:
+    return build_network("resnet18", 10, {}, SIZE, 0, seed=0)
+
+
+def test_batches_in_threads_make_the_same_images(network: Classifier, digits: ImageSet) -> None:
+    pgd, some = adaptive("pgd", steps=2), digits.train.evenly_spread(150)
+    one, two = (attacked(pgd, network, some, CPU, 0, print, at_once) for at_once in (1, 2))
+    assert len(one) == 150
+    assert torch.equal(one, two)
+
+
+def test_a_worker_that_is_asked_to_stop_waits_for_no_attack(network: Classifier, digits: ImageSet) -> None:
+    """These steps take an hour: they change nothing."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    usual = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    asked = time.monotonic()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            attacked(adaptive("pgd", epsilon=1e-9, steps=1000, restarts=100), network, digits.train, CPU, 0, print, 2)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, usual)
+    assert time.monotonic() - asked < 8

@@ -5,8 +5,9 @@ the one with the highest loss: a set that held only successes would be selected 
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -175,11 +176,13 @@ def attacked(
     def make() -> Tensor:
         parts: list[Tensor] = []
         told = time.monotonic()
-        for part in _in_threads(at_once, made, torch.arange(len(images)).split(portions.micro_batch), victim):
-            parts.append(part)
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                say(f"{perturbation.name}: {sum(map(len, parts)):,} of {len(images):,} images are made")
+        batches = torch.arange(len(images)).split(portions.micro_batch)
+        with closing(_in_threads(at_once, made, batches, victim)) as found:
+            for part in found:
+                parts.append(part)
+                if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                    told = time.monotonic()
+                    say(f"{perturbation.name}: {sum(map(len, parts)):,} of {len(images):,} images are made")
         return torch.cat(parts).contiguous()
 
     return fitting(make, portions.split_batch)
@@ -187,7 +190,7 @@ def attacked(
 
 def _in_threads(
     count: int, function: Callable[[Tensor], Tensor], arguments: Sequence[Tensor], victim: Attacked
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """The results in order. Where nobody waits for them any more, threads that attack the victim end soon."""
     victim.is_given_up = False
     pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
