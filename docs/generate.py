@@ -262,7 +262,7 @@ def command_section(context: click.Context) -> Iterator[str]:
 def option_row(option: click.Option, context: click.Context) -> Sequence[str]:
     names, _ = option.get_help_record(context) or ("", "")
     value = None if option.is_flag or option.multiple or option.required else option.get_default(context)
-    shown = "required" if option.required else "" if value is None or "UNSET" in repr(value) else code(value)
+    shown = "required" if option.required else code(value) if isinstance(value, str | int | float | Path) else ""
     variable = code(option.envvar) if isinstance(option.envvar, str) else ""
     return code(names), shown, variable, one_line(option.help)
 

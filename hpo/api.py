@@ -105,7 +105,7 @@ def _url(storage: str | None) -> str:
 
 
 def _spec(study: Spec | Path | str, overrides: Sequence[str]) -> Spec:
-    return study if isinstance(study, Spec) else load_spec(Path(study), overrides)
+    return study if isinstance(study, Spec) else load_spec(study, overrides)
 
 
 def perturb(

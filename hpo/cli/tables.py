@@ -103,11 +103,11 @@ def _different(study: Study, rows: Sequence[TrialResult]) -> list[str]:
 
 def _fixed(study: Study, rows: Sequence[TrialResult]) -> list[str]:
     """The other parameters with their value, but for those that have it where a study file leaves them out."""
-    rows_of, different = study.spec.search.rows, _different(study, rows)
+    known, different = study.spec.search.rows, _different(study, rows)
     return [
         f"{name} {shown(value)}"
         for name, value in rows[0].params.items()
-        if name not in different and not (name in rows_of and rows_of[name].plain == value)
+        if name not in different and (name not in known or known[name].plain != value)
     ]
 
 
@@ -145,12 +145,12 @@ def print_best(
     if best.images and best.parts:
         images = best.images_of
         width = max(half_width(share, best.images) for name, share in best.parts.items() if images[name] == best.images)
-        fewer = [f"{name} on {images} of them" for name, images in best.images_of.items() if images < best.images]
+        fewer = [f"{name} on {count} of them" for name, count in images.items() if count < best.images]
         out.print(
             f"Accuracies on {counted(best.images, 'tuning image')}, the same for all trials"
             f"{''.join(f', {each}' for each in fewer)}; each trial was trained once (seed {study.spec.seed}). "
-            f"With {'so few' if fewer else 'this many'} images an accuracy is known to ± {100 * width:.1f} points "
-            "(95 % confidence)."
+            f"{'On all of them' if fewer else 'With this many images'} an accuracy is known to ± {100 * width:.1f} "
+            "points (95 % confidence)."
         )
     if held_out := study.spec.hold_outs:
         out.print(f"Held out, which means scored but never trained on: {', '.join(held_out)}.")

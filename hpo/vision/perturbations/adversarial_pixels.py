@@ -59,8 +59,10 @@ class AdversarialPixels(AdaptivePerturbation):
         if number < self.steps * LAST_REDRAWN:
             most, best = state["most"], _steepest(gradient)
             does = ((images - pixels) * gradient).sum(1, keepdim=True)
-            could_do = ((best - pixels) * gradient).sum(1, keepdim=True)
-            worth = could_do if self.positions == "chosen" else _drawn(state["keys"], number + 1, pixels)
+            if self.positions == "chosen":
+                worth = ((best - pixels) * gradient).sum(1, keepdim=True)
+            else:
+                worth = _drawn(state["keys"], number + 1, pixels)
             others = _best(worth.masked_fill(chosen, -torch.inf), most // 3)
             chosen = others | _best(does.masked_fill(~chosen, -torch.inf), most - most // 3)
             colours = torch.where(others, best, colours)
