@@ -171,7 +171,7 @@ def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo
 def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
     hpo: Run, python: Path, tmp_path: Path
 ) -> None:
-    study = study_file(tmp_path, steps=100)
+    study = study_file(tmp_path, steps=400)  # seconds long: checkpoints are a second apart
     changes = ("--set", "budget=2", "--set", "pruner.name=none")
     hpo("submit", study, *changes, "--set", "name=unbroken")
     assert hpo("worker", "unbroken").returncode == 0
