@@ -1,12 +1,17 @@
 """An objective that costs nothing, handed to workers the same way the real one is."""
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from math import log10
 from typing import Any
 
-from hpo.doors.objective import BelowBaseline, Measurement, Objective, Trial
+import numpy as np
+
+from hpo.doors.objective import BelowBaseline, Measurement, Objective, Outcome, Trial
 from hpo.doors.parameters import Params
 from hpo.study_file.spec import Spec
+
+TEST_IMAGES = 500
 
 
 class FreeObjective(Objective):
@@ -39,4 +44,13 @@ class FreeObjective(Objective):
                 parts={"clean": clean, "gaussian-noise": noise},
                 constraints=self.constraints,
                 attributes={"mean_perturbed_accuracy": noise, "images": 1000},
+                outcomes=self._outcomes(trial, clean, noise) if trial.split == "test" and epoch == trial.steps else [],
             )
+
+    def _outcomes(self, trial: Trial, clean: float, noise: float) -> list[Outcome]:
+        """Of images that are as hard for every configuration; each seed is luckier with some."""
+        random, hard = np.random.default_rng(trial.seed), np.random.default_rng(0).random(TEST_IMAGES)
+        luck = random.normal(0, 0.05, TEST_IMAGES)
+        noises = [Outcome("gaussian-noise", 0.0, hard + luck < noise * factor, 0.3 * factor) for factor in (1, 0.5)]
+        found = [Outcome("clean", 0.0, hard + luck < clean), replace(noises[0]), replace(noises[1], main=False)]
+        return [replace(each, value=float(np.mean(each.right))) for each in found]

@@ -22,7 +22,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-PROTOCOL = 6
+PROTOCOL = 7
 """Increased whenever workers of older versions can no longer share a study with this one, because what is stored or how
 trials train has changed.
 """

@@ -96,7 +96,7 @@ def history(study: str, storage: str | None = None) -> Results:
 
 def _open(study: str, storage: str | None) -> "sa.Engine":
     engine = open_engine(parse_url(_url(storage)))
-    find_studies(engine, [study])
+    find_studies(engine, [study])[0].refuse_confirmation()
     return engine
 
 

@@ -15,7 +15,7 @@ from hpo.search.measurements import checked
 
 
 def check(measured: Any, previous: int = 0) -> hpo.Measurement:
-    return checked(measured, "mine", 7, {"rate": 0.1}, previous, steps=5)
+    return checked(measured, "mine", hpo.Trial(7, {"rate": 0.1}, seed=0, steps=5), previous)
 
 
 @pytest.mark.parametrize("number", [1, 0.5, np.float32(0.5), np.int64(2), torch.tensor(0.5), np.array([0.5]), math.nan])

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from hpo import __version__
+from hpo.cli.conclude import CONCLUDING_COMMANDS
 from hpo.cli.control import CONTROL_COMMANDS
 from hpo.cli.groups import Commands
 from hpo.cli.read import READING_COMMANDS
@@ -79,5 +80,5 @@ def cli() -> None:
     """
 
 
-for command in (*RUN_COMMANDS, *CONTROL_COMMANDS, *READING_COMMANDS):
+for command in (*RUN_COMMANDS, *CONTROL_COMMANDS, *READING_COMMANDS, *CONCLUDING_COMMANDS):
     cli.add_command(command)

@@ -89,6 +89,13 @@ def open_study(name: str, storage: str) -> "tuple[sa.Engine, Study]":
     return engine, find_studies(engine, [name])[0]
 
 
+def open_search(name: str, storage: str) -> "tuple[sa.Engine, Study]":
+    """The same, of a search. Raises StudyError for a confirmation."""
+    engine, study = open_study(name, storage)
+    study.refuse_confirmation()
+    return engine, study
+
+
 def launch_command(study: str) -> str:
     """The command to suggest for a study that has trials left to run."""
     return f"hpo launch {shlex.quote(study)} --workers 2"

@@ -11,7 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hpo.cli.status_tables import split_line, troubles_of
 from hpo.cli.tables import console, shown, shown_part, shown_score, warn_of_few_images
 from hpo.errors import reason_in
+from hpo.search.confirmation import run_name
 from hpo.search.sql import queries
+from hpo.search.sql.attributes import CONFIRMS_KEY
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.status import RunningTrial, progress, read_split
 from hpo.search.sql.studies import Study
@@ -92,6 +94,8 @@ def follow(engine: sa.Engine, study: Study, working: Callable[[], bool]) -> None
 
 def _trial_line(trial: TrialResult, study: Study) -> str:
     name = "baseline" if trial.baseline else f"trial {trial.number}"
+    if (confirms := trial.attributes.get(CONFIRMS_KEY)) is not None:
+        name = run_name(confirms)
     if trial.interruption:
         when = f" after {_last_step(trial, study)}" if trial.reports else ""
         return f"{name} interrupted{when}: {trial.interruption}; requeued"
@@ -101,7 +105,8 @@ def _trial_line(trial: TrialResult, study: Study) -> str:
     stopped = "pruned" if trial.state == "pruned" else "paused"
     ended = "complete" if trial.state == "complete" else f"{stopped} after {_last_step(trial, study)}"
     measured = "".join(f", {key} {shown_part(value, study)}" for key, value in trial.parts.items())
-    params = ", ".join(f"{key} {shown(trial.params[key])}" for key in study.spec.search.searched if key in trial.params)
+    searched = () if confirms else study.spec.search.searched
+    params = ", ".join(f"{key} {shown(trial.params[key])}" for key in searched if key in trial.params)
     return f"{name} {ended}: score {shown_score(trial.score)}{measured}{f' ({params})' if params else ''}"
 
 

@@ -12,7 +12,7 @@ from hpo.cli.options import (
     csv_option,
     json_option,
     limit_option,
-    open_study,
+    open_search,
     print_json,
     storage_option,
     studies_argument,
@@ -95,7 +95,7 @@ def best(study: str, storage: str, as_json: bool, as_csv: bool, as_toml: bool, w
     from hpo.search.sql.queries import best_trials
     from hpo.study_file.reading import trial_as_toml
 
-    engine, found = open_study(study, storage)
+    engine, found = open_search(study, storage)
     _refuse_several(json=as_json, csv=as_csv, toml=as_toml)
     results = best_trials(engine, study, 1)
     if not results:
@@ -149,7 +149,7 @@ def top(study: str, limit: int, sort: str, where: str, storage: str, as_json: bo
     from hpo.search.sql.filters import names_state
     from hpo.search.sql.queries import best_trials
 
-    engine, found = open_study(study, storage)
+    engine, found = open_search(study, storage)
     results = best_trials(engine, study, limit, where, sort)
     if not _print_data(results, as_json, as_csv):
         if where and not results:
@@ -171,7 +171,7 @@ def pareto(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     from hpo.cli import tables
     from hpo.search.sql.queries import pareto_front
 
-    engine, found = open_study(study, storage)
+    engine, found = open_search(study, storage)
     results = pareto_front(engine, study, found.spec.trade_off)
     if not _print_data(results, as_json, as_csv):
         title = f"The Pareto front of {study}"
@@ -190,7 +190,7 @@ def history(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     from hpo.cli import tables
     from hpo.search.sql.queries import began_at, improvements
 
-    engine, found = open_study(study, storage)
+    engine, found = open_search(study, storage)
     results = improvements(engine, study)
     if not _print_data(results, as_json, as_csv):
         table = tables.history_table(found, results, began_at(engine, study), f"The best score of {study}")
@@ -211,7 +211,7 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
     from hpo.search.importances import MIN_TRIALS, parameter_importances
     from hpo.search.sql.queries import best_trials
 
-    engine, found = open_study(study, storage)
+    engine, found = open_search(study, storage)
     some = best_trials(engine, study, MIN_TRIALS)
     if len(some) == MIN_TRIALS and not best_trials(engine, study, 1, f"score != {some[0].score!r}"):
         raise HpoError(f"all complete trials of study '{study}' have the same score: there is nothing to explain")

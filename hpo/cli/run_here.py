@@ -51,32 +51,44 @@ def run_study(spec: Spec, storage: str, workers: int | None) -> None:
     """
     check_workers(workers)  # before anything slow
     url = parse_url(storage)
-    images = _prepare_images(spec) if isinstance(spec, ImageSpec) else None
-    workers = _workers_for([(spec, images)], workers)
+    workers = how_many(spec, workers)
     open_artifacts().check()
     engine = create_database(url)
     check_network_drive(engine, partial(click.echo, err=True))
     study, new = submit(engine, spec)
+    run_until_done(engine, study, storage, workers, new)
+    _print_end(engine, study, storage)
+
+
+def how_many(spec: Spec, workers: int | None) -> int:
+    """Looks at images, weights and network: what is wrong is said before the database is written. How many workers to
+    start here. Raises InputError.
+    """
+    images = _prepare_images(spec) if isinstance(spec, ImageSpec) else None
+    return _workers_for([(spec, images)], workers)
+
+
+def run_until_done(engine: sa.Engine, study: Study, storage: str, workers: int, new: bool) -> None:
+    """Runs a study here, with progress, until its budget is used up or a signal stops it. new: whether it was just
+    submitted. Raises StudyError if it is stopped.
+    """
     if study.stopped:
         raise StudyError(
             f"study '{study.name}' is stopped: {study.stopped}; to continue it, first run: {study.resume_command}"
         )
     heartbeats.reap(engine, study.study_id)
     if count(engine, study.study_id).finished < study.budget:
-        logs = _logs() / spec.folder_name
+        logs = _logs() / study.spec.folder_name
         outcome = "submitted" if new else "continues"
         counted = f"budget {study.budget}, {_counted(workers)}, logs in {logs}/"
         click.echo(f"study {study.name} {outcome}: {counted}", err=True)
         stop_on_signals()
-        with _started(_launch([spec.name], storage, workers, logs)) as launcher:
+        with _started(_launch([study.name], storage, workers, logs)) as launcher:
             progress.follow(engine, study, launcher.tend)
-    _print_end(engine, study, storage)
 
 
 def _prepare_images(spec: ImageSpec) -> int:
-    """Looks at images, weights and network: what is wrong is said before the database is written. How many images there
-    are to train on. Raises InputError.
-    """
+    """How many images there are to train on. Raises InputError if images, weights or network are at fault."""
     weights_file(spec.model.weights)  # a missing one is said before images are downloaded for it
     with progress.StepProgress() as steps:
         images = load_images(spec.data, spec.model.input_size, spec.split_seed, steps)

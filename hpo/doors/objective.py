@@ -4,13 +4,16 @@ An objective knows neither the database nor how trials are chosen. The worker th
 its checkpoints and files, and decides when a trial ends.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from hpo.doors.parameters import Params
 from hpo.doors.registry import Door
 from hpo.doors.section import Section
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Split = Literal["tuning", "test"]
 Take = Callable[[], Callable[[], bytes]]
@@ -22,9 +25,10 @@ class Trial:
     """What an objective measures.
 
     number: within the study; params: by name; seed: of everything random in this trial; steps: how many times it
-    reports, from 1; split: which data score it, those that the search may look at ("tuning") or the locked ones
-    ("test"); baseline: whether it is the study's baseline; checkpoint: what an earlier run of this configuration
-    yielded last, to go on from, or None.
+    reports, from 1; split: which data score it. "tuning": those that the search may look at. "test": the locked ones,
+    after the last step only, of a model that learned from all other data, the tuning data included; `hpo confirm` asks
+    for that. baseline: whether it is the baseline of a search; checkpoint: what an earlier run of this configuration
+    yielded last, to go on from, or None; test_sets: paths of further locked data.
     """
 
     number: int
@@ -34,6 +38,7 @@ class Trial:
     split: Split = "tuning"
     baseline: bool = False
     checkpoint: bytes | None = None
+    test_sets: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,24 @@ Constraint = float | BelowBaseline
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What a trial that is scored on locked data got under one condition.
+
+    condition: its name; value: the mean, such as an accuracy; right: bool (n,), which of the n examples were right, in
+    the same order for all trials; None if no more than the mean is known; severity: of the condition, where it has one;
+    main: whether something is claimed of it, as of the conditions of the score; others give the picture; digest: of the
+    examples, where they are not the study's own.
+    """
+
+    condition: str
+    value: float
+    right: "NDArray[Any] | None" = None
+    severity: float | None = None
+    main: bool = True
+    digest: str | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What an objective yields after each step.
 
@@ -55,7 +78,10 @@ class Measurement:
     of the trial can go on from, as bytes or as a function that takes it; constraints: by name, a number (above 0 is
     infeasible), or a comparison with the baseline; attributes: what else is kept with the trial, in JSON's types, if
     this is its last step; keep: gives files by name (.png, .safetensors, …) for trials that are worth keeping: the
-    baseline, and each trial that is the best feasible one when it ends.
+    baseline, and each trial that is the best feasible one when it ends; outcomes: of the last step of a trial with
+    split "test", under every condition; without any, its parts are taken for that.
+
+    The score of an earlier step of such a trial may be NaN: nothing is scored then.
     """
 
     step: int
@@ -65,6 +91,7 @@ class Measurement:
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
     attributes: Mapping[str, Any] = field(default_factory=dict)
     keep: Callable[[], Mapping[str, bytes]] = dict
+    outcomes: Sequence[Outcome] = ()
 
 
 class Store(Protocol):
@@ -105,6 +132,8 @@ class Objective:
 
     reserved: ClassVar[tuple[str, ...]] = ("name", "steps")
     """Keys of [objective] that hpo itself reads."""
+    takes_test_sets: ClassVar[bool] = False
+    """Whether it scores Trial.test_sets, which `hpo confirm --test-set` names."""
 
     def __init__(self, settings: Any, context: Context) -> None:
         """settings: an instance of Settings. Raises hpo.InputError for what is wrong with this machine or its files."""

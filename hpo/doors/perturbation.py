@@ -1,9 +1,10 @@
 """What every perturbation is: settings, as a study file gives them, and a function of whole batches of images."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 
 from hpo.doors.registry import Door
 from hpo.doors.section import Section
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     State = dict[str, Tensor]
 
 LEVELS = 5
+FACTORS = (0.25, 0.5, 1.5, 2.0)
 
 
 class Perturbation(Section):
@@ -51,6 +53,20 @@ class Perturbation(Section):
         """The severity that trials are scored at. Raises InputError if the perturbation is not installed."""
         return float(getattr(self, self.severity))
 
+    def severities(self) -> list[float]:
+        """Those that a confirmation measures, ascending: a quarter of the scored one to twice as much, where a study
+        file may say so.
+        """
+        return sorted({self.scored_severity, *self._allowed(factor * self.scored_severity for factor in FACTORS)})
+
+    def _allowed(self, values: Iterable[float]) -> Iterator[float]:
+        """These severities, rounded where the setting is a whole number, but for those that it may not have."""
+        whole = type(self).model_fields[self.severity].annotation is int
+        for value in values:
+            given = round(value) if whole else value
+            with contextlib.suppress(ValidationError):
+                yield type(self).model_validate({**self.model_dump(), self.severity: given}).scored_severity
+
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         if cls.__module__ == __name__:
@@ -75,6 +91,10 @@ class LeveledPerturbation(Perturbation):
     """Tiny-ImageNet-C's level, in place of the severity, where the next table names levels."""
     levels: ClassVar[tuple[float, float, float, float, float]]
     """The severity's setting at levels 1 to 5."""
+
+    def severities(self) -> list[float]:
+        """The scored one and the five levels', ascending."""
+        return sorted({self.scored_severity, *map(float, self.levels)})
 
     @model_validator(mode="before")
     @classmethod

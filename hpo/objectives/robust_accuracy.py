@@ -1,36 +1,36 @@
 """Robust accuracy of an image classifier: a trial's parameters become a training run, and what it measured a score."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from hpo.doors.network import family_of
-from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Split, Trial
+from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Outcome, Split, Trial
 from hpo.doors.parameters import Params
 from hpo.doors.perturbation import AdaptivePerturbation
 from hpo.doors.registry import code_of
 from hpo.errors import MachineError
+from hpo.objectives.attributes import attributes_of
+from hpo.objectives.shared_sets import SharedSets, lock_file
 from hpo.search.kept_files import WEIGHTS_FILE
-from hpo.search.provenance import made_by
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
 from hpo.study_file.images import BASELINE_WEIGHTS, FITTED_HEAD, ImageSpec, Which
 from hpo.study_file.parameters import PARAMETERS
 from hpo.study_file.perturbations import ObjectiveSpec, against
 from hpo.trial_result import CLEAN
-from hpo.vision.adversarial_sets import AgainstBaseline, AgainstItself, against_itself, score
+from hpo.vision.adversarial_sets import AgainstItself, against_itself, score
 from hpo.vision.classifier import Classifier, Weights, build_network, fingerprint, read_weights
-from hpo.vision.data.disk import data_root
 from hpo.vision.data.images import load_images
 from hpo.vision.device import Compute, choose_compute
 from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.memory import device_errors
+from hpo.vision.outcomes import Tested, outcomes_of
 from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set, evaluate
 from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.checkpoints import (
@@ -53,6 +53,8 @@ UNFROZEN: Params = {"frozen_layers": 0}
 class RobustAccuracy(Objective):
     """Fine-tunes the study's network with a trial's parameters and scores it clean and perturbed."""
 
+    takes_test_sets = True
+
     def __init__(self, settings: ObjectiveSpec, context: Context) -> None:
         """Loads images and initial weights, so that whatever is wrong with them shows before a trial is claimed. Raises
         DataError, WeightsError, and InputError if this machine has too little memory.
@@ -63,8 +65,7 @@ class RobustAccuracy(Objective):
         self.settings = settings
         self.store, self.say = context.store, context.say
         self._unchanging = cache(self._build_evaluation)  # cached methods would keep this object
-        self._adversarial = cache(self._read_adversarial)
-        self._fingerprints_of_adversarial = cache(self._digest_adversarial)
+        self._training_images = cache(self._build_training_images)
         self.compute: Compute = choose_compute(context.threads, self.spec.model.input_size)
         self.pretrained = read_weights(self.spec.model.name, self.spec.model.weights)
         self.images = load_images(self.spec.data, self.spec.model.input_size, self.spec.split_seed)
@@ -112,17 +113,21 @@ class RobustAccuracy(Objective):
             images, evaluation = self._images(trial), self._evaluation(trial)
         with device_errors(MemoryError):
             for trained in fine_tune(training, images, evaluation):
-                result, made = trained, {}
-                if trained.epoch == trial.steps and not trained.diverged:
+                result, made, outcomes, is_last = trained, {}, [], trained.epoch == trial.steps
+                if is_last and not trained.diverged:
                     result = self._interpolated(training, plain, trained, trial) if plain else trained
+                if trial.split == "test" and (is_last or trained.diverged):
+                    outcomes = outcomes_of(self._tested(training.averaged, trial, trained.diverged))
+                    result = replace(result, accuracies=_of_main(outcomes))
+                elif is_last and not trained.diverged:
                     made = self._against_itself(training.averaged, trial)
                 result = replace(result, accuracies=self._accuracies(result, training.averaged, made))
                 measured.append({name: accuracy.fraction for name, accuracy in result.accuracies.items()})
-                yield self._measurement(result, training, trial, measured)
-        if trial.baseline and trial.split == "tuning" and self.spec.waits_for_baseline:
+                yield self._measurement(result, training, trial, measured, outcomes)
+        if trial.baseline and self.spec.waits_for_baseline:
             self.store.write(BASELINE_WEIGHTS, weights_as_bytes(training.averaged))
             if not trained.diverged:
-                self._leave_to_others(made)
+                self._shared_sets.leave(made)
 
     def _resume(self, training: Training, trial: Trial) -> list[dict[str, float]]:
         """Restores a checkpoint; the accuracies after each epoch until then."""
@@ -159,10 +164,7 @@ class RobustAccuracy(Objective):
             network = self.network(UNFROZEN, self.pretrained, self.spec.seed).to(self.compute.device)
             return fitted_head(network, self.images.train, self.compute, self.spec.training.label_smoothing)
 
-        return dict(made_once(self.store, FITTED_HEAD, identity, self._lock("head"), make))
-
-    def _lock(self, what: str) -> Path:
-        return data_root(self.spec.data) / "images" / f".{what}.lock"
+        return dict(made_once(self.store, FITTED_HEAD, identity, lock_file(self.spec, "head"), make))
 
     def network(self, params: Params, weights: Weights, seed: int = 0) -> Classifier:
         """With the units frozen that these parameters say."""
@@ -175,20 +177,25 @@ class RobustAccuracy(Objective):
         """What a trial is trained with."""
         return recipe_of(self.spec, trial.params, trial.steps, trial.seed, averages=bool(self.pretrained))
 
-    @cached_property
-    def training_images(self) -> TrainingImages:
-        return TrainingImages(self.images.train, self.compute.device)
-
     def _images(self, trial: Trial) -> TrainingImages:
         """The training images, with those perturbed against the baseline if this trial trains on them."""
+        which: Which = "train" if trial.split == "tuning" else "learned"
+        images = self._training_images(which)
         if trial.params["augmentation_strength"] and not trial.baseline:
-            self.training_images.add_adversarial(self._adversarial("train"))
-        return self.training_images
+            images.add_adversarial(self._shared_sets.read(which))
+        return images
 
-    def _evaluation(self, trial: Trial) -> EvaluationSet:
-        """What is scored after every epoch. Against the baseline nothing exists before it is complete."""
+    def _build_training_images(self, which: Which) -> TrainingImages:
+        return TrainingImages(getattr(self.images, which), self.compute.device)
+
+    def _evaluation(self, trial: Trial) -> EvaluationSet | None:
+        """What is scored after every epoch; nothing of the test images. Against the baseline nothing exists before it
+        is complete.
+        """
+        if trial.split == "test":
+            return None
         unchanging = self._unchanging(trial.split)
-        adversarial = {} if trial.baseline else self._adversarial(trial.split)
+        adversarial = {} if trial.baseline else self._shared_sets.read(trial.split)
         return unchanging.with_conditions(adversarial)
 
     def _build_evaluation(self, split: Split) -> EvaluationSet:
@@ -196,33 +203,10 @@ class RobustAccuracy(Objective):
         natural = [p for p in self.settings.perturbations if not isinstance(p, AdaptivePerturbation)]
         return build_evaluation_set(getattr(self.images, split), natural, self.compute.device, at_once=at_once)
 
-    def _read_adversarial(self, which: Which) -> dict[str, Tensor]:
-        """Images perturbed against the baseline, by perturbation: uint8 (n, height, width, 3)."""
-        families = self.spec.training_perturbations if which == "train" else self.settings.perturbations
-        return {p.name: self._against_baseline(p, which) for p in against("baseline", families)}
-
-    def _digest_adversarial(self, split: Split) -> dict[str, str]:
-        return {f"images of {name}": fingerprint({"pixels": made}) for name, made in self._adversarial(split).items()}
-
     @cached_property
-    def _against_baseline(self) -> AgainstBaseline:
-        return AgainstBaseline(
-            self.store,
-            self.images,
-            self.compute,
-            self.spec.identity() | self._fingerprints,
-            made_by(self.spec, self._fingerprints) | {"device": self.compute.description},
-            partial(baseline_weights, self.store),
-            partial(self.network, UNFROZEN),
-            self._lock("adversarial"),
-            self.say,
-        )
-
-    def _leave_to_others(self, made: Mapping[str, AgainstItself]) -> None:
-        """Images perturbed against the baseline, so that all trials have the same."""
-        for perturbation in against("baseline", self.settings.perturbations):
-            self._against_baseline(perturbation, "tuning", made[perturbation.name].pixels)
-        self._adversarial("train")
+    def _shared_sets(self) -> SharedSets:
+        network = partial(self.network, UNFROZEN)
+        return SharedSets(self.spec, self.images, self.compute, self.store, self._fingerprints, network, self.say)
 
     def _against_itself(self, network: Classifier, trial: Trial) -> dict[str, AgainstItself]:
         """What is chosen by gradient against this very network, when its training ends."""
@@ -233,16 +217,16 @@ class RobustAccuracy(Objective):
 
     def _interpolated(self, training: Training, plain: Weights, result: EpochResult, trial: Trial) -> EpochResult:
         """The share is chosen on tuning images, whichever score the trial."""
-
-        def evaluated(images: EvaluationSet) -> dict[str, Accuracy]:
-            return evaluate(Inference(training.averaged, self.compute), images)
-
-        tuning, is_tuned_on = self._evaluation(replace(trial, split="tuning")), trial.split == "tuning"
-        own, build = result.accuracies if is_tuned_on else evaluated(tuning), partial(self.network, UNFROZEN)
-        share, found = interpolate(training, own, plain, self.training_images, build, tuning, self.settings.score)
-        if not is_tuned_on:
-            found = result.accuracies if share == 1 else evaluated(self._evaluation(trial))
+        tuning = self._unchanging("tuning").with_conditions(self._shared_sets.read("tuning"))
+        own = result.accuracies or evaluate(Inference(training.averaged, self.compute), tuning)
+        images, build = self._images(trial), partial(self.network, UNFROZEN)
+        share, found = interpolate(training, own, plain, images, build, tuning, self.settings.score)
         return replace(result, accuracies=found, interpolated_share=share)
+
+    def _tested(self, network: Classifier, trial: Trial, diverged: bool) -> Tested:
+        chosen_before = self._shared_sets.read("test")
+        families, sets = self.settings.perturbations, trial.test_sets
+        return Tested(network, self.compute, self.images, families, chosen_before, trial.seed, sets, diverged, self.say)
 
     def _accuracies(
         self, result: EpochResult, network: Classifier, made: Mapping[str, AgainstItself]
@@ -250,49 +234,55 @@ class RobustAccuracy(Objective):
         """By condition, in the order of the study file."""
         at_once = self.compute.images_scored_at_once(self.spec.model.input_size)
         found = result.accuracies | (score(network, made, self.compute, at_once) if made else {})
+        if not result.accuracies:
+            return {}
         names = (CLEAN, *(perturbation.name for perturbation in self.settings.perturbations))
         return {name: found[name] for name in names if name in found}
 
     def _measurement(
-        self, result: EpochResult, training: Training, trial: Trial, measured: Sequence[Mapping[str, float]]
+        self,
+        result: EpochResult,
+        training: Training,
+        trial: Trial,
+        measured: Sequence[Mapping[str, float]],
+        outcomes: Sequence[Outcome],
     ) -> Measurement:
-        """measured: the accuracies after each epoch so far, this one's last."""
-        parts, mean = measured[-1], self.settings.mean_perturbed(measured[-1])
-        drop = self.settings.max_clean_drop
-        images = len(getattr(self.images, trial.split))
-        images_of = {name: each.total for name, each in result.accuracies.items() if each.total != images}
+        """measured: the accuracies after each epoch so far, this one's last; none while a trial that is scored on test
+        images is trained.
+        """
+        parts = measured[-1]
+        is_scored, on_test_images = bool(parts), trial.split == "test"
+        mean = self.settings.mean_perturbed(parts) if is_scored else None
+        images, drop = len(getattr(self.images, trial.split)), self.settings.max_clean_drop
+        is_chosen_before = not trial.baseline and is_scored
+        fingerprints = self._shared_sets.digests(trial.split) if is_chosen_before else {}
         return Measurement(
             step=result.epoch,
-            score=self.settings.score(parts),
+            score=self.settings.score(parts) if is_scored else math.nan,
             parts=parts,
             checkpoint=None if result.diverged else partial(self._take_checkpoint, training, list(measured)),
-            constraints={} if drop is None else {"clean_drop": BelowBaseline(CLEAN, drop)},
-            attributes={
-                **({} if mean is None else {"mean_perturbed_accuracy": mean}),
-                "images": images,
-                **({"images_of": images_of} if images_of else {}),
-                "diverged": result.diverged,
-                **({} if (share := result.interpolated_share) is None else {"interpolated_share": share}),
-                "images_per_second": round(result.images_per_second, 1),
-                "device": self.compute.description,
-                "made_by": {
-                    "device": self.compute.description,
-                    "threads": torch.get_num_threads(),
-                    "steps": training.runner.how,
-                    **({} if trial.baseline else self._fingerprints_of_adversarial(trial.split)),
-                },
-                **({"micro_batch_size": training.portions.micro_batch} if training.was_split else {}),
-            },
+            constraints={} if drop is None or on_test_images else {"clean_drop": BelowBaseline(CLEAN, drop)},
+            attributes=attributes_of(result, training, images, mean, fingerprints),
             keep=lambda: self._files(training, trial, measured),
+            outcomes=outcomes,
         )
 
     def _files(self, training: Training, trial: Trial, measured: Sequence[Mapping[str, float]]) -> dict[str, bytes]:
         """The training curve, some images with what the network says of them, and its weights."""
         from hpo.vision.pictures import draw_curve, draw_predictions
 
-        evaluation = self._evaluation(trial)
-        return {
+        files = {WEIGHTS_FILE: weights_as_bytes(training.averaged)}
+        if (evaluation := self._evaluation(trial)) is None:
+            return files
+        return files | {
             "training-curve.png": draw_curve(measured),
             "predictions.png": draw_predictions(training.averaged, evaluation, self.images.classes, self.compute),
-            WEIGHTS_FILE: weights_as_bytes(training.averaged),
         }
+
+
+def _of_main(outcomes: Sequence[Outcome]) -> dict[str, Accuracy]:
+    return {
+        each.condition: Accuracy(int(each.right.sum()), len(each.right))
+        for each in outcomes
+        if each.main and each.right is not None
+    }

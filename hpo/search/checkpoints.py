@@ -57,10 +57,15 @@ def checkpoint_name(number: int) -> str:
     return f"trial-{number}.checkpoint"
 
 
-def identity(spec: Spec, objective: Objective, params: Mapping[str, Any]) -> str:
-    """What must be equal to continue from a checkpoint: another study of the same name may have left its own."""
+def identity(
+    spec: Spec, objective: Objective, params: Mapping[str, Any], confirms: Mapping[str, Any] | None = None
+) -> str:
+    """What must be equal to continue from a checkpoint: another study of the same name may have left its own. confirms:
+    which run of a confirmation it is, None in a search.
+    """
     about = spec.identity() | fingerprints_of(spec, objective) | dict(objective.checkpoint_identity())
-    return json.dumps(about | {"protocol": PROTOCOL, "params": dict(params)}, sort_keys=True)
+    about |= {"protocol": PROTOCOL, "params": dict(params)} | ({"confirms": dict(confirms)} if confirms else {})
+    return json.dumps(about, sort_keys=True)
 
 
 def load(folder: StudyFolder, continues: Sequence[int], whose: str) -> Checkpoint | None:

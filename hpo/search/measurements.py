@@ -8,7 +8,9 @@ from dataclasses import replace
 from numbers import Real
 from typing import Any
 
-from hpo.doors.objective import OBJECTIVES, BelowBaseline, Measurement
+import numpy as np
+
+from hpo.doors.objective import OBJECTIVES, BelowBaseline, Measurement, Outcome, Trial
 from hpo.doors.parameters import Params
 from hpo.errors import InputError, nearest, short
 from hpo.search.sql.old_attributes import RESERVED
@@ -24,21 +26,19 @@ class _MistakeError(ValueError):
     """The message goes on from "objective 'NAME', trial 3, step 2: "."""
 
 
-def checked(measured: Any, objective: str, number: int, params: Params, previous: int, steps: int) -> Measurement:
-    """The measurement, its numbers as Python's. number: the trial's; previous: its step before, 0 at first; steps: its
-    last. Raises InputError.
-    """
-    where = f"objective '{objective}', trial {number}"
+def checked(measured: Any, objective: str, trial: Trial, previous: int) -> Measurement:
+    """The measurement, its numbers as Python's. previous: the trial's step before, 0 at first. Raises InputError."""
+    where = f"objective '{objective}', trial {trial.number}"
     try:
         if not isinstance(measured, Measurement):
             raise _MistakeError(f"yielded {short(measured)}; yield hpo.Measurement(step=…, score=…)")
         for name in ("parts", "constraints", "attributes"):
             if not isinstance(getattr(measured, name), Mapping):
                 raise _MistakeError(f"{name} is {short(getattr(measured, name))}; give values by name")
-        step = _step(measured.step, previous, steps)
+        step = _step(measured.step, previous, trial.steps)
         where = f"{where}, step {step}"
         for name in measured.parts:
-            _check_name(name, params)
+            _check_name(name, trial.params)
         parts = {name: _number(f"part '{name}'", value) for name, value in measured.parts.items()}
         constraints = {name: _constraint(name, limit, parts) for name, limit in measured.constraints.items()}
         if objective not in OBJECTIVES.own():
@@ -49,9 +49,10 @@ def checked(measured: Any, objective: str, number: int, params: Params, previous
         if not (measured.checkpoint is None or isinstance(measured.checkpoint, bytes) or callable(measured.checkpoint)):
             raise _MistakeError(f"checkpoint is {short(measured.checkpoint)}; give bytes, or a function that takes it")
         _check_attributes(measured)
+        outcomes = [_outcome(outcome) for outcome in measured.outcomes]
     except _MistakeError as mistake:
         raise InputError(f"{where}: {mistake}") from None
-    return replace(measured, step=step, score=score, parts=parts, constraints=constraints)
+    return replace(measured, step=step, score=score, parts=parts, constraints=constraints, outcomes=outcomes)
 
 
 def _step(value: Any, previous: int, steps: int) -> int:
@@ -63,6 +64,20 @@ def _step(value: Any, previous: int, steps: int) -> int:
         after = f" after {previous}" if previous else ""
         raise _MistakeError(f"step is {short(value)}{after}; steps are numbered 1, 2, … up to {steps}, in order")
     return step
+
+
+def _outcome(outcome: Any) -> Outcome:
+    if not isinstance(outcome, Outcome):
+        raise _MistakeError(f"outcomes holds {short(outcome)}; give hpo.Outcome(condition, value)")
+    what = f"outcome '{outcome.condition}'"
+    right = None if outcome.right is None else np.asarray(outcome.right)
+    if right is not None and (right.dtype != bool or right.ndim != 1 or not len(right)):
+        raise _MistakeError(
+            f"{what}: right is {short(outcome.right)}; give a bool array with an entry for each example"
+        )
+    value = _number(f"value of {what}", outcome.value)
+    severity = None if outcome.severity is None else _number(f"severity of {what}", outcome.severity)
+    return replace(outcome, value=value, right=right, severity=severity)
 
 
 def _number(what: str, value: Any) -> float:

@@ -1,9 +1,12 @@
-"""What each new trial of a study starts with, given the spec, the warm start and the trial's position."""
+"""What each new trial of a study starts with, given the spec, the warm start and the trial's position; of a
+confirmation, given its runs.
+"""
 
 from collections.abc import Sequence
 from random import Random
 
 from hpo.doors.parameters import Params
+from hpo.search.confirmation import Confirmation
 from hpo.search.sql.claims import Start
 from hpo.study_file.spec import Spec
 
@@ -13,15 +16,25 @@ class Plan:
     sampler's choices. A grid's points are all planned, in an order drawn from the seed.
     """
 
-    def __init__(self, spec: Spec, first: Sequence[Params] | None) -> None:
+    def __init__(self, spec: Spec, first: Sequence[Params] | None, confirmation: Confirmation | None = None) -> None:
         """first: configurations of the warm start; None for a study of an older hpo, which stored all its trials when
         it was submitted.
         """
-        self.starts = _grid(spec) if spec.sampler.name == "grid" else _first(spec, first or ())
+        if confirmation is not None:
+            self.starts = _runs(confirmation)
+        else:
+            self.starts = _grid(spec) if spec.sampler.name == "grid" else _first(spec, first or ())
 
     def start_of(self, turn: int) -> Start:
         """The start of the n-th new trial, where `turn` is n counted from 0."""
         return self.starts[turn] if turn < len(self.starts) else Start()
+
+
+def _runs(confirmation: Confirmation) -> list[Start]:
+    configurations = confirmation.configurations
+    return [
+        Start(configurations[run.configuration].params, confirms=confirmation.about(run)) for run in confirmation.runs
+    ]
 
 
 def _first(spec: Spec, first: Sequence[Params]) -> list[Start]:

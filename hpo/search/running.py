@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from hpo.doors.objective import Measurement, Objective, Trial
+from hpo.doors.objective import Measurement, Objective, Outcome, Trial
 from hpo.doors.parameters import Params
 from hpo.errors import InputError, MachineError, StorageError, short
 from hpo.search import asha, checkpoints
 from hpo.search.checkpoint_writer import CheckpointWriter
 from hpo.search.checkpoints import StudyFolder
+from hpo.search.confirmation import run_name
 from hpo.search.failures import decide, in_words
 from hpo.search.loading import fingerprints_of
 from hpo.search.measurements import checked
@@ -38,6 +39,7 @@ from hpo.search.sql.reports import (
 )
 from hpo.search.sql.studies import Study
 from hpo.stopping import deferred, obey
+from hpo.study_file.spec import Spec
 
 if TYPE_CHECKING:
     from hpo.search.samplers import Sampling
@@ -74,7 +76,8 @@ def run_trial(ready: ReadyStudy, claim: Claim) -> str:
     bracket = asha.bracket_of(ready.study.spec, origin)
     ready.outlast(record_params, ready.engine, claim.hold, params, distributions, bracket)
     does = "goes on" if claim.number in claim.start.continues else "starts"
-    ready.say(f"trial {claim.number} {does}: {_listed(params)}")
+    whose = f"{run_name(claim.start.confirms)}: " if claim.start.confirms else ""
+    ready.say(f"trial {claim.number} {does}: {whose}{_listed(params)}")
     continues = claim.start.continues
     for attempt in itertools.count():
         try:
@@ -119,13 +122,15 @@ def _handle(ready: ReadyStudy, claim: Claim, error: Exception, attempt: int) -> 
 def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequence[int], bracket: int | None) -> str:
     """Takes measurements until the objective ends or the trial is paused or pruned."""
     spec = ready.study.spec
-    whose = checkpoints.identity(spec, ready.objective, params)
+    whose = checkpoints.identity(spec, ready.objective, params, claim.start.confirms)
     found = checkpoints.load(ready.folder, continues, whose) if ready.folder and continues else None
     trial = Trial(
         number=claim.number,
         params=params,
-        seed=spec.seed,
+        seed=_seed_of(claim, spec),
         steps=spec.steps,
+        split="test" if ready.study.confirmation else "tuning",
+        test_sets=ready.study.confirmation.test_sets if ready.study.confirmation else (),
         baseline=claim.start.baseline,
         checkpoint=found.content if found else None,
     )
@@ -140,13 +145,13 @@ def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequenc
     with _measuring(ready.objective, trial) as (measurements, writer):
         for yielded in measurements:
             obey()
-            measured = checked(yielded, spec.objective_name, claim.number, params, previous, spec.steps)
+            measured = checked(yielded, spec.objective_name, trial, previous)
             previous = measured.step
             reports = [report for report in reports if report["step"] < measured.step]
             reports.append({"step": measured.step, "score": measured.score, **measured.parts})
             if ready.folder and measured.checkpoint is not None and measured.step < spec.steps:
                 writer.offer(checkpoints.taking(ready.folder, trial, continues, whose, measured, list(reports)))
-            if not trial.baseline and measured.step < spec.steps:
+            if not trial.baseline and trial.split == "tuning" and measured.step < spec.steps:
                 at = (ready.study.study_id, spec, seen, measured.step, measured.score)
                 verdict = ready.outlast(asha.judge, ready.engine, *at)
             ready.outlast(record_step, ready.engine, claim.hold, measured, reports)
@@ -156,7 +161,7 @@ def _measure(ready: ReadyStudy, claim: Claim, params: Params, continues: Sequenc
             writer.move_on()
     if measured is None:
         raise RuntimeError(f"objective '{spec.objective_name}' measured nothing")
-    return _end(ready, claim, _with_provenance(ready, measured, resumed_after), verdict)
+    return _end(ready, claim, _with_provenance(ready, trial, measured, resumed_after), verdict)
 
 
 @contextlib.contextmanager
@@ -184,9 +189,14 @@ def _iterated(given: Any) -> Iterator[Measurement]:
     return iter(given)
 
 
-def _with_provenance(ready: ReadyStudy, measured: Measurement, resumed_after: int) -> Measurement:
+def _seed_of(claim: Claim, spec: Spec) -> int:
+    """All trials of a search share the study's seed; a run of a confirmation has its own."""
+    return int(claim.start.confirms["seed"]) if claim.start.confirms else spec.seed
+
+
+def _with_provenance(ready: ReadyStudy, trial: Trial, measured: Measurement, resumed_after: int) -> Measurement:
     """Adds the provenance to the objective's own attributes."""
-    made = made_by(ready.study.spec, fingerprints_of(ready.study.spec, ready.objective))
+    made = made_by(ready.study.spec, fingerprints_of(ready.study.spec, ready.objective)) | {"seed": trial.seed}
     own = measured.attributes.get("made_by", {})
     resumed = {"resumed_after_epoch": resumed_after} if resumed_after else {}
     attributes = {**measured.attributes, "host": made["host"], "made_by": {**made, **own}, **resumed}
@@ -201,6 +211,8 @@ def _end(ready: ReadyStudy, claim: Claim, measured: Measurement, verdict: asha.V
         return f"trial {number} paused at {step}: score {measured.score:.4f}"
     ended = "pruned" if verdict == "pruned" else "complete"
     worth_keeping = ended == "complete" and ready.outlast(_is_worth_keeping, ready, claim, measured)
+    if claim.start.confirms is not None:
+        measured = replace(measured, constraints={}, outcomes=measured.outcomes or _parts_as_outcomes(measured))
     files = _keep(ready, measured) if worth_keeping else []
     ready.outlast(finish, ready.engine, claim.hold, ended.upper(), measured.score, measured, files)
     ready.discard(number, *claim.start.continues)
@@ -208,12 +220,21 @@ def _end(ready: ReadyStudy, claim: Claim, measured: Measurement, verdict: asha.V
 
 
 def _is_worth_keeping(ready: ReadyStudy, claim: Claim, measured: Measurement) -> bool:
-    """Whether it is the baseline or, when it ends, the best feasible trial; such trials are few."""
+    """Whether it is the baseline or, when it ends, the best feasible trial; such trials are few. Of a confirmation, the
+    first seed of each configuration.
+    """
     if claim.start.baseline:
         return True
+    if (confirms := claim.start.confirms) is not None:
+        confirmation = ready.study.confirmation
+        return confirmation is not None and confirms["seed"] == confirmation.seeds_of(confirms["configuration"])[0]
     best = best_trials(ready.engine, ready.study.name, 1)
     is_best = not best or not best[0].feasible or best[0].score is None or measured.score > best[0].score
     return is_best and not _is_infeasible(ready, measured)
+
+
+def _parts_as_outcomes(measured: Measurement) -> list[Outcome]:
+    return [Outcome(name, value) for name, value in measured.parts.items()]
 
 
 def _is_infeasible(ready: ReadyStudy, measured: Measurement) -> bool:

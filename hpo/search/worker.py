@@ -10,7 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -33,6 +33,7 @@ from hpo.search.sql.joining import adopt, check_fingerprints, has_fingerprints
 from hpo.search.sql.outages import PATIENCE_SECS, outlast
 from hpo.search.sql.stopping import stop_if_failing
 from hpo.search.sql.studies import Study, find_studies, open_studies
+from hpo.search.sql.whole_study import folder_of
 from hpo.search.study_files import location_in_full
 from hpo.stopping import Stopped, deferred, is_requested
 from hpo.study_file.spec import Spec
@@ -218,7 +219,7 @@ def _claim(worker: Worker, ready: ReadyStudy, plan: Plan, token: str) -> Claim |
     spec = study.spec
     claim = claims.claimed_before(engine, study.study_id, token)
     claim = claim or rungs.promote(engine, study.key, worker.name, spec.pruner.reduction_factor, token)
-    claim = claim or claims.claim(engine, study.key, plan.start_of, worker.name, spec.waits_for_baseline, token)
+    claim = claim or claims.claim(engine, study.key, plan.start_of, worker.name, study.waits_for_baseline, token)
     if claim is None:
         ready.discard(*rungs.prune_paused(engine, study.study_id))
     return claim
@@ -229,7 +230,7 @@ def _set_up(worker: Worker, study: Study) -> tuple[ReadyStudy, Plan]:
         while len(worker.ready) >= MAX_READY:
             del worker.ready[next(iter(worker.ready))]
         gc.collect()  # what was dropped may hold GPU memory in reference cycles
-        worker.ready[study.key] = _made_ready(worker, study), Plan(study.spec, study.first)
+        worker.ready[study.key] = _made_ready(worker, study), Plan(study.spec, study.first, study.confirmation)
     worker.ready[study.key] = worker.ready.pop(study.key)  # most recently used last
     return worker.ready[study.key]
 
@@ -241,7 +242,9 @@ def _made_ready(worker: Worker, study: Study) -> ReadyStudy:
     if artifacts is not None:
         artifacts.check()
     folder = StudyFolder(artifacts, spec.folder_name) if artifacts is not None else None
-    objective = worker.load_objective(spec, folder or NoStore())
+    confirmation = study.confirmation
+    shared = folder if folder is None or confirmation is None else replace(folder, folder=folder_of(confirmation.study))
+    objective = worker.load_objective(spec, shared or NoStore())
     if not worker.outlast(has_fingerprints, worker.engine, study):
         objective.check()
     kept = {ARTIFACTS_KEY: location_in_full(artifacts.location)} if artifacts is not None else {}

@@ -130,8 +130,8 @@ class TrainingSpec(Section):
 
 BASELINE_WEIGHTS = "baseline.safetensors"
 FITTED_HEAD = "fitted-head.safetensors"
-Which = Literal["train", "tuning", "test"]
-"""Which of a study's images."""
+Which = Literal["train", "tuning", "test", "learned"]
+"""Which of a study's images; `learned`: all that a confirmation trains on, which are those of train and tuning."""
 
 
 def adversarial_set(perturbation: str, which: Which) -> str:
@@ -190,6 +190,10 @@ class ImageSpec(Spec):
     def hold_outs(self) -> list[str]:
         trained = {perturbation.name for perturbation in self.training_perturbations}
         return [p.name for p in self.objective.perturbations if p.name not in trained]
+
+    def control_of(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The same without perturbed training images."""
+        return {**params, "augmentation_strength": 0.0}
 
     @property
     def shows_percent(self) -> bool:

@@ -109,6 +109,12 @@ class Spec(Section):
         """Parts of the score that no trial is trained for."""
         return []
 
+    def control_of(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The parameters of a candidate's control: what tells how much of its gain is due to what the search is for,
+        rather than to other parameters; None if there is no such thing.
+        """
+        return None
+
     @property
     def shared_files(self) -> list[str]:
         """Names of the files that the objective may keep for all workers, beside checkpoints."""

@@ -20,6 +20,14 @@ from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.scoring import TUNING_REPLICATE, Accuracy, evaluate, evaluation_set
 
+REPLICATES: Mapping[Which, int | str] = {
+    "train": "training",
+    "learned": "training",
+    "tuning": TUNING_REPLICATE,
+    "test": "test",
+}
+"""Of what is drawn for an image."""
+
 
 @dataclass(frozen=True)
 class AgainstBaseline:
@@ -55,7 +63,7 @@ class AgainstBaseline:
             if made is not None:
                 return {"pixels": made}
             self.say(f"{perturbation.name}: {len(images):,} images ({which}) are made against the baseline")
-            replicate = "training" if which == "train" else TUNING_REPLICATE
+            replicate = REPLICATES[which]
             network = self.network(weights)
             at_once = self.compute.batches_at_once_alone
             return {"pixels": attacked(perturbation, network, images, self.compute, replicate, self.say, at_once)}

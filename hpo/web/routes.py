@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from hpo.artifacts import Artifacts
 from hpo.errors import HpoError, StudyError
 from hpo.search.sql.outages import first_line, outlast
-from hpo.search.sql.whole_study import Kept, delete, folder_of, rename
+from hpo.search.sql.whole_study import Kept, delete, rename
 from hpo.search.study_files import copy_folder, is_elsewhere, remove_folder, remove_left
 from hpo.study_file.spec import Spec
 
@@ -38,10 +38,10 @@ def add_routes(
         files_too = _sent().get("remove_associated_artifacts", True)
         kept = outlast(partial(delete, engine, study_id), _say, PATIENCE_SECS)
         forget(study_id)
-        if kept is None:
+        if not kept:
             return _refused(404, NOT_FOUND.format(study_id))
-        if files_too:
-            _tidy(f"study {kept.study} was deleted", remove_left, artifacts, kept)
+        for each in kept if files_too else ():
+            _tidy(f"study {each.study} was deleted", remove_left, artifacts, each)
         return {}
 
     def rename_study(study_id: int) -> dict[str, Any]:
@@ -53,12 +53,11 @@ def add_routes(
             raise StudyError("study_name: must not be empty")
         kept = outlast(partial(rename, engine, study_id, name, partial(_copy, artifacts)), _say, PATIENCE_SECS)
         forget(study_id)
-        if kept is None:
+        if not kept:
             return _refused(404, NOT_FOUND.format(study_id))
-        if (
-            kept.folder is not None and kept.folder.casefold() != folder_of(name).casefold()
-        ):  # some file systems ignore case
-            _tidy(f"study {kept.study} was renamed to {name}", remove_folder, artifacts, kept)
+        for each in kept:
+            if each.folder is not None and kept[0].study.casefold() != name.casefold():  # as some file systems have it
+                _tidy(f"study {each.study} was renamed", remove_folder, artifacts, each)
         response.status = 201
         return dict(serialize_frozen_study(get_study(storage, study_id)))
 

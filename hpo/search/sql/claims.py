@@ -8,14 +8,14 @@ since workers' clocks may differ.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from hpo.errors import StudyError
 from hpo.search.sql import attributes
-from hpo.search.sql.attributes import BUDGET_KEY, NEXT_START_KEY, WHY_KEY, read_params
+from hpo.search.sql.attributes import BUDGET_KEY, CONFIRMS_KEY, NEXT_START_KEY, WHY_KEY, read_params
 from hpo.search.sql.conditions import (
     StudyKey,
     baseline_is_complete,
@@ -50,12 +50,19 @@ DEATHS: tuple[Why, ...] = ("worker lost", "device failed")
 @dataclass(frozen=True)
 class Start:
     """What a trial starts with. fixed_params: values that the sampler does not choose; baseline: whether it is the
-    baseline; continues: numbers of the trials whose checkpoints it may continue from, latest first.
+    baseline; continues: numbers of the trials whose checkpoints it may continue from, latest first; confirms: which run
+    of a confirmation it is (hpo.search.confirmation), None in a search.
     """
 
     fixed_params: Mapping[str, Any] = field(default_factory=dict)
     baseline: bool = False
     continues: tuple[int, ...] = ()
+    confirms: Mapping[str, Any] | None = None
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether no other configuration can take its place if it fails."""
+        return self.baseline or self.confirms is not None
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ def add_trial(connection: sa.Connection, study_id: int, start: Start) -> int:
     kept: dict[str, Any] = {"baseline": True} if start.baseline else {}
     if start.continues:
         kept["continues"] = list(start.continues)
+    if start.confirms is not None:
+        kept[CONFIRMS_KEY] = dict(start.confirms)
     attributes.write(connection, trial_user_attributes, trial_id, kept)
     return trial_id
 
@@ -227,7 +236,7 @@ def take(connection: sa.Connection, trial_id: int, worker: str, token: str | Non
 def _claim_of(connection: sa.Connection, hold: Hold, number: int) -> Claim:
     start = _read_start(connection, hold.trial_id)
     if params := read_params(connection, hold.trial_id):  # it was paused
-        start = Start(params, start.baseline, (number, *start.continues))
+        start = replace(start, fixed_params=params, continues=(number, *start.continues))
     return Claim(hold, number, start)
 
 
@@ -235,10 +244,11 @@ def _read_start(connection: sa.Connection, trial_id: int) -> Start:
     system, user = trial_system_attributes.c, trial_user_attributes.c
     queries = [
         sa.select(table.key, table.value_json).where(table.trial_id == trial_id, table.key.in_(keys))
-        for table, keys in ((system, ["fixed_params"]), (user, ["baseline", "continues"]))
+        for table, keys in ((system, ["fixed_params"]), (user, ["baseline", "continues", CONFIRMS_KEY]))
     ]
     found = {key: json.loads(value) for key, value in connection.execute(sa.union_all(*queries))}
-    return Start(found.get("fixed_params", {}), "baseline" in found, tuple(found.get("continues", ())))
+    continues = tuple(found.get("continues", ()))
+    return Start(found.get("fixed_params", {}), "baseline" in found, continues, found.get(CONFIRMS_KEY))
 
 
 def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
@@ -246,7 +256,8 @@ def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
 
     `text`, the traceback of a failure or the reason of an interruption, is kept with the trial. After an interruption,
     the same configuration waits to continue from its checkpoint. After a failure, the budget has room for another
-    configuration; only the baseline, which all others are compared with, waits to be tried again.
+    configuration; only the baseline, which all others are compared with, and the runs of a confirmation wait to be
+    tried again.
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
@@ -265,12 +276,12 @@ def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
         attributes.write(connection, trial_user_attributes, trial_id, kept)
         if why != "failure":
             if params := read_params(connection, trial_id):
-                start = Start(params, start.baseline, (row.number, *start.continues))
+                start = replace(start, fixed_params=params, continues=(row.number, *start.continues))
             lock_study(connection, row.study_id)
             add_trial(connection, row.study_id, start)
-        elif start.baseline:
+        elif start.is_needed:
             lock_study(connection, row.study_id)
-            add_trial(connection, row.study_id, Start(start.fixed_params, baseline=True))
+            add_trial(connection, row.study_id, replace(start, continues=()))
     return True
 
 

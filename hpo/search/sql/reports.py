@@ -13,11 +13,12 @@ import sqlalchemy as sa
 
 from hpo.doors.objective import BelowBaseline, Constraint, Measurement
 from hpo.search.sql import attributes
-from hpo.search.sql.attributes import BRACKET_KEY, TROUBLE_KEY
+from hpo.search.sql.attributes import BRACKET_KEY, RIGHT_KEY, TROUBLE_KEY
 from hpo.search.sql.claims import lock_study
 from hpo.search.sql.conditions import is_baseline
 from hpo.search.sql.fence import Hold, lock_held, token_of
 from hpo.search.sql.old_attributes import PARTS_KEY, PARTS_KEYS, REPORTS_KEY, parts_of
+from hpo.search.sql.outcomes import outcome_attributes, packed
 from hpo.search.sql.storage import database_now, writing
 from hpo.search.sql.tables import (
     CONSTRAINT_PREFIX,
@@ -130,7 +131,10 @@ def finish(
         row = {"trial_id": trial_id, "objective": 0, **_value_and_type(score, "value", "value_type")}
         attributes.upsert(connection, trial_values, [row], ("trial_id", "objective"))
         attributes.write(connection, trial_user_attributes, trial_id, kept_attributes(measured))
+        attributes.write(connection, trial_user_attributes, trial_id, outcome_attributes(measured.outcomes))
         system: dict[str, Any] = dict(map(_as_optunas_artifact, files))
+        if measured.outcomes:
+            system[RIGHT_KEY] = [None if each.right is None else packed(each.right) for each in measured.outcomes]
         if unscored:
             system[UNSCORED_KEY] = True
         attributes.write(connection, trial_system_attributes, trial_id, system)

@@ -124,7 +124,7 @@ def status(engine: sa.Engine, study: Study) -> StudyStatus:
         failures = latest_failures(connection, study, FAILURES_SHOWN) if counts.failed else []
         interrupted = _count_interrupted(connection, study.study_id) if counts.failed else 0
         secs_per_trial = _secs_per_trial(connection, study.study_id) if counts.running else None
-    best = best_trials(engine, study.name, 1) if counts.complete else []
+    best = best_trials(engine, study.name, 1) if counts.complete and study.confirmation is None else []
     return StudyStatus(
         study=study,
         counts=counts,

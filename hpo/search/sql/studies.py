@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from hpo import OLDEST_PROTOCOL, PROTOCOL, __version__
 from hpo.doors.parameters import Params
 from hpo.errors import StudyError, nearest
-from hpo.search.sql.attributes import BUDGET_KEY, FIRST_STARTS_KEY, STOPPED_KEY, UID_KEY
+from hpo.search.confirmation import Confirmation
+from hpo.search.sql.attributes import BUDGET_KEY, CONFIRMATION_KEY, FIRST_STARTS_KEY, STOPPED_KEY, UID_KEY
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.counts import Counts, count_all
 from hpo.search.sql.tables import (
@@ -33,7 +34,8 @@ class Study:
     """A submitted study. budget: includes extensions; stopped: why it was stopped, None if it was not; failing: whether
     it was stopped because too many trials failed; uid: differs if SQLite reuses the id of a deleted study; refused: why
     this version of hpo may read it but not work on it, None if it may; first: configurations that a warm start tries
-    first, None in studies of older versions of hpo, which stored all trials in advance.
+    first, None in studies of older versions of hpo, which stored all trials in advance; confirmation: what it trains
+    again of another study, None if it is a search.
     """
 
     study_id: int
@@ -44,6 +46,7 @@ class Study:
     uid: str | None = None
     refused: str | None = None
     first: tuple[Params, ...] | None = None
+    confirmation: Confirmation | None = None
 
     @property
     def name(self) -> str:
@@ -54,12 +57,25 @@ class Study:
         return self.study_id, self.uid
 
     @property
+    def waits_for_baseline(self) -> bool:
+        """Whether its other trials cannot start before its baseline is complete; a confirmation has the search's."""
+        return self.confirmation is None and self.spec.waits_for_baseline
+
+    @property
     def resume_command(self) -> str:
         return f"hpo resume {shlex.quote(self.name)}"
 
     @property
     def why_stopped(self) -> str:
         return f"stopped: {self.stopped}; `{self.resume_command}` continues it"
+
+    def refuse_confirmation(self) -> None:
+        """Raises StudyError if it is no search."""
+        if (confirmation := self.confirmation) is not None:
+            raise StudyError(
+                f"study '{self.name}' is no search: it confirms '{confirmation.study}'; `hpo confirm "
+                f"{shlex.quote(confirmation.study)}` says what was found"
+            )
 
     def refuse(self) -> None:
         """Raises StudyError if this version of hpo may not work on it."""
@@ -87,7 +103,8 @@ def _load(
     connection: sa.Connection, names: Sequence[str] = (), ids: Sequence[int] | None = None
 ) -> dict[str, Study | StudyError]:
     """Studies that hpo submitted, by name; the error for those that this version of hpo cannot read."""
-    query = _query_studies(SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY, FIRST_STARTS_KEY)
+    keys = (SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY, FIRST_STARTS_KEY, CONFIRMATION_KEY)
+    query = _query_studies(*keys)
     if names:
         query = query.where(studies.c.study_name.in_(names))
     if ids is not None:
@@ -123,6 +140,7 @@ def _as_study(study_id: int, name: str, texts: Mapping[str, str]) -> Study:
         json.loads(texts.get(UID_KEY, "null")),
         _refusal(name, version, differs) if differs else None,
         tuple(json.loads(texts[FIRST_STARTS_KEY])) if FIRST_STARTS_KEY in texts else None,
+        Confirmation.from_json(json.loads(texts[CONFIRMATION_KEY])) if CONFIRMATION_KEY in texts else None,
     )
 
 

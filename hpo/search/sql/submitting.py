@@ -1,6 +1,7 @@
 """Submitting a study and extending its budget."""
 
 import json
+import shlex
 from typing import Any
 
 import sqlalchemy as sa
@@ -76,6 +77,8 @@ def _earlier_best(connection: sa.Connection, spec: Spec) -> list[Params]:
     there = study_names(connection)
     if spec.warm_start not in there:
         raise StudyError(f"warm_start: no study '{spec.warm_start}'; {those_there(spec.warm_start, there)}")
+    if (known := find_study(connection, spec.warm_start)) is not None and known.confirmation is not None:
+        raise StudyError(f"warm_start: study '{spec.warm_start}' is a confirmation; name its search")
     found = [spec.search.nearest(params) for params in _best_params(connection, spec.warm_start)]
     if not found:
         raise StudyError(f"warm_start: study '{spec.warm_start}' has no complete trial yet besides its baseline")
@@ -134,6 +137,11 @@ def extend(engine: sa.Engine, study: Study, budget: int) -> int:
     Raises StudyError if the new budget is smaller than the old one, or larger than a grid.
     """
     study.refuse()
+    if (confirmation := study.confirmation) is not None:
+        raise StudyError(
+            f"study '{study.name}' confirms '{confirmation.study}'; `hpo confirm {shlex.quote(confirmation.study)} "
+            "--seeds N` adds to it"
+        )
     if study.spec.sampler.name == "grid" and budget > (points := len(study.spec.search.grid()) + 1):
         raise StudyError(f"study '{study.name}': the grid and the baseline are {points} trials, not {budget}")
     with writing(engine) as connection:

@@ -1,4 +1,5 @@
-"""The SQL views over Optuna's tables: `trial_results`, one row per trial, and `best_configs`, a ranking of good ones.
+"""The SQL views over Optuna's tables: `trial_results`, one row per trial; `best_configs`, a ranking of good ones; and
+`confirmations`, what was measured on locked test data.
 
 Views are never stale. They cover every study in the database, also those that hpo did not create, whose rows must not
 cause errors, whatever they contain.
@@ -10,11 +11,12 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
+from hpo.search.sql.attributes import CONFIRMATION_KEY, CONFIRMS_KEY, OUTCOMES_KEY
 from hpo.search.sql.old_attributes import BEFORE_PARTS, PARTS_KEY
 from hpo.search.sql.tables import CONSTRAINT_PREFIX
 from hpo.trial_result import CLEAN
 
-VIEWS_VERSION = 5
+VIEWS_VERSION = 6
 """Incremented when a view changes: older views are replaced by the first command that may, newer ones are kept."""
 
 Kind = Literal["number", "text", "time", "flag"]
@@ -49,7 +51,7 @@ KINDS: dict[str, Kind] = {
 _TYPES: dict[Kind, sa.types.TypeEngine[Any]] = {"time": sa.DateTime(), "flag": sa.Boolean()}
 trial_results = sa.table("trial_results", *(sa.column(name, _TYPES.get(kind)) for name, kind in KINDS.items()))
 
-VIEWS = ("trial_results", "best_configs")
+VIEWS = ("trial_results", "best_configs", "confirmations")
 
 # Differences between the dialects: how JSON text becomes a value, and how an object is built. PostgreSQL's `json` keeps
 # the text, while `jsonb` rejects some strings; it also fails to cast numbers that are too large or too small. NaN and
@@ -67,6 +69,9 @@ _SQLITE = {
     "object": "json_group_object({0}, json({1}))",
     "infinity": "9e999",
     "enum": "{0}",
+    "array": "json_each(CASE WHEN json_valid({0}) AND json_type({0}) = 'array' THEN {0} ELSE '[]' END)",
+    "key": "json_extract({0}, '$.{1}')",
+    "key_of_own": "CASE WHEN json_valid({0}) THEN json_extract({0}, '$.{1}') END",
 }
 _POSTGRESQL = {
     "number": "CASE WHEN {0} ~ '^-?([0-9]{{1,20}}([.][0-9]+)?"
@@ -82,22 +87,67 @@ _POSTGRESQL = {
     "object": "CAST(json_object_agg({0}, CAST({1} AS json)) AS text)",
     "infinity": "CAST('Infinity' AS double precision)",
     "enum": "CAST({0} AS text)",
+    "array": "LATERAL json_array_elements(CASE WHEN {0} LIKE '[{{%' AND {0} !~ '(NaN|Infinity)' "
+    "THEN CAST({0} AS json) ELSE CAST('[]' AS json) END)",
+    "key": "{0} ->> '{1}'",
+    "key_of_own": "CASE WHEN {0} LIKE '{{%' AND {0} !~ '(NaN|Infinity)' THEN CAST({0} AS json) ->> '{1}' END",
 }
 
 
 def view_statements(dialect: str) -> list[str]:
     """The SQL that replaces the views, for "sqlite" or "postgresql"."""
-    selected = _trial_results_sql(_SQLITE if dialect == "sqlite" else _POSTGRESQL)
-    best = """SELECT row_number() OVER (PARTITION BY study ORDER BY score DESC, number) AS rank, trial_results.*
-        FROM trial_results WHERE state = 'complete' AND feasible AND score IS NOT NULL"""
+    sql = _SQLITE if dialect == "sqlite" else _POSTGRESQL
+    selected = _trial_results_sql(sql)
+    best = f"""SELECT row_number() OVER (PARTITION BY study ORDER BY score DESC, number) AS rank, trial_results.*
+        FROM trial_results WHERE state = 'complete' AND feasible AND score IS NOT NULL
+        AND study NOT IN (SELECT s.study_name FROM studies s JOIN study_user_attributes c ON c.study_id = s.study_id
+        WHERE c.key = '{CONFIRMATION_KEY}')"""
     version = f"hpo views {VIEWS_VERSION}"
     return [
+        "DROP VIEW IF EXISTS confirmations",
         "DROP VIEW IF EXISTS best_configs",
         "DROP VIEW IF EXISTS trial_results",
         f"CREATE VIEW trial_results AS {selected}{f' -- {version}' if dialect == 'sqlite' else ''}",
         f"CREATE VIEW best_configs AS {best}",
+        f"CREATE VIEW confirmations AS {_confirmations_sql(sql)}",
         *([f"COMMENT ON VIEW trial_results IS '{version}'"] if dialect == "postgresql" else []),
     ]
+
+
+def _confirmations_sql(sql: dict[str, str]) -> str:
+    """A row for each condition of each complete run of a confirmation. study: the search; trial: of the search, of a
+    control that of its candidate; run: of the confirmation's own study; accuracy: or another mean.
+    """
+
+    def typed(value: str, kind: str) -> str:
+        return f"CAST({value} AS {kind})"
+
+    def confirms(key: str) -> str:
+        return sql["key_of_own"].format("a.value_json", key)
+
+    def outcome(key: str) -> str:
+        return sql["key"].format("e.value", key)
+
+    columns = {
+        "study": sql["key_of_own"].format("c.value_json", "study"),
+        "role": confirms("role"),
+        "trial": typed(confirms("trial"), "integer"),
+        "seed": typed(confirms("seed"), "bigint"),
+        "condition": outcome("condition"),
+        "severity": typed(outcome("severity"), "double precision"),
+        "main": typed(outcome("main"), "boolean"),
+        "correct": typed(outcome("correct"), "integer"),
+        "images": typed(outcome("images"), "integer"),
+        "accuracy": typed(outcome("value"), "double precision"),
+        "run": "t.number",
+    }
+    selected = ", ".join(f"{value} AS {name}" for name, value in columns.items())
+    return f"""SELECT {selected} FROM trials t
+        JOIN study_user_attributes c ON c.study_id = t.study_id AND c.key = '{CONFIRMATION_KEY}'
+        JOIN trial_user_attributes a ON a.trial_id = t.trial_id AND a.key = '{CONFIRMS_KEY}'
+        JOIN trial_user_attributes o ON o.trial_id = t.trial_id AND o.key = '{OUTCOMES_KEY}'
+        CROSS JOIN {sql["array"].format("o.value_json")} e
+        WHERE {sql["enum"].format("t.state")} = 'COMPLETE'"""
 
 
 def _trial_results_sql(sql: dict[str, str]) -> str:

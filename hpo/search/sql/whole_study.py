@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from sqlalchemy.exc import IntegrityError
 
 from hpo.errors import StudyError
+from hpo.search.confirmation import SUFFIX
 from hpo.search.sql import attributes
-from hpo.search.sql.attributes import ARTIFACTS_KEY, UID_KEY
+from hpo.search.sql.attributes import ARTIFACTS_KEY, CONFIRMATION_KEY, UID_KEY
 from hpo.search.sql.claims import lock_study
 from hpo.search.sql.counts import count_in
 from hpo.search.sql.fence import new_token
@@ -50,57 +51,92 @@ class Kept:
     pictures: list[str]
 
 
-def delete(engine: sa.Engine, study_id: int) -> Kept | None:
-    """Deletes a study with all trials, including running ones, in one transaction; None if there is no such study.
+def delete(engine: sa.Engine, study_id: int) -> list[Kept]:
+    """Deletes a study with all trials, including running ones, and its confirmation, in one transaction. Returns their
+    files, the study's first; nothing if there is no such study.
 
     A worker that writes later finds its trial deleted.
     """
-    of_study = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id)
     with writing(engine) as connection:
-        connection.execute(
-            of_study.with_for_update()
-        ).all()  # in the same order as workers: first the trial, then the study
-        kept = _locked(connection, study_id)
-        if kept is None:
-            return None
-        connection.execute(of_study.with_for_update()).all()  # those that were added before the study was locked
-        for table in TABLES_OF_TRIALS:
-            connection.execute(table.delete().where(table.c.trial_id.in_(of_study)))
-        for table in (*TABLES_OF_STUDIES, studies):
-            connection.execute(table.delete().where(table.c.study_id == study_id))
+        kept = [_deleted(connection, each) for each in (study_id, confirmation_of(connection, study_id)) if each]
+    return [files for files in kept if files is not None]
+
+
+def _deleted(connection: sa.Connection, study_id: int) -> Kept | None:
+    of_study = sa.select(trials.c.trial_id).where(trials.c.study_id == study_id)
+    connection.execute(
+        of_study.with_for_update()
+    ).all()  # in the same order as workers: first the trial, then the study
+    kept = _locked(connection, study_id)
+    if kept is None:
+        return None
+    connection.execute(of_study.with_for_update()).all()  # those that were added before the study was locked
+    for table in TABLES_OF_TRIALS:
+        connection.execute(table.delete().where(table.c.trial_id.in_(of_study)))
+    for table in (*TABLES_OF_STUDIES, studies):
+        connection.execute(table.delete().where(table.c.study_id == study_id))
     return kept
 
 
-def rename(engine: sa.Engine, study_id: int, name: str, move: Callable[[Kept, Spec], None]) -> Kept | None:
-    """Renames a study, also in its spec. Returns its files under the old name; None if there is no such study.
+def confirmation_of(connection: sa.Connection, study_id: int) -> int | None:
+    """The study_id of the confirmation of this study, if it has one."""
+    uid = attributes.read_study(connection, study_id, UID_KEY)
+    a = study_user_attributes.c
+    links = connection.execute(sa.select(a.study_id, a.value_json).where(a.key == CONFIRMATION_KEY))
+    return next((other for other, text in links if uid is not None and json.loads(text)["uid"] == uid), None)
 
-    move: called with these files and the renamed spec, in whose folder workers will look for them; if it raises, the
-    study is not renamed. Raises StudyError if the name is taken or not allowed, or while trials are running, since
-    their workers know the study by name.
+
+def rename(engine: sa.Engine, study_id: int, name: str, move: Callable[[Kept, Spec], None]) -> list[Kept]:
+    """Renames a study, also in its spec, and its confirmation with it. Returns their files under the old names, the
+    study's first; nothing if there is no such study.
+
+    move: called with these files and the renamed spec, in whose folder workers will look for them; if it raises,
+    nothing is renamed. Raises StudyError if the name is taken or not allowed, while trials are running, since their
+    workers know the study by name, and for a confirmation.
     """
-    _reap_if_ours(engine, study_id)
+    with engine.connect() as connection:
+        if (link := attributes.read_study(connection, study_id, CONFIRMATION_KEY)) is not None:
+            raise StudyError(f"this study confirms '{link['study']}': rename that one, and it is renamed too")
+        confirmation = confirmation_of(connection, study_id)
+    renamed = []
+    for each in (study_id, confirmation):
+        if each is not None:
+            _reap_if_ours(engine, each)
     with writing(engine) as connection:
-        kept = _locked(connection, study_id)
-        if kept is None:
-            return None
-        spec = attributes.read_study(connection, study_id, SPEC_KEY)
-        if spec is not None:
-            if running := count_in(connection, study_id).running:
-                raise StudyError(
-                    f"study '{kept.study}': {running} of its trials are running, and their workers know it by its "
-                    f"name; `hpo stop {kept.study}`, and rename it when nothing runs any more"
-                )
-            renamed = _renamed(kept.study, spec, name)
-            anew = {SPEC_KEY: spec | {"name": name}, UID_KEY: new_token()}  # workers that have set it up do so again
-            attributes.write(connection, study_user_attributes, study_id, anew)
-        elif len(name) > MAX_NAME_CHARACTERS:
-            raise StudyError(f"name: must have at most {MAX_NAME_CHARACTERS} characters, not {len(name)}")
-        try:
-            connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=name))
-        except IntegrityError:
-            raise StudyError(f"there is a study '{name}' already; choose another name") from None
-        if spec is not None and renamed.folder_name != kept.folder:
-            move(kept, renamed)
+        kept = _rename(connection, study_id, name, move)
+        if kept is not None:
+            renamed.append(kept)
+        if kept is not None and confirmation is not None:
+            link = attributes.read_study(connection, confirmation, CONFIRMATION_KEY)
+            link |= {"study": name, "uid": attributes.read_study(connection, study_id, UID_KEY)}
+            attributes.write(connection, study_user_attributes, confirmation, {CONFIRMATION_KEY: link})
+            also = _rename(connection, confirmation, name + SUFFIX, move)
+            renamed += [also] if also is not None else []
+    return renamed
+
+
+def _rename(connection: sa.Connection, study_id: int, name: str, move: Callable[[Kept, Spec], None]) -> Kept | None:
+    kept = _locked(connection, study_id)
+    if kept is None:
+        return None
+    spec = attributes.read_study(connection, study_id, SPEC_KEY)
+    if spec is not None:
+        if running := count_in(connection, study_id).running:
+            raise StudyError(
+                f"study '{kept.study}': {running} of its trials are running, and their workers know it by its "
+                f"name; `hpo stop {kept.study}`, and rename it when nothing runs any more"
+            )
+        renamed = _renamed(kept.study, spec, name)
+        anew = {SPEC_KEY: spec | {"name": name}, UID_KEY: new_token()}  # workers that have set it up do so again
+        attributes.write(connection, study_user_attributes, study_id, anew)
+    elif len(name) > MAX_NAME_CHARACTERS:
+        raise StudyError(f"name: must have at most {MAX_NAME_CHARACTERS} characters, not {len(name)}")
+    try:
+        connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=name))
+    except IntegrityError:
+        raise StudyError(f"there is a study '{name}' already; choose another name") from None
+    if spec is not None and renamed.folder_name != kept.folder:
+        move(kept, renamed)
     return kept
 
 

@@ -40,7 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """train: for training; tuning: for scoring trials; test: locked, for the final report only."""
+    """train: for training; tuning: for scoring trials; test: locked, for confirmations only."""
 
     train: Split
     tuning: Split
@@ -52,6 +52,16 @@ class ImageSet:
     """Paths of undecodable images, which data.bad_images = "skip" allows to leave out."""
     left_out: Mapping[str, int] = field(default_factory=dict)
     """Number of files of unsupported types in the class folders, by suffix."""
+
+    @property
+    def learned(self) -> Split:
+        """What is trained on where nothing need be left to choose by: the training and the tuning images."""
+        rows, labels, keys = (
+            np.concatenate([getattr(self.train, name), getattr(self.tuning, name)])
+            for name in ("rows", "labels", "keys")
+        )
+        order = np.argsort(rows)
+        return replace(self.train, rows=rows[order], labels=labels[order], keys=keys[order])
 
 
 def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress | None = None) -> ImageSet:

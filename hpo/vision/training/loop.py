@@ -137,8 +137,9 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet) -> Iterator[EpochResult]:
-    """Trains in place and yields a result after each epoch; ends early if the loss is no longer finite.
+def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet | None) -> Iterator[EpochResult]:
+    """Trains in place and yields a result after each epoch; ends early if the loss is no longer finite. tuning: what is
+    scored after each epoch, if anything.
 
     Waits for a GPU once per epoch, to read its results. Raises MemoryError if not even SMALLEST_PORTION images fit into
     memory.
@@ -146,7 +147,8 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
     recipe, compute = training.recipe, training.compute
     victim = Attacked(training.network) if recipe.augmentation.is_against_itself else None
     batches = Batches(images, recipe.augmentation, training.frozen_part, recipe.seed, victim, recipe.has_twins)
-    features = embedded(tuning, training.frozen_part)
+    features = embedded(tuning, training.frozen_part) if tuning else None
+    scored_on = features or tuning
     some_features = features_for_batch_norms(training, images, training.frozen_part) if recipe.averages else []
     scored = Inference(training.averaged.trainable_part if features else training.averaged, compute)
     upcoming = _begun(batches, training.epochs_done + 1, training)
@@ -160,7 +162,7 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet)
                 measure_batch_norms(training.averaged.trainable_part, some_features, compute)
             last = compute.mark()
             scored.refill()
-            accuracies = evaluate(scored, features or tuning)
+            accuracies = evaluate(scored, scored_on) if scored_on else {}
             loss = float(training.runner.step.loss_sum) / len(images)
             training.epochs_done = epoch
             yield EpochResult(

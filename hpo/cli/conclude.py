@@ -1,0 +1,66 @@
+"""The commands that draw conclusions from a finished search."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from hpo.cli.options import json_option, open_study, print_json, storage_option, workers_option
+
+
+@click.command()
+@click.argument("study")
+@click.option(
+    "--top", type=click.IntRange(1, 1000), default=3, show_default=True, help="How many of the best trials to confirm."
+)
+@click.option(
+    "--seeds", type=click.IntRange(1, 1000), default=8, show_default=True, help="On how many fresh seeds to train each."
+)
+@click.option(
+    "--test-set",
+    "test_sets",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="PATH",
+    help="Also score corrupted test images from disk: a folder or zip in Tiny-ImageNet-C's layout. May be repeated.",
+)
+@click.option("--anyway", is_flag=True, help="Even if the search is not finished, or no trial is feasible.")
+@click.option("--submit", "only_submit", is_flag=True, help="Only add it to the database, for workers elsewhere.")
+@storage_option
+@workers_option
+@json_option
+def confirm(
+    study: str,
+    top: int,
+    seeds: int,
+    test_sets: Sequence[Path],
+    anyway: bool,
+    only_submit: bool,
+    storage: str,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    """Train the best trials again and say what holds.
+
+    The baseline, the best trials and a control of each (the same parameters without perturbed training images) are
+    trained on fresh seeds and all training images, and scored once on the locked test images. This runs here, as a
+    study of its own that workers elsewhere share; if it was interrupted, run the same command again to continue. Asked
+    again, it prints what is known.
+    """
+    from hpo.cli.confirm_here import Asked, confirm_study, submit_only
+    from hpo.cli.confirmed_tables import print_confirmed
+    from hpo.cli.tables import console
+
+    engine, found = open_study(study, storage)
+    asked = Asked(top, seeds, test_sets, anyway)
+    if only_submit:
+        submit_only(engine, found, asked)
+        return
+    confirmed = confirm_study(engine, found, asked, storage, workers)
+    if as_json:
+        print_json(confirmed.as_json())
+    else:
+        print_confirmed(console(), confirmed)
+
+
+CONCLUDING_COMMANDS = (confirm,)

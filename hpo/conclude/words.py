@@ -1,0 +1,194 @@
+"""What a confirmation says, in words that its numbers allow: what holds, what it costs, what cannot be told."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
+from hpo.conclude.statistics import Interval, fewest_seeds, images_needed, seeds_needed
+from hpo.search.confirmation import Candidate
+from hpo.study_file.images import ImageSpec
+from hpo.trial_result import CLEAN
+
+
+@dataclass
+class Conclusions:
+    """Sentences. holds: gains that are claimed; costs: losses that are, and what may be lost; unknown: what cannot be
+    told, and what could tell it; about: how the numbers came about, and what to beware of.
+    """
+
+    holds: list[str] = field(default_factory=list)
+    costs: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    about: list[str] = field(default_factory=list)
+
+    def as_headed(self) -> Mapping[str, Sequence[str]]:
+        """By heading, but for empty ones."""
+        headed = {
+            "What holds": self.holds,
+            "What it costs": self.costs,
+            "What cannot be told": self.unknown,
+            "How it was measured": self.about,
+        }
+        return {heading: sentences for heading, sentences in headed.items() if sentences}
+
+
+def conclusions(confirmed: Confirmed) -> Conclusions:
+    """Of all candidates, the best first."""
+    said = Conclusions()
+    for candidate in confirmed.candidates:
+        _say_of(confirmed, candidate, said)
+    _say_how(confirmed, said)
+    return said
+
+
+def _say_of(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> None:
+    controls = {each.condition.key: each for each in confirmed.of("control", candidate.trial)}
+    for result in confirmed.of("candidate", candidate.trial):
+        difference = result.to_baseline
+        if difference is None or not result.condition.main:
+            continue
+        change = f"trial {candidate.trial}, {where(confirmed, result.condition)}: {_shown(confirmed, difference)}"
+        if difference.holds and difference.interval.mean > 0:
+            control = controls.get(result.condition.key)
+            said.holds.append(_sentence(f"{change}{_due_to(confirmed, candidate, result, control)}"))
+        elif difference.holds:
+            said.costs.append(_sentence(change))
+        else:
+            said.unknown.append(_sentence(f"{change}; {_needed(confirmed, difference)}"))
+        if result.condition.name == CLEAN and (limit := max_clean_drop(confirmed)) is not None:
+            _say_of_limit(confirmed, candidate, difference.interval, limit, said)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def where(confirmed: Confirmed, condition: Condition) -> str:
+    """`under gaussian-noise 0.1`, `on clean images`; of a hold-out it is said."""
+    held_out = " (held out: nothing was trained on it)" if condition.name in confirmed.search.spec.hold_outs else ""
+    if condition.name == CLEAN and confirmed.search.spec.shows_percent:
+        return "on clean images"
+    severity = "" if condition.severity is None else f" {condition.severity:g}"
+    return f"under {condition.name}{severity}{held_out}"
+
+
+def amount(confirmed: Confirmed, value: float, sign: bool = True) -> str:
+    """`+2.1`, in percentage points where parts are shares."""
+    if confirmed.search.spec.shows_percent:
+        return f"{100 * value:+.1f}" if sign else f"{100 * value:.1f}"
+    return f"{value:+.4g}" if sign else f"{value:.4g}"
+
+
+def _points(confirmed: Confirmed) -> str:
+    return " points" if confirmed.search.spec.shows_percent else ""
+
+
+def _between(confirmed: Confirmed, interval: Interval) -> str:
+    mean, low, high = (amount(confirmed, value) for value in (interval.mean, interval.low, interval.high))
+    return f"{mean}{_points(confirmed)} ({low} to {high})"
+
+
+def _shown(confirmed: Confirmed, difference: Difference) -> str:
+    p = "" if difference.p_value is None else f", p = {difference.p_value:.2g}"
+    return f"{_between(confirmed, difference.interval)} against the baseline{p}"
+
+
+def _due_to(confirmed: Confirmed, candidate: Candidate, result: Result, control: Result | None) -> str:
+    """How much of a gain is due to what the search is for: the control has the rest."""
+    if candidate.control == candidate.configuration:
+        return "; it trains on no perturbed images, so this is due to its other parameters"
+    if candidate.control == 0:
+        return "; its control, the same without perturbed training images, is the baseline itself"
+    if control is None or result.to_control is None or control.to_baseline is None:
+        return ""
+    gain = _between(confirmed, control.to_baseline.interval)
+    against = _between(confirmed, result.to_control.interval)
+    without = f"its control, the same without perturbed training images, has {gain}"
+    if result.to_control.holds and result.to_control.interval.mean > 0:
+        return f"; {without}, so that {against} are due to these"
+    return f"; but {without}: that it is due to these cannot be told ({against} against the control)"
+
+
+def _needed(confirmed: Confirmed, difference: Difference) -> str:
+    """How many seeds or images would tell a difference like this one, if it is real."""
+    claims = max(1, confirmed.claims)
+    seeds, images = len(difference.table), difference.table.shape[1]
+    if difference.interval.mean == 0:
+        return "no difference was seen at all"
+    if (more := seeds_needed(difference.table, claims)) is not None and more <= 100:
+        if more <= seeds:
+            return "it is not claimed, as a comparison before it does not hold, or the seeds disagree"
+        return f"if it is real, about {more} seeds would tell, instead of {seeds}"
+    if images > 1 and (enough := images_needed(difference.table, claims)) is not None:
+        return f"if it is real, about {enough:,} images would tell, instead of {images:,}"
+    return "if there is a difference, neither 100 seeds nor ten times as many images would tell one as small"
+
+
+def max_clean_drop(confirmed: Confirmed) -> float | None:
+    """What the study allows."""
+    spec = confirmed.search.spec
+    return spec.objective.max_clean_drop if isinstance(spec, ImageSpec) else None
+
+
+def _say_of_limit(
+    confirmed: Confirmed, candidate: Candidate, interval: Interval, limit: float, said: Conclusions
+) -> None:
+    allowed = f"the study allows a clean drop of {amount(confirmed, limit, sign=False)} points"
+    if -interval.low <= limit:
+        lost = amount(confirmed, max(0.0, -interval.low), sign=False)
+        said.holds.append(f"Trial {candidate.trial} loses at most {lost} points of clean accuracy; {allowed}.")
+    elif -interval.high > limit:
+        lost = amount(confirmed, -interval.high, sign=False)
+        said.costs.append(f"Trial {candidate.trial} loses at least {lost} points of clean accuracy; {allowed}.")
+    else:
+        lost = amount(confirmed, -interval.low, sign=False)
+        said.unknown.append(
+            f"Whether trial {candidate.trial} keeps to what the study allows: it may lose up to {lost} points of clean "
+            f"accuracy; {allowed}."
+        )
+
+
+def _say_how(confirmed: Confirmed, said: Conclusions) -> None:
+    spec, claims = confirmed.search.spec, confirmed.claims
+    seeds = confirmed.seeds
+    images = max((each.condition.images or 0 for each in confirmed.results), default=0)
+    data = f"{images:,} locked test images" if images else "locked test data"
+    said.about.append(
+        f"Each configuration was trained again on {_counted(seeds, 'fresh seed')}, on all training data, and scored "
+        f"once on {data}. Intervals (95 %) are over seeds and images; differences are paired on both."
+    )
+    if claims and seeds < (fewest := fewest_seeds(claims)):
+        said.about.append(
+            f"{_counted(seeds, 'seed')} {'is' if seeds == 1 else 'are'} too few to claim anything of "
+            f"{_counted(claims, 'condition')}: the exact sign-flip test needs at least {fewest} (--seeds {fewest})."
+        )
+    elif claims:
+        said.about.append(
+            "p: the larger of an exact sign-flip test over seeds and a test over seeds and images, corrected for "
+            f"{_counted(claims, 'condition')} (Holm); claimed where it is at most 0.05."
+        )
+    for trial, promised in confirmed.promised.items():
+        said.about.append(_luck(confirmed, trial, promised))
+    if confirmed.missing:
+        said.about.append(f"{_counted(confirmed.missing, 'run')} of this confirmation did not finish yet.")
+    looks = confirmed.confirmation.looks
+    said.about.append(
+        f"The test {'images' if isinstance(spec, ImageSpec) else 'data'} have been looked at "
+        f"{'once' if looks == 1 else f'{looks} times, so that these claims are weaker than they seem'}."
+    )
+
+
+def _luck(confirmed: Confirmed, trial: int, promised: float) -> str:
+    kept = confirmed.gains[trial]
+    scale = confirmed.search.spec.shows_percent
+    lost = promised - kept.mean
+    unit = " points of score" if scale else " of score"
+    verdict = f"{amount(confirmed, lost, sign=False)} were luck, or the other images" if lost > 0 else "none was luck"
+    return (
+        f"Trial {trial} gained {amount(confirmed, promised)}{unit} over the baseline when the search chose it, and "
+        f"{_between(confirmed, kept)} here: {verdict}."
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
