@@ -7,10 +7,11 @@
 
 submit: add a study to the database. run: submit it and run it here until its budget is used up.
 best, top, load_results, pareto, history: results, as TrialResult records; a Results list has to_pandas().
+confirm: train the best trials again on fresh seeds, score them on the locked test images, and say what holds.
 load_spec, Spec: a validated study file.
 perturb: apply the perturbations that studies score with.
 Perturbation, AdaptivePerturbation, Network, Objective: base classes for your own; Section for settings, and Trial,
-Measurement, BelowBaseline and Context for objectives.
+Measurement, Outcome, BelowBaseline and Context for objectives.
 uniform, normal: random numbers for perturbations. derive_keys: independent keys for further draws.
 HpoError and its subclasses: errors that you can fix, each with a message of one line.
 
@@ -30,9 +31,9 @@ OLDEST_PROTOCOL = 5
 """Studies from this protocol on can be continued."""
 
 if TYPE_CHECKING:
-    from hpo.api import Results, best, history, load_results, pareto, perturb, run, submit, top
+    from hpo.api import Results, best, confirm, history, load_results, pareto, perturb, run, submit, top
     from hpo.doors.network import Network
-    from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Trial
+    from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Outcome, Trial
     from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
     from hpo.doors.section import Section
     from hpo.errors import (
@@ -64,6 +65,7 @@ __all__ = [
     "Network",
     "NothingCompleteError",
     "Objective",
+    "Outcome",
     "Perturbation",
     "Results",
     "Section",
@@ -76,6 +78,7 @@ __all__ = [
     "WeightsError",
     "WorkerError",
     "best",
+    "confirm",
     "derive_keys",
     "history",
     "load_results",
@@ -90,7 +93,9 @@ __all__ = [
 ]
 _ELSEWHERE = {
     "Section": "hpo.doors.parameters",
-    **dict.fromkeys(("BelowBaseline", "Context", "Measurement", "Objective", "Trial"), "hpo.doors.objective"),
+    **dict.fromkeys(
+        ("BelowBaseline", "Context", "Measurement", "Objective", "Outcome", "Trial"), "hpo.doors.objective"
+    ),
     "TrialResult": "hpo.trial_result",
     "Spec": "hpo.study_file.spec",
     "load_spec": "hpo.study_file.reading",

@@ -6,7 +6,7 @@ All errors are hpo.HpoError or a subclass, with a message of one line. Queries l
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hpo.doors.perturbation import PERTURBATIONS, AdaptivePerturbation, Perturbation
 from hpo.errors import InputError, NothingCompleteError
@@ -61,6 +61,30 @@ def run(
     spec = _spec(study, overrides)
     run_study(spec, _url(storage), workers)
     return best(spec.name, storage)
+
+
+def confirm(
+    study: str,
+    top: int = 3,
+    seeds: int = 8,
+    test_sets: Sequence[Path | str] = (),
+    *,
+    anyway: bool = False,
+    storage: str | None = None,
+    workers: int | None = 1,
+) -> "list[dict[str, Any]]":
+    """Trains the baseline, the best trials and their controls again on fresh seeds and scores them on the locked test
+    images, as `hpo confirm` does; returns what that prints with --json. Asked again, it reads what is there.
+
+    Must be called from the main thread, for Ctrl-C to stop the workers. Raises InputError, WorkerError.
+    """
+    from hpo.cli.confirm_here import Asked, confirm_study
+
+    if top < 1 or seeds < 1:
+        raise InputError(f"top and seeds must be at least 1, not {top} and {seeds}")
+    engine = open_engine(parse_url(_url(storage)))
+    asked = Asked(top, seeds, [Path(path) for path in test_sets], anyway)
+    return confirm_study(engine, find_studies(engine, [study])[0], asked, _url(storage), workers).as_json()
 
 
 def best(study: str, storage: str | None = None) -> TrialResult:

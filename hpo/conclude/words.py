@@ -182,10 +182,12 @@ def _luck(confirmed: Confirmed, trial: int, promised: float) -> str:
     kept = confirmed.gains[trial]
     scale = confirmed.search.spec.shows_percent
     lost = promised - kept.mean
-    unit = " points of score" if scale else " of score"
-    verdict = f"{amount(confirmed, lost, sign=False)} were luck, or the other images" if lost > 0 else "none was luck"
+    unit = " points" if scale else ""
+    verdict = (
+        f"{amount(confirmed, lost, sign=False)} of it were luck, or the other data" if lost > 0 else "no luck in it"
+    )
     return (
-        f"Trial {trial} gained {amount(confirmed, promised)}{unit} over the baseline when the search chose it, and "
+        f"The score of trial {trial} less the baseline's: {amount(confirmed, promised)}{unit} when it was chosen, "
         f"{_between(confirmed, kept)} here: {verdict}."
     )
 

@@ -63,7 +63,7 @@ class Perturbation(Section):
         """These severities, rounded where the setting is a whole number, but for those that it may not have."""
         whole = type(self).model_fields[self.severity].annotation is int
         for value in values:
-            given = round(value) if whole else value
+            given = round(value) if whole else float(f"{value:.12g}")  # 0.3, not 0.30000000000000004
             with contextlib.suppress(ValidationError):
                 yield type(self).model_validate({**self.model_dump(), self.severity: given}).scored_severity
 

@@ -1,0 +1,164 @@
+"""`hpo confirm` on real images: what is scored, on which images, and that a killed one goes on to the same digits."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+import tomli_w
+import torch
+from safetensors.torch import load
+from support.commands import ONE_THREAD
+from support.packages import install
+from support.studies import make_spec
+
+from hpo.vision.data.images import load_images
+from hpo.vision.normalise import Normalise
+
+CONDITIONS = {
+    "clean": [None],
+    "gaussian-noise": [0.04, 0.08, 0.12, 0.15, 0.18, 0.3],
+    "pixel-recolor": [0.05, 0.1, 0.2, 0.3, 0.4],
+    "adversarial-noise against itself": [0.05],
+    "adversarial-pixels against itself": [0.005],
+}
+
+TINY = {"name": "tiny", "weights": "none", "input_size": 16}
+NETWORK = """
+from torch import nn
+import hpo
+class Tiny(hpo.Network):
+    names = ("tiny",)
+    @staticmethod
+    def build(name, classes, input_size):
+        def unit(channels, more):
+            return nn.Sequential(nn.Conv2d(channels, more, 3, 2, 1, bias=False), nn.BatchNorm2d(more), nn.ReLU())
+        pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        return nn.Sequential(unit(3, 16), unit(16, 32), pool, nn.Linear(32, classes))
+    @staticmethod
+    def units(module):
+        return list(module)[:3]
+    @staticmethod
+    def head(module):
+        return module[3]
+"""
+SEARCH = {
+    "batch_size": {"choices": [16, 32, 64]},
+    "learning_rate": {"low": 1e-2, "high": 1e-1, "log": True},
+    "augmentation_strength": {"low": 0.0, "high": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished search of three trials."""
+    folder = tmp_path_factory.mktemp("searched")
+    install(folder, "tiny", NETWORK, "[hpo.networks]\ntiny = tiny:Tiny\n")
+    small = make_spec(budget=3, search=SEARCH, training={"epochs": 3, "horizontal_flip": False})
+    document = small.model_dump(exclude_none=True)
+    document["model"] = TINY
+    (folder / "study.toml").write_text(tomli_w.dumps(document), encoding="utf-8")
+    ran = command(folder, "run", "study.toml")
+    assert ran.returncode == 0, ran.stderr
+    return folder
+
+
+@pytest.fixture
+def copied(searched: Path, tmp_path: Path) -> Path:
+    """A copy of it to confirm."""
+    return Path(shutil.copytree(searched, tmp_path / "copy"))
+
+
+def environment(folder: Path) -> Mapping[str, str]:
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("HPO_")}
+    return inherited | {"PYTHONPATH": str(folder), "HPO_DATA_ROOT": str(folder.parent / "data"), **ONE_THREAD}
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    given = [sys.executable, "-m", "hpo", *arguments]
+    return subprocess.run(given, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=240)
+
+
+CONFIRM = ("confirm", "study", "--top", "1", "--seeds", "1", "--json")
+
+
+def confirmed(folder: Path, *options: str) -> list[dict[str, Any]]:
+    ran = command(folder, *CONFIRM, *options)
+    assert ran.returncode == 0, ran.stderr
+    found: list[dict[str, Any]] = json.loads(ran.stdout)
+    return found
+
+
+def complete(folder: Path) -> int:
+    engine = sa.create_engine(f"sqlite:///{folder}/hpo.db")
+    with engine.connect() as connection:
+        query = "SELECT count(*) FROM trial_results WHERE study = 'study@confirmation' AND state = 'complete'"
+        found = int(connection.scalar(sa.text(query)) or 0)
+    engine.dispose()
+    return found
+
+
+def test_a_confirmation_whose_processes_are_killed_goes_on_to_the_same_digits(copied: Path, tmp_path: Path) -> None:
+    undisturbed = Path(shutil.copytree(copied, tmp_path / "undisturbed"))
+    expected = confirmed(undisturbed)
+    given = [sys.executable, "-m", "hpo", *CONFIRM]
+    process = subprocess.Popen(given, cwd=copied, env=environment(copied), start_new_session=True)
+    deadline = time.monotonic() + 120
+    while not complete(copied):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    time.sleep(1)  # its worker, in a session of its own, sees that it is gone
+    assert complete(copied) < 3
+    assert confirmed(copied) == expected
+    started = time.monotonic()
+    assert confirmed(copied) == expected
+    assert time.monotonic() - started < 30, "it was trained again"
+    found: dict[str, list[Any]] = {}
+    for each in expected:
+        if each["role"] == "candidate":
+            found.setdefault(each["condition"], []).append(each["severity"])
+    assert found == CONDITIONS
+    assert {each["images"] for each in expected} == {359, 256}
+
+
+def test_the_accuracies_are_those_of_the_kept_weights_on_the_locked_images(copied: Path, tmp_path: Path) -> None:
+    """In plain PyTorch, from the files alone."""
+    found = confirmed(copied)
+    engine = sa.create_engine(f"sqlite:///{copied}/hpo.db")
+    with engine.connect() as connection:
+        query = """SELECT r.value_json AS confirms, k.value_json AS file FROM trial_user_attributes r
+            JOIN trial_system_attributes k ON k.trial_id = r.trial_id AND k.key LIKE 'artifacts:%'
+            JOIN trials t ON t.trial_id = r.trial_id WHERE r.key = 'confirms' AND t.state = 'COMPLETE'"""
+        rows = [
+            (json.loads(row.confirms), json.loads(json.loads(row.file))) for row in connection.execute(sa.text(query))
+        ]
+    engine.dispose()
+    assert len(rows) == 3
+    found_here: dict[str, Any] = {}
+    exec(NETWORK, found_here)  # noqa: S102
+    Tiny = found_here["Tiny"]  # noqa: N806
+    images = load_images(make_spec().data.model_copy(update={"root": str(copied.parent / "data")}), 16, 0)
+    pixels = torch.from_numpy(np.array(images.test.pixels[images.test.rows])).permute(0, 3, 1, 2)
+    for confirms, file in rows:
+        content = (copied / "hpo-artifacts" / file["artifact_id"]).read_bytes()
+        network, normalise = Tiny.build("tiny", 10, 16).eval(), Normalise(16, Tiny.normalisation("tiny"))
+        network.load_state_dict(load(content))
+        with torch.no_grad():
+            right = int((network(normalise(pixels)).argmax(1) == torch.from_numpy(images.test.labels)).sum())
+        shown = next(
+            each
+            for each in found
+            if (each["role"], each["trial"], each["condition"]) == (confirms["role"], confirms["trial"], "clean")
+        )
+        assert shown["correct"] == [right]
