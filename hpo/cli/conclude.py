@@ -63,4 +63,27 @@ def confirm(
         print_confirmed(console(), confirmed)
 
 
-CONCLUDING_COMMANDS = (confirm,)
+@click.command()
+@click.argument("study")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The HTML file. Default: STUDY-report.html in the current folder."
+)
+@click.option(
+    "--figures", type=click.Path(path_type=Path), help="Also write each figure into this new folder: SVG, PNG and CSV."
+)
+@click.option("--anyway", is_flag=True, help="Even if the search is not finished, or no trial is feasible.")
+@storage_option
+def report(study: str, output: Path | None, figures: Path | None, anyway: bool, storage: str) -> None:
+    """Write a page that says what was found.
+
+    One HTML file that needs nothing else: what is confirmed, curves, what the score depends on, images with what the
+    networks say of them, cost, and how to make it again. Images and networks are shown if this machine has the study's
+    images and HPO_ARTIFACTS.
+    """
+    from hpo.cli.report_here import write_report
+
+    engine, found = open_study(study, storage)
+    write_report(engine, found, output, figures, anyway)
+
+
+CONCLUDING_COMMANDS = (confirm, report)

@@ -1,6 +1,5 @@
 """Tables for the terminal, the lines around them, and how numbers are formatted."""
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -11,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from hpo.conclude.wilson import half_width
 from hpo.search.sql import queries
 from hpo.search.sql.studies import Study
 from hpo.study_file.images import ImageSpec
@@ -160,15 +160,6 @@ def print_best(
         out.print(f"{nothing_beats_baseline(study)}.")
     if baseline and baseline.number != best.number and best.parts:
         out.print(_comparison(study, best, baseline))
-
-
-def half_width(accuracy: float, images: int) -> float:
-    """Half the width of the 95 % confidence interval of an accuracy measured on this many images.
-
-    Wilson's interval, whose width is not 0 when all images were classified correctly.
-    """
-    z = 1.96
-    return z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
 
 
 def _max_clean_drop(study: Study) -> float | None:

@@ -113,6 +113,8 @@ class Confirmed:
     missing: int
     gains: dict[int, Interval]
     """Of each candidate, by trial: its score on fresh seeds and locked data less the baseline's."""
+    first_runs: dict[int, int]
+    """The number of the run that kept its weights, by configuration."""
     promised: dict[int, float]
     """The same as the search saw it: with one seed, on the data that it chose by."""
 
@@ -198,6 +200,11 @@ def read_confirmed(engine: sa.Engine, search: Study, confirmed: Study, trials: S
         sum(condition.main for condition in conditions),
         len(wanted - tables.runs.keys()),
         {each.trial: _gain(tables, each.configuration) for each in candidates},
+        {
+            place: tables.runs[first].number
+            for place in needed
+            if (first := (place, confirmation.seeds_of(place)[0])) in tables.runs
+        },
         _promised(engine, search, confirmation.configurations[0].trial, candidates),
     )
 

@@ -21,6 +21,13 @@ def write_weights(engine: sa.Engine, study: Study, number: int, artifacts: Artif
     """Writes the weights that a trial kept into a file. Raises HpoError if it kept none or they are out of reach, and
     OSError.
     """
+    write_file(target, read_weights(engine, study, number, artifacts))
+
+
+def read_weights(engine: sa.Engine, study: Study, number: int, artifacts: Artifacts) -> bytes:
+    """The weights that a trial kept, as safetensors. Raises HpoError if it kept none or they are out of reach, and
+    OSError.
+    """
     kept = _artifact_id(engine, study.study_id, number, WEIGHTS_FILE)
     if kept is None:
         raise HpoError(
@@ -36,7 +43,7 @@ def write_weights(engine: sa.Engine, study: Study, number: int, artifacts: Artif
         where = where if is_elsewhere(location, artifacts) else ""
         lacking = f"the weights of trial {number} are not in HPO_ARTIFACTS ({artifacts.location})"
         raise HpoError(f"study '{study.name}': {lacking}{where}")
-    write_file(target, content)
+    return content
 
 
 def _artifact_id(engine: sa.Engine, study_id: int, number: int, filename: str) -> str | None:

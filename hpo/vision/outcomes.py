@@ -77,7 +77,7 @@ def _outcomes(tested: Tested) -> Iterator[Outcome]:
         for severity in perturbation.severities():
             right = _right(tested, classify, test, perturbation, severity)
             yield _outcome(perturbation.name, severity, right, main=severity == perturbation.scored_severity)
-    for adaptive in _against_itself(tested.perturbations):
+    for adaptive in adversarial_members(tested.perturbations):
         some = test.evenly_spread(adaptive.images)
         is_scored = any(each.name == adaptive.name and each.against == "self" for each in _adaptive(tested))
         name = adaptive.name if is_scored else f"{adaptive.name} against itself"
@@ -102,8 +102,8 @@ def _adaptive(tested: Tested) -> list[AdaptivePerturbation]:
     return [each for each in tested.perturbations if isinstance(each, AdaptivePerturbation)]
 
 
-def _against_itself(perturbations: Sequence[Perturbation]) -> list[AdaptivePerturbation]:
-    """Those of the study, and REFERENCES."""
+def adversarial_members(perturbations: Sequence[Perturbation]) -> list[AdaptivePerturbation]:
+    """Those of a study that are chosen by gradient, and REFERENCES; all against the network itself."""
     given = {each.name: each for each in perturbations if isinstance(each, AdaptivePerturbation)}
     for name in REFERENCES:
         if name not in given:

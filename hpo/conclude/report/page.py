@@ -1,0 +1,222 @@
+"""Puts facts, figures and looks into one self-contained HTML page."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+import tomli_w
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from hpo import __version__
+from hpo.artifacts import Artifacts
+from hpo.conclude.confirmed import Confirmed, Difference, Result
+from hpo.conclude.report.curves import draw_brittleness, draw_moved
+from hpo.conclude.report.facts import Facts
+from hpo.conclude.report.figures import Drawn, draw_trials
+from hpo.conclude.report.looks import look
+from hpo.conclude.words import amount, conclusions, where
+from hpo.errors import HpoError
+from hpo.trial_result import CLEAN, TrialResult
+
+TEMPLATE = Path(__file__).parent / "template.html"
+
+
+@dataclass(frozen=True)
+class Report:
+    """html: the whole page; figures: also for files; lacking: why it has no pictures, if it has none."""
+
+    html: str
+    figures: Sequence[Drawn]
+    lacking: str | None
+
+
+def make_report(engine: sa.Engine, facts: Facts, artifacts: Artifacts) -> Report:
+    """Draws everything. Images or weights that are not at hand are left out, and that is said."""
+    looks, lacking = None, None
+    try:
+        looks = look(engine, facts, artifacts)
+    except (HpoError, OSError) as error:
+        lacking = str(error)
+    curves = draw_brittleness(facts.confirmed) if facts.confirmed else []
+    figures = [*curves, *draw_trials(facts), *([draw_moved(looks.moved, looks.perturbed)] if looks else [])]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"duration": duration, "counted": counted}
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    html = page.render(
+        facts=facts,
+        looks=looks,
+        lacking=lacking,
+        headline=headline(facts),
+        rows=result_rows(facts),
+        conclusions=conclusions(facts.confirmed).as_headed() if facts.confirmed else {},
+        figures={drawn.name: Markup(drawn.svg()) for drawn in figures},  # noqa: S704 (drawn here, values escaped)
+        captions={drawn.name: drawn.caption for drawn in figures},
+        made=_made(facts),
+        commands=_commands(facts),
+        spec=tomli_w.dumps(facts.study.spec.model_dump(mode="json", exclude_none=True)),
+        gain=_gain(facts),
+        best_params=dict(facts.best.params),
+        version=__version__,
+        now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    return Report(html, figures, lacking)
+
+
+def headline(facts: Facts) -> str:
+    """The result in a sentence."""
+    if (confirmed := facts.confirmed) is not None:
+        trial = confirmed.candidates[0].trial
+        main = [each for each in confirmed.of("candidate", trial) if each.condition.main]
+        listed = [_change(confirmed, each) for each in main if each.to_baseline is not None]
+        return (
+            f"Trained again on {counted(confirmed.seeds, 'fresh seed')} and scored on locked test data, trial {trial} "
+            f"differs from the baseline by {'; '.join(listed)}."
+        )
+    gains = [
+        f"{_points(facts, value - facts.baseline.parts[name])} {'on clean data' if name == CLEAN else f'under {name}'}"
+        for name, value in facts.best.parts.items()
+        if name in facts.baseline.parts
+    ]
+    return (
+        f"On the data that the search chose by, and with one seed, trial {facts.best.number} differs from the baseline "
+        f"by {'; '.join(gains)}."
+    )
+
+
+def _change(confirmed: Confirmed, result: Result) -> str:
+    difference = result.to_baseline
+    if difference is None:
+        return ""
+    low, high = (amount(confirmed, value) for value in (difference.interval.low, difference.interval.high))
+    unit = " points" if confirmed.search.spec.shows_percent else ""
+    verdict = "" if difference.holds else ", which cannot be told from chance"
+    return (
+        f"{amount(confirmed, difference.interval.mean)}{unit} {where(confirmed, result.condition)} "
+        f"({low} to {high}{verdict})"
+    )
+
+
+def _points(facts: Facts, value: float) -> str:
+    return f"{100 * value:+.1f} points" if facts.study.spec.shows_percent else f"{value:+.4g}"
+
+
+def result_rows(facts: Facts) -> list[dict[str, Any]]:
+    """The table of results: a row a condition; without a confirmation, of the search's own figures."""
+    confirmed = facts.confirmed
+    if confirmed is None:
+        images = facts.best.images_of
+        return [
+            {
+                "condition": name,
+                "severity": "",
+                "images": f"{images[name]:,}" if name in images else "",
+                "main": True,
+                "baseline": _part(facts, facts.baseline, name),
+                "control": None,
+                "best": _part(facts, facts.best, name),
+                "to_baseline": _points(facts, facts.best.parts[name] - facts.baseline.parts[name]),
+                "to_control": None,
+                "holds": None,
+            }
+            for name in facts.best.parts
+            if name in facts.baseline.parts
+        ]
+    trial = confirmed.candidates[0].trial
+    baseline, control = (
+        {each.condition.key: each for each in some}
+        for some in (confirmed.of("baseline"), confirmed.of("control", trial))
+    )
+    return [
+        {
+            "condition": each.condition.name,
+            "severity": "" if each.condition.severity is None else f"{each.condition.severity:g}",
+            "images": "" if each.condition.images is None else f"{each.condition.images:,}",
+            "main": each.condition.main,
+            "held_out": each.condition.name in facts.study.spec.hold_outs,
+            "baseline": _with_interval(confirmed, baseline[each.condition.key]),
+            "control": _with_interval(confirmed, control[each.condition.key]) if control else None,
+            "best": _with_interval(confirmed, each),
+            "to_baseline": _difference(confirmed, each.to_baseline),
+            "to_control": _difference(confirmed, each.to_control) if control else None,
+            "holds": each.to_baseline.holds if each.to_baseline and each.condition.main else None,
+            "counts": _counts(baseline[each.condition.key], each),
+        }
+        for each in confirmed.of("candidate", trial)
+    ]
+
+
+def _part(facts: Facts, trial: TrialResult, name: str) -> str:
+    value = trial.parts[name]
+    if name in trial.correct:
+        return f"{100 * value:.1f} % ({trial.correct[name]:,})"
+    return f"{value:.4g}"
+
+
+def _with_interval(confirmed: Confirmed, result: Result) -> Markup:
+    mean, low, high = (
+        amount(confirmed, value, sign=False)
+        for value in (result.accuracy.mean, result.accuracy.low, result.accuracy.high)
+    )
+    return Markup('{} <span class="wide">({} to {})</span>').format(mean, low, high)
+
+
+def _difference(confirmed: Confirmed, difference: Difference | None) -> str:
+    if difference is None:
+        return ""
+    found = difference.interval
+    mean, low, high = (amount(confirmed, value) for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high})"
+
+
+def _counts(baseline: Result, best: Result) -> str:
+    """Correct images by seed, for the mouse."""
+    if baseline.correct is None or best.correct is None:
+        return ""
+    return (
+        f"correct by seed: baseline {', '.join(map(str, baseline.correct))}; best {', '.join(map(str, best.correct))}"
+    )
+
+
+def _gain(facts: Facts) -> str | None:
+    """What is confirmed of the gain in score."""
+    if facts.confirmed is None:
+        return None
+    found = facts.confirmed.gains[facts.best.number]
+    mean, low, high = (amount(facts.confirmed, value) for value in (found.mean, found.low, found.high))
+    return f"{mean} ({low} to {high}){' points' if facts.study.spec.shows_percent else ''}"
+
+
+def duration(hours: float) -> str:
+    """`12 min`, `3.4 hours`."""
+    return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} hours"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 trial`, `1,200 trials`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _made(facts: Facts) -> dict[str, str]:
+    """What made the best trial, by name."""
+    made = {key: str(value) for key, value in facts.best.made_by.items() if value is not None}
+    hosts = sorted({str(each.attributes.get("host")) for each in facts.trials if each.attributes.get("host")})
+    devices = sorted({str(each.attributes.get("device")) for each in facts.trials if each.attributes.get("device")})
+    return made | {"all hosts": ", ".join(hosts), "all devices": ", ".join(devices)}
+
+
+def _commands(facts: Facts) -> list[tuple[str, str]]:
+    name = shlex.quote(facts.study.name)
+    asked = ""
+    if facts.confirmed is not None:
+        asked = f" --top {len(facts.confirmed.candidates)} --seeds {facts.confirmed.seeds}"
+    return [
+        ("hpo run study.toml", "the search, with the study file below"),
+        (f"hpo confirm {name}{asked}", "the confirmation"),
+        (f"hpo best {name} --toml > best.toml; hpo run best.toml", "the best configuration alone, and the baseline"),
+        (f"hpo report {name}", "this page"),
+    ]
