@@ -8,6 +8,7 @@
 submit: add a study to the database. run: submit it and run it here until its budget is used up.
 best, top, load_results, pareto, history: results, as TrialResult records; a Results list has to_pandas().
 confirm: train the best trials again on fresh seeds, score them on the locked test images, and say what holds.
+report: write a page that says what was found. load_model: a network that `hpo export` wrote.
 load_spec, Spec: a validated study file.
 perturb: apply the perturbations that studies score with.
 Perturbation, AdaptivePerturbation, Network, Objective: base classes for your own; Section for settings, and Trial,
@@ -31,7 +32,20 @@ OLDEST_PROTOCOL = 5
 """Studies from this protocol on can be continued."""
 
 if TYPE_CHECKING:
-    from hpo.api import Results, best, confirm, history, load_results, pareto, perturb, run, submit, top
+    from hpo.api import (
+        Results,
+        best,
+        confirm,
+        history,
+        load_model,
+        load_results,
+        pareto,
+        perturb,
+        report,
+        run,
+        submit,
+        top,
+    )
     from hpo.doors.network import Network
     from hpo.doors.objective import BelowBaseline, Context, Measurement, Objective, Outcome, Trial
     from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
@@ -81,11 +95,13 @@ __all__ = [
     "confirm",
     "derive_keys",
     "history",
+    "load_model",
     "load_results",
     "load_spec",
     "normal",
     "pareto",
     "perturb",
+    "report",
     "run",
     "submit",
     "top",

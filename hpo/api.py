@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from torch import Tensor
 
+    from hpo.vision.classifier import Classifier
+
 
 class Results(list[TrialResult]):
     """A list of trials."""
@@ -85,6 +87,34 @@ def confirm(
     engine = open_engine(parse_url(_url(storage)))
     asked = Asked(top, seeds, [Path(path) for path in test_sets], anyway)
     return confirm_study(engine, find_studies(engine, [study])[0], asked, _url(storage), workers).as_json()
+
+
+def report(
+    study: str,
+    output: Path | str | None = None,
+    figures: Path | str | None = None,
+    *,
+    anyway: bool = False,
+    storage: str | None = None,
+) -> Path:
+    """Writes a page that says what was found, as `hpo report` does; returns its path. figures: a new folder for SVG,
+    PNG and CSV of each figure. Raises InputError.
+    """
+    from hpo.cli.report_here import write_report
+
+    engine = open_engine(parse_url(_url(storage)))
+    target, folder = (None if path is None else Path(path) for path in (output, figures))
+    return write_report(engine, find_studies(engine, [study])[0], target, folder, anyway)
+
+
+def load_model(folder: Path | str) -> "Classifier":
+    """A network that `hpo export` wrote, in eval mode, on the CPU: an nn.Module that takes images, uint8 or floats in
+    [0, 1], (n, 3, height, width), at any size, and gives logits, float32 (n, classes), in the order of its `classes`.
+    Raises InputError.
+    """
+    from hpo.conclude.exported.loading import load_model as load
+
+    return load(Path(folder))
 
 
 def best(study: str, storage: str | None = None) -> TrialResult:

@@ -86,4 +86,23 @@ def report(study: str, output: Path | None, figures: Path | None, anyway: bool, 
     write_report(engine, found, output, figures, anyway)
 
 
-CONCLUDING_COMMANDS = (confirm, report)
+@click.command()
+@click.argument("study")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--onnx", is_flag=True, help="Also write model.onnx.")
+@click.option("--anyway", is_flag=True, help="Even if the search is not finished, or no trial is feasible.")
+@storage_option
+def export(study: str, folder: Path, onnx: bool, anyway: bool, storage: str) -> None:
+    """Write the best network into a folder.
+
+    Weights (safetensors, with torchvision's own names), classes and preprocessing, the configuration as a study file,
+    a model card that says what is known and what was never tested, and predict.py, which needs no hpo. Of a confirmed
+    study it is the network that was trained on the first fresh seed, else the one that the search kept.
+    """
+    from hpo.cli.export_here import export_study
+
+    engine, found = open_study(study, storage)
+    export_study(engine, found, folder, onnx, anyway)
+
+
+CONCLUDING_COMMANDS = (confirm, report, export)

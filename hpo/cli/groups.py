@@ -7,7 +7,7 @@ GROUPS = {
     "Control": ("stop", "resume", "extend", "clean"),
     "Watch": ("status", "watch", "dashboard"),
     "Query": ("best", "top", "pareto", "history", "importances"),
-    "Conclude": ("confirm", "report"),
+    "Conclude": ("confirm", "report", "export"),
 }
 
 

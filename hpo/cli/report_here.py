@@ -1,5 +1,7 @@
 """Writes a report's files: `hpo report` and `hpo.report`."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -19,18 +21,26 @@ def write_report(engine: sa.Engine, study: Study, output: Path | None, figures: 
     if figures is not None:
         new_folder(figures, "--figures")
     made = make_report(engine, facts, open_artifacts())
-    try:
+    with _written("--output", target):
         write_file(target, made.html.encode())
-        for drawn in made.figures if figures is not None else ():
-            drawn.write(Path(str(figures)))
-    except OSError as error:
-        raise InputError(f"{error.filename or target} cannot be written: {error.strerror or error}") from None
+    if figures is not None:
+        with _written("--figures", figures):
+            for drawn in made.figures:
+                drawn.write(figures)
     if made.lacking:
         click.echo(f"the report has no images: {made.lacking}", err=True)
     if facts.confirmed is None:
         click.echo(f"nothing is confirmed yet; `hpo confirm {study.name}` does that", err=True)
     click.echo(f"the report is in {target} ({len(made.html) / 1e6:.1f} MB)", err=True)
     return target
+
+
+@contextlib.contextmanager
+def _written(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{option}: {path} cannot be written: {error.strerror or error}") from None
 
 
 def new_folder(folder: Path, option: str) -> None:

@@ -61,8 +61,10 @@ class Classifier(nn.Module):
     """A network that takes pixels as `normalise` does. Its first or last units may be frozen, its head never is.
 
     A frozen unit's parameters have no gradients, and its BatchNorm stays in eval mode, also after `train()`.
-    Output: logits, float32 (n, classes).
+    Output: logits, float32 (n, classes). classes: their names, of an exported network.
     """
+
+    classes: tuple[str, ...] = ()
 
     def __init__(
         self, module: nn.Module, family: type[Network], normalise: Normalise, frozen_layers: int, frozen_side: str

@@ -44,6 +44,11 @@ class TorchvisionNetwork(Network):
         """torchvision's network with random weights."""
         return built(name, classes)
 
+    @staticmethod
+    def arguments(input_size: int) -> dict[str, int]:
+        """What torchvision's own builder needs beside the number of classes."""
+        return {}
+
     @classmethod
     def undecayed(cls, module: "nn.Module") -> "Collection[str]":
         """Those whose names have one of `keys_without_decay`."""

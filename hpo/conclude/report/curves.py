@@ -10,7 +10,7 @@ from hpo.conclude.words import amount
 
 
 def draw_brittleness(confirmed: Confirmed) -> list[Drawn]:
-    """Accuracy against severity of each condition that was measured at several, clean images at 0 where that is none."""
+    """Accuracy against severity of each condition that was measured at several."""
     best = confirmed.candidates[0].trial
     kinds = {
         "baseline": ("baseline", confirmed.of("baseline")),

@@ -48,6 +48,7 @@ class Drawn:
         text = text[text.index("<svg") :]
         for gid, value in self.values.items():
             text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{_escaped(value)}</title>', 1)
+        text = re.sub(r'<g id="[^"]*"', "<g", text)  # of one figure they would be those of another too
         for colour, themed in THEME.items():
             text = text.replace(colour, themed)
         text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

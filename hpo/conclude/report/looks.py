@@ -146,14 +146,14 @@ def _networks(
     engine: sa.Engine, facts: Facts, artifacts: Artifacts, spec: ImageSpec, images: ImageSet, compute: Compute
 ) -> dict[str, Classifier]:
     found = {}
-    for who, (study, number) in _kept(facts).items():
+    for who, (study, number) in kept_by(facts).items():
         weights = weights_from_bytes(read_weights(engine, study, number, artifacts))
         network = build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, 0, seed=0)
         found[who] = network.to(compute.device).eval()
     return found
 
 
-def _kept(facts: Facts) -> dict[str, tuple[Study, int]]:
+def kept_by(facts: Facts) -> dict[str, tuple[Study, int]]:
     """Where the weights of baseline and best are: the study and the number of the trial that kept them."""
     if facts.confirmation is None or facts.confirmed is None:
         return {"baseline": (facts.study, facts.baseline.number), "best": (facts.study, facts.best.number)}

@@ -122,6 +122,8 @@ def result_rows(facts: Facts) -> list[dict[str, Any]]:
                 "to_baseline": _points(facts, facts.best.parts[name] - facts.baseline.parts[name]),
                 "to_control": None,
                 "holds": None,
+                "held_out": name in facts.study.spec.hold_outs,
+                "counts": "",
             }
             for name in facts.best.parts
             if name in facts.baseline.parts

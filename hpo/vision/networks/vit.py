@@ -26,7 +26,12 @@ class Vits(TorchvisionNetwork):
     @staticmethod
     def build(name: str, classes: int, input_size: int) -> "nn.Module":
         """torchvision's network for images of one size."""
-        return built(name, classes, image_size=input_size)
+        return built(name, classes, **Vits.arguments(input_size))
+
+    @staticmethod
+    def arguments(input_size: int) -> dict[str, int]:
+        """The encoder has a position for each patch."""
+        return {"image_size": input_size}
 
     @staticmethod
     def units(module: Any) -> "list[nn.Module]":

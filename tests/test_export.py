@@ -1,0 +1,112 @@
+"""`hpo export`: what it writes is what other programs read, and gives what its card says."""
+
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import sqlalchemy as sa
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+from support.commands import Hpo
+from support.studies import make_spec
+from torchvision.models import resnet18
+
+import hpo
+from hpo.artifacts import open_artifacts
+from hpo.search.loading import load_objective
+from hpo.search.sql.submitting import submit
+from hpo.search.worker import work
+from hpo.vision.data.images import Split, load_images
+
+BLOCKED = ("hpo", "optuna", "sqlalchemy", "pydantic", "scipy", "sklearn")
+
+
+@pytest.fixture
+def test_images(sqlite_engine: sa.Engine, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Split:
+    """A finished study in the current folder; its test images."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    data = {"name": "digits", "validation_fraction": 0.05}
+    spec = make_spec(budget=2, data=data, training={"epochs": 2, "horizontal_flip": False})
+    submit(sqlite_engine, spec)
+    load = partial(load_objective, threads=1, say=lambda text: None)
+    work(sqlite_engine, ["study"], load, "worker", lambda text: None, artifacts=open_artifacts())
+    return load_images(spec.data, 16, 0).test
+
+
+def test_the_folder_gives_what_its_card_says(test_images: Split, hpo_here: Hpo, tmp_path: Path) -> None:
+    ran = hpo_here("export", "study", "network", "--onnx")
+    assert ran.returncode == 0, ran.stderr
+    folder = tmp_path / "network"
+    assert {path.name for path in folder.iterdir()} == {
+        *("README.md", "config.json", "model.safetensors", "model.onnx", "predict.py", "study.toml"),
+    }
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"These weights classify (\d+) of the (\d+) test images", card)
+    assert said is not None
+    right, total = int(said[1]), int(said[2])
+    assert total == len(test_images)
+    assert right > 0.3 * total, "it learned something"
+    assert "Nothing is confirmed" in card
+    assert "pgd" in card.split("What was never tested")[1]
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "pytorch"
+
+    network = resnet18(num_classes=10)
+    network.load_state_dict(load_file(folder / "model.safetensors"))  # under torchvision's own names
+
+    pixels = torch.from_numpy(np.array(test_images.pixels[test_images.rows])).permute(0, 3, 1, 2)
+    loaded = hpo.load_model(folder)
+    assert loaded.classes == tuple("0123456789")
+    with torch.no_grad():
+        assert int((loaded(pixels).argmax(1).numpy() == test_images.labels).sum()) == right
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    (logits,) = session.run(None, {"pixels": pixels.float().div(255).numpy()})
+    assert abs(int((logits.argmax(1) == test_images.labels).sum()) - right) <= 1
+
+    files = []
+    for number, (row, label) in enumerate(zip(test_images.rows, test_images.labels, strict=True)):
+        files.append(tmp_path / f"{number}-{label}.png")
+        Image.fromarray(test_images.pixels[row]).save(files[-1])
+    without = "; ".join(["import sys", *(f"sys.modules[{name!r}] = None" for name in BLOCKED)])
+    code = f"{without}; sys.argv = sys.argv[1:]; import runpy; runpy.run_path(sys.argv[0], run_name='__main__')"
+    ran_alone = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "predict.py"), *map(str, files)],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ran_alone.returncode == 0, ran_alone.stderr
+    answers = re.findall(r"-(\d)\.png: (\d) \([0-9.]+ %\)", ran_alone.stdout)
+    assert len(answers) == total
+    assert sum(label == answer for label, answer in answers) == right
+
+    assert hpo_here("export", "study", "network").returncode == 2, "a folder is never overwritten"
+    assert json.loads((folder / "config.json").read_text())["study"] == "study"
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "or is damaged"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"123"), "or is damaged"),
+    ],
+)
+def test_a_damaged_folder_is_told_in_a_line(damage, said: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    from safetensors.torch import save_file
+
+    (tmp_path / "config.json").write_text(json.dumps({"network": "resnet18", "classes": ["a", "b"], "input_size": 16}))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    damage(tmp_path)
+    with pytest.raises(hpo.InputError, match=said):
+        hpo.load_model(tmp_path)
