@@ -50,7 +50,7 @@ def hpo(python: Path, tmp_path: Path, hpo_here: Hpo, request: pytest.FixtureRequ
     storage = request.getfixturevalue("postgresql_url") if "postgresql_url" in request.fixturenames else ""
 
     def run(*arguments: str, interpreter: Path | None = None) -> subprocess.CompletedProcess[str]:
-        if interpreter is None and arguments[0] not in ("run", "submit", "worker"):
+        if interpreter is None and arguments[0] not in ("run", "submit", "worker", "confirm", "report", "export"):
             return hpo_here(*arguments, HPO_STORAGE=environment(tmp_path, storage)["HPO_STORAGE"])
         return subprocess.run(
             [interpreter or python, "-m", "hpo", *arguments],
@@ -189,3 +189,20 @@ def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
     assert any(trial["resumed_after_epoch"] for trial in broken)
     curves = [sorted(json.dumps(trial["epochs"]) for trial in trials) for trials in (broken, unbroken)]
     assert curves[0] == curves[1]
+
+
+def test_an_objective_of_a_package_is_confirmed_and_reported(hpo: Run, tmp_path: Path) -> None:
+    assert hpo("run", study_file(tmp_path)).returncode == 0
+    rows = found(hpo, "confirm", "tabular", "--top", "1", "--seeds", "3")
+    assert {(row["role"], row["condition"]) for row in rows} == {
+        (role, condition) for role in ("baseline", "candidate") for condition in ("clean", "noise")
+    }
+    assert all(row["images"] == 114 and len(row["correct"]) == 3 for row in rows)
+    said = hpo("confirm", "tabular", "--top", "1", "--seeds", "3")
+    assert "3 seeds are too few to claim anything of 2 conditions" in " ".join(said.stdout.split())
+    assert "%" not in said.stdout.replace("95 %", "")
+    ran = hpo("report", "tabular")
+    assert ran.returncode == 0, ran.stderr
+    assert "only studies of images have images" in ran.stderr
+    assert "has no network to export" in hpo("export", "tabular", "network").stderr
+    assert hpo("confirm", "tabular", "--test-set", ".").returncode == 2

@@ -38,11 +38,9 @@ class NoisyTabular(hpo.Objective):
         rows = np.random.default_rng(0).permutation(len(table.data))
         train, tuning, test = np.split(rows, [340, 455])
         features = (table.data - table.data[train].mean(axis=0)) / table.data[train].std(axis=0)
-        self.train = features[train], table.target[train]
-        self.scored = {
-            "tuning": (features[tuning], table.target[tuning]),
-            "test": (features[test], table.target[test]),
-        }
+        learned = np.concatenate([train, tuning])
+        self.train = {split: (features[of], table.target[of]) for split, of in (("tuning", train), ("test", learned))}
+        self.scored = {split: (features[of], table.target[of]) for split, of in (("tuning", tuning), ("test", test))}
 
     def fingerprints(self) -> dict[str, str]:
         return {"table": self.digest}
@@ -58,12 +56,16 @@ class NoisyTabular(hpo.Objective):
             average=trial.params["average_after"],
             random_state=trial.seed,
         )
+        features, labels = self.train[trial.split]  # scored on test rows, it may learn from the tuning rows too
         done = self._restore(model, trial.checkpoint) if trial.checkpoint else 0
         for step in range(done + 1, trial.steps + 1):
-            features, labels = self.train
             order = np.random.default_rng([trial.seed, step]).permutation(len(labels))
             model.partial_fit(features[order], labels[order], classes=[0, 1])
-            parts = self._accuracies(model, trial)
+            if trial.split == "test" and step < trial.steps:  # test rows are looked at once
+                yield hpo.Measurement(step=step, score=np.nan, checkpoint=self._checkpoint(model, step))
+                continue
+            right = self._right(model, trial)
+            parts = {name: float(each.mean()) for name, each in right.items()}
             limit = self.settings.max_clean_drop
             yield hpo.Measurement(
                 step=step,
@@ -72,13 +74,17 @@ class NoisyTabular(hpo.Objective):
                 checkpoint=self._checkpoint(model, step),
                 constraints={} if limit is None else {"clean_drop": hpo.BelowBaseline("clean", limit)},
                 attributes={"rows": len(self.scored[trial.split][1])},
+                outcomes=[hpo.Outcome(name, parts[name], each) for name, each in right.items()],
             )
 
-    def _accuracies(self, model: "SGDClassifier", trial: hpo.Trial) -> dict[str, float]:
-        """The noise is the same in all trials, so that they are compared on equal terms."""
+    def _right(self, model: "SGDClassifier", trial: hpo.Trial) -> dict[str, Any]:
+        """Which rows are classified correctly, bool (rows,). In a search the noise is the same in all trials, so that
+        they are compared on equal terms; each seed of a confirmation has its own.
+        """
         features, labels = self.scored[trial.split]
-        noise = np.random.default_rng(1).normal(scale=self.settings.noise, size=features.shape)
-        return {"clean": model.score(features, labels), "noise": model.score(features + noise, labels)}
+        drawn = np.random.default_rng(1 if trial.split == "tuning" else [1, trial.seed])
+        noise = drawn.normal(scale=self.settings.noise, size=features.shape)
+        return {"clean": model.predict(features) == labels, "noise": model.predict(features + noise) == labels}
 
     STATE = (
         *("coef_", "intercept_", "t_"),
@@ -95,7 +101,7 @@ class NoisyTabular(hpo.Objective):
 
     def _restore(self, model: "SGDClassifier", checkpoint: bytes) -> int:
         """The step that the checkpoint was taken after."""
-        features, labels = self.train
+        features, labels = self.train["tuning"]
         model.partial_fit(features[:2], labels[:2], classes=[0, 1])  # makes what the state is written into
         with np.load(io.BytesIO(checkpoint), allow_pickle=False) as kept:
             state: dict[str, Any] = {name: kept[name] for name in kept.files}

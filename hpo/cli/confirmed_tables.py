@@ -1,6 +1,7 @@
 """What `hpo confirm` prints: a table for each candidate, and what the numbers allow to say."""
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ def print_confirmed(out: Console, confirmed: Confirmed) -> None:
     for heading, sentences in conclusions(confirmed).as_headed().items():
         out.print(Text(heading, style="bold"))
         for sentence in sentences:
-            out.print(Text(f"  {sentence}"))
+            out.print(Padding(Text(sentence), (0, 0, 0, 2)))
 
 
 def _candidate_table(confirmed: Confirmed, candidate: Candidate) -> Table:

@@ -195,13 +195,13 @@ def fewest_seeds(claims: int) -> int:
     return math.ceil(math.log2(2 * claims / LEVEL))
 
 
-def seeds_needed(differences: Table, claims: int) -> int | None:
-    """How many seeds, on as many images, would tell a difference as large as was seen in 8 of 10 confirmations; None if
-    no number would, because the images are too few.
+def seeds_needed(differences: Table, claims: int, images: int | None = None) -> int | None:
+    """How many seeds would tell a difference as large as was seen, in 8 of 10 confirmations; None if no number would,
+    because the images are too few. images: how many, as many as there are unless given.
     """
     mean, parts = abs(float(differences.mean())), spread(differences)
     for seeds in range(max(2, fewest_seeds(claims)), MAX_SEEDS):
-        if mean >= _detectable(parts.variance(seeds, parts.images), seeds, claims):
+        if mean >= _detectable(parts.variance(seeds, images or parts.images), seeds, claims):
             return seeds
     return None
 

@@ -121,7 +121,10 @@ def _needed(confirmed: Confirmed, difference: Difference) -> str:
         return f"if it is real, about {more} seeds would tell, instead of {seeds}"
     if images > 1 and (enough := images_needed(difference.table, claims)) is not None:
         return f"if it is real, about {enough:,} images would tell, instead of {images:,}"
-    return "if there is a difference, neither 100 seeds nor ten times as many images would tell one as small"
+    for factor in (2, 5, 10) if images > 1 else ():
+        if (more := seeds_needed(difference.table, claims, factor * images)) is not None and more <= 100:
+            return f"if it is real, about {more} seeds on {factor * images:,} images would tell"
+    return "if there is a difference, not even 100 seeds would tell one as small"
 
 
 def max_clean_drop(confirmed: Confirmed) -> float | None:

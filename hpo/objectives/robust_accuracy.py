@@ -15,8 +15,8 @@ from hpo.doors.parameters import Params
 from hpo.doors.perturbation import AdaptivePerturbation
 from hpo.doors.registry import code_of
 from hpo.errors import MachineError
-from hpo.objectives.attributes import attributes_of
-from hpo.objectives.shared_sets import SharedSets, lock_file
+from hpo.robust.attributes import attributes_of
+from hpo.robust.shared_sets import SharedSets, lock_file
 from hpo.search.kept_files import WEIGHTS_FILE
 from hpo.search.sql.attributes import SKIPPED_KEY, SPLIT_KEY
 from hpo.study_file.images import BASELINE_WEIGHTS, FITTED_HEAD, ImageSpec, Which

@@ -231,7 +231,7 @@ def _row(
     return Row(condition, [_cell(pixels[i], clean[i], logits, i, split, classes) for i in range(len(pixels))])
 
 
-MANY = 0.1
+MANY = 0.015
 """A perturbation that touches a larger share of the pixels is not marked."""
 
 
