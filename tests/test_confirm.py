@@ -72,10 +72,11 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(searched: Path, tmp_path: Path) -> Path:
-    """A copy of it to confirm."""
-    return Path(shutil.copytree(searched, tmp_path / "copy"))
+@pytest.fixture(scope="module")
+def undisturbed(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A copy of it that was confirmed, and what that says."""
+    folder = Path(shutil.copytree(searched, tmp_path_factory.mktemp("undisturbed") / "copy"))
+    return folder, confirmed(folder)
 
 
 def environment(folder: Path) -> Mapping[str, str]:
@@ -107,9 +108,10 @@ def complete(folder: Path) -> int:
     return found
 
 
-def test_a_confirmation_whose_processes_are_killed_goes_on_to_the_same_digits(copied: Path, tmp_path: Path) -> None:
-    undisturbed = Path(shutil.copytree(copied, tmp_path / "undisturbed"))
-    expected = confirmed(undisturbed)
+def test_a_confirmation_whose_processes_are_killed_goes_on_to_the_same_digits(
+    searched: Path, undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    copied, expected = Path(shutil.copytree(searched, tmp_path / "copy")), undisturbed[1]
     given = [sys.executable, "-m", "hpo", *CONFIRM]
     process = subprocess.Popen(given, cwd=copied, env=environment(copied), start_new_session=True)
     deadline = time.monotonic() + 120
@@ -132,9 +134,11 @@ def test_a_confirmation_whose_processes_are_killed_goes_on_to_the_same_digits(co
     assert {each["images"] for each in expected} == {359, 256}
 
 
-def test_the_accuracies_are_those_of_the_kept_weights_on_the_locked_images(copied: Path, tmp_path: Path) -> None:
+def test_the_accuracies_are_those_of_the_kept_weights_on_the_locked_images(
+    undisturbed: tuple[Path, list[dict[str, Any]]],
+) -> None:
     """In plain PyTorch, from the files alone."""
-    found = confirmed(copied)
+    copied, found = undisturbed
     engine = sa.create_engine(f"sqlite:///{copied}/hpo.db")
     with engine.connect() as connection:
         query = """SELECT r.value_json AS confirms, k.value_json AS file FROM trial_user_attributes r

@@ -94,6 +94,40 @@ def test_the_folder_gives_what_its_card_says(test_images: Split, hpo_here: Hpo, 
     assert json.loads((folder / "config.json").read_text())["study"] == "study"
 
 
+@pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # MLflow's, of SQLAlchemy
+def test_trials_are_read_by_mlflow_and_tensorboard(test_images: Split, hpo_here: Hpo, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    ran = hpo_here("export", "study", "network", "--mlflow", uri, "--tensorboard", "curves")
+    assert ran.returncode == 0, ran.stderr
+    trials = hpo.load_results("study")
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("study")
+    assert experiment is not None
+    runs = {int(run.data.tags["hpo.trial"]): run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {trial.number for trial in trials}
+    for trial in trials:
+        run = runs[trial.number]
+        assert run.data.params == {name: str(value) for name, value in trial.params.items()}
+        for name in ("score", *trial.parts):
+            kept = {metric.step: metric.value for metric in client.get_metric_history(run.info.run_id, name)}
+            assert kept == {int(report["step"]): report[name] for report in trial.reports}
+        read = EventAccumulator(str(tmp_path / "curves" / f"trial-{trial.number}"))
+        read.Reload()
+        for name in ("score", *trial.parts):
+            curve = {event.step: event.value for event in read.Scalars(name)}
+            assert curve == pytest.approx({int(report["step"]): report[name] for report in trial.reports})
+    best = runs[json.loads((tmp_path / "network" / "config.json").read_text())["trial"]]
+    assert "model/predict.py" in {file.path for file in client.list_artifacts(best.info.run_id, "model")}
+    assert "0 trials added" in hpo_here("export", "study", "again", "--mlflow", uri).stderr
+    refused = hpo_here("export", "study", "third", "--mlflow", "nonsense://nowhere")
+    assert refused.returncode == 2
+    assert "--mlflow: nonsense://nowhere refuses" in refused.stderr
+    assert not (tmp_path / "third").exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "said"),
     [

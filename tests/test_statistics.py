@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.special import expit
@@ -89,6 +89,7 @@ def test_the_sign_flip_test_is_exact(differences: list[int]) -> None:
     assert sign_flip(by_seed) == pytest.approx(expected if by_seed.any() else 1.0)
 
 
+@settings(max_examples=20)  # statsmodels takes 40 ms
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_what_statsmodels_says(p_values: list[float]) -> None:
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1])

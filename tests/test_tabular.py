@@ -198,11 +198,9 @@ def test_an_objective_of_a_package_is_confirmed_and_reported(hpo: Run, tmp_path:
         (role, condition) for role in ("baseline", "candidate") for condition in ("clean", "noise")
     }
     assert all(row["images"] == 114 and len(row["correct"]) == 3 for row in rows)
-    said = hpo("confirm", "tabular", "--top", "1", "--seeds", "3")
-    assert "3 seeds are too few to claim anything of 2 conditions" in " ".join(said.stdout.split())
-    assert "%" not in said.stdout.replace("95 %", "")
     ran = hpo("report", "tabular")
     assert ran.returncode == 0, ran.stderr
     assert "only studies of images have images" in ran.stderr
-    assert "has no network to export" in hpo("export", "tabular", "network").stderr
-    assert hpo("confirm", "tabular", "--test-set", ".").returncode == 2
+    text = (tmp_path / "tabular-report.html").read_text()
+    assert "3 seeds are too few to claim anything of 2 conditions" in text
+    assert "points" not in text, "only of accuracies of images it is known that they are shares"

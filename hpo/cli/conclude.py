@@ -90,19 +90,32 @@ def report(study: str, output: Path | None, figures: Path | None, anyway: bool, 
 @click.argument("study")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--onnx", is_flag=True, help="Also write model.onnx.")
+@click.option(
+    "--mlflow",
+    metavar="URI",
+    help="Also copy all trials into MLflow, an experiment of the study's name, and the folder.",
+)
+@click.option(
+    "--tensorboard",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Also write all trials' curves into a new folder.",
+)
 @click.option("--anyway", is_flag=True, help="Even if the search is not finished, or no trial is feasible.")
 @storage_option
-def export(study: str, folder: Path, onnx: bool, anyway: bool, storage: str) -> None:
+def export(
+    study: str, folder: Path, onnx: bool, mlflow: str | None, tensorboard: Path | None, anyway: bool, storage: str
+) -> None:
     """Write the best network into a folder.
 
     Weights (safetensors, with torchvision's own names), classes and preprocessing, the configuration as a study file,
     a model card that says what is known and what was never tested, and predict.py, which needs no hpo. Of a confirmed
     study it is the network that was trained on the first fresh seed, else the one that the search kept.
     """
-    from hpo.cli.export_here import export_study
+    from hpo.cli.export_here import Wanted, export_study
 
     engine, found = open_study(study, storage)
-    export_study(engine, found, folder, onnx, anyway)
+    export_study(engine, found, Wanted(folder, onnx, mlflow, tensorboard, anyway))
 
 
 CONCLUDING_COMMANDS = (confirm, report, export)

@@ -1,7 +1,8 @@
-"""Writes a network's folder: `hpo export`."""
+"""Writes a network's folder, and trials for other trackers: `hpo export`."""
 
 import shlex
 import shutil
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -10,19 +11,40 @@ import sqlalchemy as sa
 
 from hpo.artifacts import open_artifacts
 from hpo.cli.report_here import new_folder
+from hpo.cli.tables import counted
 from hpo.conclude.exported.folder import write_network
+from hpo.conclude.exported.trackers import to_mlflow, to_tensorboard
 from hpo.conclude.report.facts import read_facts
 from hpo.errors import InputError
 from hpo.search.sql.studies import Study
 
 
-def export_study(engine: sa.Engine, study: Study, folder: Path, onnx: bool, anyway: bool) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What a user asks to have exported. mlflow: a tracking URI; anyway: also of a search that is not finished."""
+
+    folder: Path
+    onnx: bool
+    mlflow: str | None
+    tensorboard: Path | None
+    anyway: bool
+
+
+def export_study(engine: sa.Engine, study: Study, wanted: Wanted) -> None:
     """Raises InputError, StudyError; nothing is left in the folder then."""
-    facts = read_facts(engine, study, anyway)
+    facts = read_facts(engine, study, wanted.anyway)
+    folder, say = wanted.folder, partial(click.echo, err=True)
     new_folder(folder, "DIR")
-    say = partial(click.echo, err=True)
+    if wanted.tensorboard is not None:
+        new_folder(wanted.tensorboard, "--tensorboard")
     try:
-        write_network(engine, facts, open_artifacts(), folder, onnx, say)
+        write_network(engine, facts, open_artifacts(), folder, wanted.onnx, say)
+        if wanted.tensorboard is not None:
+            count = to_tensorboard(wanted.tensorboard, facts.trials)
+            say(f"{counted(count, 'trial')} for TensorBoard in {wanted.tensorboard}/")
+        if wanted.mlflow is not None:
+            count = to_mlflow(wanted.mlflow, study.name, facts.trials, facts.best.number, folder)
+            say(f"{counted(count, 'trial')} added to MLflow")
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, OSError):

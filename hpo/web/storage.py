@@ -17,7 +17,8 @@ from optuna.study._frozen import FrozenStudy
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.artifacts import Artifacts
-from hpo.search.sql.attributes import ARTIFACTS_KEY
+from hpo.search.confirmation import run_name
+from hpo.search.sql.attributes import ARTIFACTS_KEY, CONFIRMS_KEY
 from hpo.search.sql.old_attributes import NOT_SHOWN, parts_of
 from hpo.search.sql.studies import SPEC_KEY
 from hpo.search.sql.tables import CONSTRAINT_PREFIX, studies, study_user_attributes, trials
@@ -183,8 +184,9 @@ def _shown(attributes: dict[str, Any], parts: dict[str, float]) -> dict[str, Any
     """
     made_by = attributes.get("made_by")
     items = made_by if isinstance(made_by, dict) else {}
-    short = {key: value for key, value in attributes.items() if key not in (*NOT_SHOWN, "made_by")}
-    return parts | short | {f"made_by {key}": value for key, value in items.items()}
+    short = {key: value for key, value in attributes.items() if key not in (*NOT_SHOWN, "made_by", CONFIRMS_KEY)}
+    confirms = {"confirms": run_name(attributes[CONFIRMS_KEY])} if CONFIRMS_KEY in attributes else {}
+    return parts | confirms | short | {f"made_by {key}": value for key, value in items.items()}
 
 
 def _in_chunks(prefix: str, text: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hpo.search.sql.attributes import CONFIRMS_KEY, OUTCOMES_KEY
 from hpo.trial_result import CLEAN
 
 PARTS_KEY = "parts"
@@ -12,7 +13,7 @@ REPORTS_KEY = "reports"
 BEFORE_PARTS = ("clean_accuracy", "perturbed_accuracy")
 PARTS_KEYS = (PARTS_KEY, *BEFORE_PARTS)
 BEFORE_REPORTS = "epochs"
-NOT_SHOWN = (*PARTS_KEYS, REPORTS_KEY, BEFORE_REPORTS, "correct")
+NOT_SHOWN = (*PARTS_KEYS, REPORTS_KEY, BEFORE_REPORTS, "correct", OUTCOMES_KEY)
 """Attributes that the dashboard need not show beside the parts of the score."""
 
 
@@ -26,6 +27,7 @@ RESERVED = (
         "host",
         "worker",
         "baseline",
+        CONFIRMS_KEY,
         "trouble",
         "bracket",
     ),
