@@ -58,10 +58,11 @@ SEARCH = {
 }
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def searched(tmp_path: Path) -> Path:
     """A folder with a finished search of three trials."""
-    folder = tmp_path_factory.mktemp("searched")
+    folder = tmp_path / "searched"
+    folder.mkdir()
     install(folder, "tiny", NETWORK, "[hpo.networks]\ntiny = tiny:Tiny\n")
     small = make_spec(budget=3, search=SEARCH, training={"epochs": 3, "horizontal_flip": False})
     document = small.model_dump(exclude_none=True)
@@ -70,13 +71,6 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ran = command(folder, "run", "study.toml")
     assert ran.returncode == 0, ran.stderr
     return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """A copy of it that was confirmed, and what that says."""
-    folder = Path(shutil.copytree(searched, tmp_path_factory.mktemp("undisturbed") / "copy"))
-    return folder, confirmed(folder)
 
 
 def environment(folder: Path) -> Mapping[str, str]:
@@ -108,10 +102,12 @@ def complete(folder: Path) -> int:
     return found
 
 
-def test_a_confirmation_whose_processes_are_killed_goes_on_to_the_same_digits(
-    searched: Path, undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+def test_a_confirmation_scores_locked_images_and_a_killed_one_goes_on_to_the_same_digits(
+    searched: Path, tmp_path: Path
 ) -> None:
-    copied, expected = Path(shutil.copytree(searched, tmp_path / "copy")), undisturbed[1]
+    copied = Path(shutil.copytree(searched, tmp_path / "copy"))
+    expected = confirmed(searched)
+    check_kept_weights(searched, expected)
     given = [sys.executable, "-m", "hpo", *CONFIRM]
     process = subprocess.Popen(given, cwd=copied, env=environment(copied), start_new_session=True)
     deadline = time.monotonic() + 120
@@ -134,11 +130,8 @@ def test_a_confirmation_whose_processes_are_killed_goes_on_to_the_same_digits(
     assert {each["images"] for each in expected} == {359, 256}
 
 
-def test_the_accuracies_are_those_of_the_kept_weights_on_the_locked_images(
-    undisturbed: tuple[Path, list[dict[str, Any]]],
-) -> None:
-    """In plain PyTorch, from the files alone."""
-    copied, found = undisturbed
+def check_kept_weights(copied: Path, found: list[dict[str, Any]]) -> None:
+    """The accuracies are those of the kept weights on the locked images: in plain PyTorch, from the files alone."""
     engine = sa.create_engine(f"sqlite:///{copied}/hpo.db")
     with engine.connect() as connection:
         query = """SELECT r.value_json AS confirms, k.value_json AS file FROM trial_user_attributes r

@@ -111,7 +111,8 @@ def test_baseline_candidates_and_controls_run_once_on_fresh_seeds_and_the_search
         assert all(json.loads(text) in known for text in params)
 
 
-def test_asked_again_nothing_changes_and_more_seeds_or_candidates_add_what_lacks(engine: sa.Engine) -> None:
+def test_asked_again_nothing_changes_and_more_seeds_or_candidates_add_what_lacks(sqlite_engine: sa.Engine) -> None:
+    engine = sqlite_engine
     study = searched(engine)
     confirmation = ask(engine, study)
     first = as_text(finish(engine, confirmation))
@@ -131,7 +132,8 @@ def test_asked_again_nothing_changes_and_more_seeds_or_candidates_add_what_lacks
     assert "looked at 2 times" in said[-1]
 
 
-def test_a_run_that_fails_is_tried_again(engine: sa.Engine) -> None:
+def test_a_run_that_fails_is_tried_again(sqlite_engine: sa.Engine) -> None:
+    engine = sqlite_engine
     study = searched(engine)
     failures = iter([True, False, False, True])
 
@@ -208,7 +210,8 @@ def test_what_is_shown_is_what_the_database_has(engine: sa.Engine) -> None:
             assert each["difference"] == pytest.approx(each["accuracy"] - base)
 
 
-def test_few_seeds_claim_nothing_and_say_how_many_would(engine: sa.Engine) -> None:
+def test_few_seeds_claim_nothing_and_say_how_many_would(sqlite_engine: sa.Engine) -> None:
+    engine = sqlite_engine
     study = searched(engine)
     confirmation = ask(engine, study, top=1)
     finish(engine, confirmation)

@@ -42,8 +42,10 @@ def test_images(sqlite_engine: sa.Engine, data_root: Path, tmp_path: Path, monke
     return load_images(spec.data, 16, 0).test
 
 
+@pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # MLflow's, of SQLAlchemy
 def test_the_folder_gives_what_its_card_says(test_images: Split, hpo_here: Hpo, tmp_path: Path) -> None:
-    ran = hpo_here("export", "study", "network", "--onnx")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    ran = hpo_here("export", "study", "network", "--onnx", "--mlflow", uri, "--tensorboard", "curves")
     assert ran.returncode == 0, ran.stderr
     folder = tmp_path / "network"
     assert {path.name for path in folder.iterdir()} == {
@@ -92,16 +94,14 @@ def test_the_folder_gives_what_its_card_says(test_images: Split, hpo_here: Hpo, 
 
     assert hpo_here("export", "study", "network").returncode == 2, "a folder is never overwritten"
     assert json.loads((folder / "config.json").read_text())["study"] == "study"
+    check_trackers(hpo_here, tmp_path, uri)
 
 
-@pytest.mark.filterwarnings("ignore:.*noload:DeprecationWarning")  # MLflow's, of SQLAlchemy
-def test_trials_are_read_by_mlflow_and_tensorboard(test_images: Split, hpo_here: Hpo, tmp_path: Path) -> None:
+def check_trackers(hpo_here: Hpo, tmp_path: Path, uri: str) -> None:
+    """All trials are read by MLflow's and TensorBoard's own readers."""
     from mlflow import MlflowClient
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    ran = hpo_here("export", "study", "network", "--mlflow", uri, "--tensorboard", "curves")
-    assert ran.returncode == 0, ran.stderr
     trials = hpo.load_results("study")
     client = MlflowClient(tracking_uri=uri)
     experiment = client.get_experiment_by_name("study")

@@ -139,7 +139,7 @@ def test_few_trials_are_kept_paused_and_the_worst_are_pruned(
     assert all(trial.value is not None for trial in study.trials)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.lists(st.floats(0.1, 0.9), min_size=2, max_size=9, unique=True))
 def test_the_best_at_a_rung_are_completed_in_whatever_order_they_come(
     tmp_path_factory: pytest.TempPathFactory, qualities: list[float]

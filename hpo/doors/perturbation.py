@@ -1,7 +1,7 @@
 """What every perturbation is: settings, as a study file gives them, and a function of whole batches of images."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
@@ -53,19 +53,26 @@ class Perturbation(Section):
         """The severity that trials are scored at. Raises InputError if the perturbation is not installed."""
         return float(getattr(self, self.severity))
 
-    def severities(self) -> list[float]:
-        """Those that a confirmation measures, ascending: a quarter of the scored one to twice as much, where a study
-        file may say so.
-        """
-        return sorted({self.scored_severity, *self._allowed(factor * self.scored_severity for factor in FACTORS)})
+    @property
+    def setting(self) -> float:
+        """What a study file says of its severity: `sigma`, `photons`."""
+        return float(getattr(self, self.severity))
 
-    def _allowed(self, values: Iterable[float]) -> Iterator[float]:
-        """These severities, rounded where the setting is a whole number, but for those that it may not have."""
+    def variants(self) -> "list[Perturbation]":
+        """The same at the severities that a confirmation measures, itself among them, the weakest first: a quarter of
+        the setting to twice as much, where a study file may say so.
+        """
+        return self._at([factor * self.setting for factor in FACTORS])
+
+    def _at(self, settings: Iterable[float]) -> "list[Perturbation]":
+        """With these settings, rounded where they are whole numbers, but for those that it may not have; and itself."""
         whole = type(self).model_fields[self.severity].annotation is int
-        for value in values:
+        found: dict[float, Perturbation] = {self.setting: self}
+        for value in settings:
             given = round(value) if whole else float(f"{value:.12g}")  # 0.3, not 0.30000000000000004
             with contextlib.suppress(ValidationError):
-                yield type(self).model_validate({**self.model_dump(), self.severity: given}).scored_severity
+                found.setdefault(given, type(self).model_validate({**self.model_dump(), self.severity: given}))
+        return sorted(found.values(), key=lambda each: each.scored_severity)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -92,9 +99,9 @@ class LeveledPerturbation(Perturbation):
     levels: ClassVar[tuple[float, float, float, float, float]]
     """The severity's setting at levels 1 to 5."""
 
-    def severities(self) -> list[float]:
-        """The scored one and the five levels', ascending."""
-        return sorted({self.scored_severity, *map(float, self.levels)})
+    def variants(self) -> list[Perturbation]:
+        """Itself, and the five levels, the weakest first."""
+        return self._at(self.levels)
 
     @model_validator(mode="before")
     @classmethod

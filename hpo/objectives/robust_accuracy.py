@@ -30,7 +30,7 @@ from hpo.vision.device import Compute, choose_compute
 from hpo.vision.inference import Inference
 from hpo.vision.made_once import made_once
 from hpo.vision.memory import device_errors
-from hpo.vision.outcomes import Tested, outcomes_of
+from hpo.vision.outcomes import Examined, outcomes_of
 from hpo.vision.scoring import Accuracy, EvaluationSet, build_evaluation_set, evaluate
 from hpo.vision.training.batches import TrainingImages
 from hpo.vision.training.checkpoints import (
@@ -117,7 +117,7 @@ class RobustAccuracy(Objective):
                 if is_last and not trained.diverged:
                     result = self._interpolated(training, plain, trained, trial) if plain else trained
                 if trial.split == "test" and (is_last or trained.diverged):
-                    outcomes = outcomes_of(self._tested(training.averaged, trial, trained.diverged))
+                    outcomes = outcomes_of(self._examined(training.averaged, trial, trained.diverged))
                     result = replace(result, accuracies=_of_main(outcomes))
                 elif is_last and not trained.diverged:
                     made = self._against_itself(training.averaged, trial)
@@ -223,10 +223,12 @@ class RobustAccuracy(Objective):
         share, found = interpolate(training, own, plain, images, build, tuning, self.settings.score)
         return replace(result, accuracies=found, interpolated_share=share)
 
-    def _tested(self, network: Classifier, trial: Trial, diverged: bool) -> Tested:
+    def _examined(self, network: Classifier, trial: Trial, diverged: bool) -> Examined:
         chosen_before = self._shared_sets.read("test")
         families, sets = self.settings.perturbations, trial.test_sets
-        return Tested(network, self.compute, self.images, families, chosen_before, trial.seed, sets, diverged, self.say)
+        return Examined(
+            network, self.compute, self.images, families, chosen_before, trial.seed, sets, diverged, self.say
+        )
 
     def _accuracies(
         self, result: EpochResult, network: Classifier, made: Mapping[str, AgainstItself]

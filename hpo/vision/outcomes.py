@@ -32,8 +32,8 @@ TEST_SET_OPTION = "--test-set"
 
 
 @dataclass(frozen=True)
-class Tested:
-    """A network to be tested, and what on. size: of the images that it takes; against_baseline: test images chosen by
+class Examined:
+    """A network, and what it is examined on. size: of the images that it takes; against_baseline: test images chosen by
     gradient against the study's baseline, uint8 (n, height, width, 3), by perturbation; replicate: of what is drawn for
     an image; test_sets: paths; diverged: whether the network's weights may be no numbers.
     """
@@ -53,43 +53,43 @@ class Tested:
         return self.compute.images_scored_at_once(self.network.normalise.size)
 
 
-def outcomes_of(tested: Tested) -> list[Outcome]:
+def outcomes_of(examined: Examined) -> list[Outcome]:
     """Every condition in turn. Raises DataError for a set from disk, MemoryError if not even few images fit."""
     found: list[Outcome] = []
     told = time.monotonic()
-    for outcome in _outcomes(tested):
+    for outcome in _outcomes(examined):
         found.append(outcome)
         if time.monotonic() - told > SECONDS_BETWEEN_LINES:
             told = time.monotonic()
-            tested.say(f"test images: {len(found)} conditions are scored, {outcome.condition} the last")
+            examined.say(f"test images: {len(found)} conditions are scored, {outcome.condition} the last")
     return found
 
 
-def _outcomes(tested: Tested) -> Iterator[Outcome]:
-    test, classify = tested.images.test, Inference(tested.network, tested.compute)
-    natural = [each for each in tested.perturbations if not isinstance(each, AdaptivePerturbation)]
-    yield _outcome(CLEAN, None, _right(tested, classify, test))
-    for perturbation in tested.perturbations:
-        if (made := tested.against_baseline.get(perturbation.name)) is not None:
-            right = _right(tested, classify, test, made=made)
-            yield _outcome(perturbation.name, perturbation.scored_severity, right)
+def _outcomes(examined: Examined) -> Iterator[Outcome]:
+    test, classify = examined.images.test, Inference(examined.network, examined.compute)
+    natural = [each for each in examined.perturbations if not isinstance(each, AdaptivePerturbation)]
+    yield _outcome(CLEAN, None, _right(examined, classify, test))
+    for perturbation in examined.perturbations:
+        if (made := examined.against_baseline.get(perturbation.name)) is not None:
+            right = _right(examined, classify, test, made=made)
+            yield _outcome(perturbation.name, perturbation.setting, right)
     for perturbation in natural:
-        for severity in perturbation.severities():
-            right = _right(tested, classify, test, perturbation, severity)
-            yield _outcome(perturbation.name, severity, right, main=severity == perturbation.scored_severity)
-    for adaptive in adversarial_members(tested.perturbations):
+        for variant in perturbation.variants():
+            right = _right(examined, classify, test, variant)
+            yield _outcome(variant.name, variant.setting, right, main=variant is perturbation)
+    for adaptive in adversarial_members(examined.perturbations):
         some = test.evenly_spread(adaptive.images)
-        is_scored = any(each.name == adaptive.name and each.against == "self" for each in _adaptive(tested))
+        is_scored = any(each.name == adaptive.name and each.against == "self" for each in _adaptive(examined))
         name = adaptive.name if is_scored else f"{adaptive.name} against itself"
-        right = np.zeros(len(some), dtype=bool) if tested.diverged else _right_after_attack(tested, adaptive, some)
-        yield _outcome(name, adaptive.scored_severity, right, main=is_scored)
-    for path in tested.test_sets:
-        for found in find_corrupted_sets(Path(path), tested.images.classes, TEST_SET_OPTION):
+        right = np.zeros(len(some), dtype=bool) if examined.diverged else _right_after_attack(examined, adaptive, some)
+        yield _outcome(name, adaptive.setting, right, main=is_scored)
+    for path in examined.test_sets:
+        for found in find_corrupted_sets(Path(path), examined.images.classes, TEST_SET_OPTION):
             split = found.decode(test.pixels.shape[1])
             digest = hashlib.sha256(split.pixels.tobytes() + split.labels.tobytes()).hexdigest()[:16]
             level = None if found.severity is None else float(found.severity)
             name = f"{Path(path).name.removesuffix('.zip')}: {found.family}"
-            yield _outcome(name, level, _right(tested, classify, split), main=False, digest=digest)
+            yield _outcome(name, level, _right(examined, classify, split), main=False, digest=digest)
 
 
 def _outcome(
@@ -98,8 +98,8 @@ def _outcome(
     return Outcome(condition, float(right.mean()), right, severity, main, digest)
 
 
-def _adaptive(tested: Tested) -> list[AdaptivePerturbation]:
-    return [each for each in tested.perturbations if isinstance(each, AdaptivePerturbation)]
+def _adaptive(examined: Examined) -> list[AdaptivePerturbation]:
+    return [each for each in examined.perturbations if isinstance(each, AdaptivePerturbation)]
 
 
 def adversarial_members(perturbations: Sequence[Perturbation]) -> list[AdaptivePerturbation]:
@@ -114,22 +114,21 @@ def adversarial_members(perturbations: Sequence[Perturbation]) -> list[AdaptiveP
     return [each.model_copy(update={"against": "self"}) for each in given.values()]
 
 
-def _right_after_attack(tested: Tested, adaptive: AdaptivePerturbation, some: Split) -> NDArray[np.bool_]:
-    compute, replicate = tested.compute, tested.replicate
-    made = attacked(adaptive, tested.network, some, compute, replicate, tested.say, 1)
-    return _right(tested, Inference(tested.network, compute), some, made=made)
+def _right_after_attack(examined: Examined, adaptive: AdaptivePerturbation, some: Split) -> NDArray[np.bool_]:
+    compute, replicate = examined.compute, examined.replicate
+    made = attacked(adaptive, examined.network, some, compute, replicate, examined.say, 1)
+    return _right(examined, Inference(examined.network, compute), some, made=made)
 
 
 def _right(
-    tested: Tested,
+    examined: Examined,
     classify: Callable[[Tensor], Tensor],
     images: Split,
     perturbation: Perturbation | None = None,
-    severity: float = 0.0,
     made: Tensor | None = None,
 ) -> NDArray[np.bool_]:
     """bool (n,). made: the images in other versions, uint8 (n, height, width, 3)."""
-    device = tested.compute.device
+    device = examined.compute.device
 
     def batch_right(rows: NDArray[np.int64]) -> Tensor:
         given = torch.from_numpy(images.pixels[images.rows[rows]]) if made is None else made[rows]
@@ -137,7 +136,8 @@ def _right(
         if perturbation is not None:
             keys = upload(torch.from_numpy(images.keys[rows]), device)
             floats = pixels.float().div(255)
-            perturbed = perturb(perturbation, perturbation.name, floats, keys, severity, tested.replicate)
+            severity = perturbation.scored_severity
+            perturbed = perturb(perturbation, perturbation.name, floats, keys, severity, examined.replicate)
             pixels = in_8_bits(perturbed).contiguous(memory_format=torch.channels_last)
         return classify(pixels).argmax(1) == upload(torch.from_numpy(images.labels[rows]), device)
 
@@ -145,6 +145,6 @@ def _right(
         batches = np.array_split(np.arange(len(images)), range(portions.micro_batch, len(images), portions.micro_batch))
         return torch.cat([batch_right(rows) for rows in batches]).cpu()
 
-    portions = Portions(tested.most_at_once, tested.most_at_once)
+    portions = Portions(examined.most_at_once, examined.most_at_once)
     right: NDArray[np.bool_] = fitting(all_right, portions.split_batch).numpy()
     return right

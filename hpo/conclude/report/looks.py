@@ -205,11 +205,11 @@ def _grid(
     rows = [_row(CLEAN, clean, clean, networks, chosen, classes, compute)]
     for perturbation in _natural(spec):
         made = _perturbed(perturbation, networks["baseline"], chosen, compute)
-        name = f"{perturbation.name} {perturbation.scored_severity:g}"
+        name = f"{perturbation.name} {perturbation.setting:g}"
         rows.append(_row(name, made, clean, networks, chosen, classes, compute))
     for adaptive in adversarial_members(spec.objective.perturbations):
         made = _perturbed(adaptive, networks["baseline"], chosen, compute)
-        name = f"{adaptive.name} {adaptive.scored_severity:g}, chosen by gradient against the baseline"
+        name = f"{adaptive.name} {adaptive.setting:g}, chosen by gradient against the baseline"
         rows.append(_row(name, made, clean, networks, chosen, classes, compute))
     return rows
 
