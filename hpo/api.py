@@ -67,8 +67,8 @@ def run(
 
 def confirm(
     study: str,
-    top: int = 3,
-    seeds: int = 8,
+    top: int | None = None,
+    seeds: int | None = None,
     test_sets: Sequence[Path | str] = (),
     *,
     anyway: bool = False,
@@ -76,14 +76,16 @@ def confirm(
     workers: int | None = 1,
 ) -> "list[dict[str, Any]]":
     """Trains the baseline, the best trials and their controls again on fresh seeds and scores them on the locked test
-    images, as `hpo confirm` does; returns what that prints with --json. Asked again, it reads what is there.
+    images, as `hpo confirm` does; returns what that prints with --json. top, seeds: as --top and --seeds. Asked again,
+    it reads what is there.
 
     Must be called from the main thread, for Ctrl-C to stop the workers. Raises InputError, WorkerError.
     """
     from hpo.cli.confirm_here import Asked, confirm_study
 
-    if top < 1 or seeds < 1:
-        raise InputError(f"top and seeds must be at least 1, not {top} and {seeds}")
+    for name, value in {"top": top, "seeds": seeds}.items():
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be at least 1, not {value}")
     engine = open_engine(parse_url(_url(storage)))
     asked = Asked(top, seeds, [Path(path) for path in test_sets], anyway)
     return confirm_study(engine, find_studies(engine, [study])[0], asked, _url(storage), workers).as_json()

@@ -223,6 +223,7 @@ def test_few_seeds_claim_nothing_and_say_how_many_would(sqlite_engine: sa.Engine
     eight = ask(engine, study, top=1, seeds=8)
     finish(engine, eight)
     found = results(engine, study, eight, top=1)
+    assert True in [row["difference_holds"] for row in json.loads(json.dumps(found.as_json()))]
     said = conclusions(found)
     assert any("under gaussian-noise" in each for each in said.holds)
     noise = next(each for each in found.of("candidate") if each.condition.key == ("gaussian-noise", 0.3))

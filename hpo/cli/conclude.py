@@ -11,10 +11,15 @@ from hpo.cli.options import json_option, open_study, print_json, storage_option,
 @click.command()
 @click.argument("study")
 @click.option(
-    "--top", type=click.IntRange(1, 1000), default=3, show_default=True, help="How many of the best trials to confirm."
+    "--top",
+    type=click.IntRange(1, 1000),
+    help="How many of the best trials to confirm. Default: those that were asked for before, else 3, or as many as "
+    "there are.",
 )
 @click.option(
-    "--seeds", type=click.IntRange(1, 1000), default=8, show_default=True, help="On how many fresh seeds to train each."
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    help="On how many fresh seeds to train each. Default: as many as were asked for before, else 8.",
 )
 @click.option(
     "--test-set",
@@ -31,8 +36,8 @@ from hpo.cli.options import json_option, open_study, print_json, storage_option,
 @json_option
 def confirm(
     study: str,
-    top: int,
-    seeds: int,
+    top: int | None,
+    seeds: int | None,
     test_sets: Sequence[Path],
     anyway: bool,
     only_submit: bool,
@@ -88,7 +93,7 @@ def report(study: str, output: Path | None, figures: Path | None, anyway: bool, 
 
 @click.command()
 @click.argument("study")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--onnx", is_flag=True, help="Also write model.onnx.")
 @click.option(
     "--mlflow",

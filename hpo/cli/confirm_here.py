@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -19,15 +19,18 @@ from hpo.search.sql.studies import Study
 from hpo.study_file.images import ImageSpec
 from hpo.workers.machine import check_workers
 
+SEEDS = 8
+"""With fewer nothing can be claimed of four conditions or more."""
+
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user asks to have confirmed. top: how many of the best trials; seeds: how many fresh ones; test_sets: of
-    images from disk; anyway: also of a search that is not finished.
+    """What a user asks to have confirmed. top: how many of the best trials; seeds: how many fresh ones; None: as many as
+    before; test_sets: of images from disk; anyway: also of a search that is not finished.
     """
 
-    top: int
-    seeds: int
+    top: int | None
+    seeds: int | None
     test_sets: Sequence[Path]
     anyway: bool
 
@@ -40,6 +43,10 @@ def confirm_study(engine: sa.Engine, study: Study, asked: Asked, storage: str, w
     confirmation, trials, new = submit_confirmation(engine, study, asked)
     if count(engine, confirmation.study_id).finished < confirmation.budget:
         run_until_done(engine, confirmation, storage, how_many(study.spec, workers), new)
+        finished = count(engine, confirmation.study_id).finished
+        if finished < confirmation.budget:
+            left = f"{finished} of {confirmation.budget} trainings are finished; run the same command again to continue"
+            click.echo(f"study {confirmation.name} was interrupted: {left}", err=True)
     confirmed = read_confirmed(engine, study, confirmation, trials)
     if confirmed is None:
         raise WorkerError(
@@ -53,15 +60,17 @@ def submit_confirmation(engine: sa.Engine, study: Study, asked: Asked) -> tuple[
     """The confirmation's study, the trials to be confirmed, the best first, and whether anything was added. What is
     wrong is said before the database is written. Raises InputError.
     """
-    baseline, candidates = choose(engine, study, asked.top, asked.anyway)
-    sets = [os.path.abspath(path.expanduser()) for path in asked.test_sets]
+    study.refuse_confirmation()
     known = find_confirmation(engine, study)
     before = known.confirmation if known else None
-    new = before is None or planned(study, before, baseline, candidates, asked.seeds, sets).runs != before.runs
+    baseline, candidates = choose(engine, study, asked.top, asked.anyway, before)
+    seeds = asked.seeds or (len(before.seeds_of(0)) if before else SEEDS)
+    sets = [os.path.abspath(path.expanduser()) for path in asked.test_sets]
+    new = before is None or planned(study, before, baseline, candidates, seeds, sets).runs != before.runs
     if new:
         check_test_sets(study, sets)
         _check_images(study, sets)
-    confirmation = confirm(engine, study, baseline, candidates, asked.seeds, sets)
+    confirmation = confirm(engine, study, baseline, candidates, seeds, sets)
     return confirmation, [trial.number for trial in candidates], new
 
 
@@ -72,9 +81,12 @@ def _check_images(study: Study, test_sets: Sequence[str]) -> None:
     from hpo.vision.data.images import load_images
     from hpo.vision.outcomes import TEST_SET_OPTION
 
-    classes = load_images(study.spec.data, study.spec.model.input_size, study.spec.split_seed).classes
+    images = load_images(study.spec.data, study.spec.model.input_size, study.spec.split_seed)
+    size = images.test.pixels.shape[1]
     for path in test_sets:
-        find_corrupted_sets(Path(path), classes, TEST_SET_OPTION)
+        for found in find_corrupted_sets(Path(path), images.classes, TEST_SET_OPTION):
+            first = replace(found.listing, test=found.listing.test[:1])  # the others when they are scored
+            replace(found, listing=first).decode(size)
 
 
 def submit_only(engine: sa.Engine, study: Study, asked: Asked) -> None:

@@ -10,7 +10,7 @@ import click
 import sqlalchemy as sa
 
 from hpo.artifacts import open_artifacts
-from hpo.cli.report_here import new_folder
+from hpo.cli.report_here import check_new, new_folder
 from hpo.cli.tables import counted
 from hpo.conclude.exported.folder import write_network
 from hpo.conclude.exported.trackers import to_mlflow, to_tensorboard
@@ -34,6 +34,8 @@ def export_study(engine: sa.Engine, study: Study, wanted: Wanted) -> None:
     """Raises InputError, StudyError; nothing is left in the folder then."""
     facts = read_facts(engine, study, wanted.anyway)
     folder, say = wanted.folder, partial(click.echo, err=True)
+    if wanted.tensorboard is not None:
+        check_new(wanted.tensorboard, "--tensorboard")
     new_folder(folder, "DIR")
     if wanted.tensorboard is not None:
         new_folder(wanted.tensorboard, "--tensorboard")
@@ -50,6 +52,6 @@ def export_study(engine: sa.Engine, study: Study, wanted: Wanted) -> None:
         if isinstance(error, OSError):
             raise InputError(f"DIR: {folder} cannot be written: {error.strerror or error}") from None
         raise
-    if facts.confirmed is None:
+    if facts.confirmation is None:
         say(f"nothing is confirmed yet; `hpo confirm {shlex.quote(study.name)}` does that")
     say(f"trial {facts.best.number} of study {study.name} is in {folder}/")

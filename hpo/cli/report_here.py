@@ -29,7 +29,7 @@ def write_report(engine: sa.Engine, study: Study, output: Path | None, figures: 
                 drawn.write(figures)
     if made.lacking:
         click.echo(f"the report has no images: {made.lacking}", err=True)
-    if facts.confirmed is None:
+    if facts.confirmation is None:
         click.echo(f"nothing is confirmed yet; `hpo confirm {study.name}` does that", err=True)
     click.echo(f"the report is in {target} ({len(made.html) / 1e6:.1f} MB)", err=True)
     return target
@@ -43,12 +43,17 @@ def _written(option: str, path: Path) -> Iterator[None]:
         raise InputError(f"{option}: {path} cannot be written: {error.strerror or error}") from None
 
 
+def check_new(folder: Path, option: str) -> None:
+    """Raises InputError if it exists and is not an empty folder."""
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{option}: {folder} is not empty; name a new folder")
+
+
 def new_folder(folder: Path, option: str) -> None:
     """Makes an empty folder. Raises InputError if it exists and is not empty, or cannot be made."""
+    check_new(folder, option)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise InputError(f"{option}: {folder} is not empty; name a new folder")
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{option}: {folder} is a file; name a new folder") from None
     except OSError as error:

@@ -272,6 +272,8 @@ def _print_next(study: Study, storage: str) -> None:
         f"{program} top {name} -n 10{where}": "more of the best configurations; --json for programs",
         f"{program} best {name} --toml{where}": "the best one as a study file, for `hpo run`",
         f"{program} dashboard{where}": "a web page with its trials, and pictures of the best",
+        f"{program} confirm {name}{where}": "what holds of it, on fresh seeds and locked test images",
+        f"{program} report {name}{where}": "a page that says what was found",
     }
     width = max(map(len, suggestions))
     for command, purpose in suggestions.items():

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from hpo.doors.objective import OBJECTIVES
 from hpo.errors import InputError, NothingCompleteError, StudyError
+from hpo.search.confirmation import Confirmation
 from hpo.search.sql.counts import count
 from hpo.search.sql.queries import baseline_trial, best_trials
 from hpo.search.sql.studies import Study
@@ -22,9 +23,15 @@ def refuse_confirmation(study: Study, purpose: str) -> None:
         )
 
 
-def choose(engine: sa.Engine, study: Study, top: int, anyway: bool) -> tuple[TrialResult, list[TrialResult]]:
-    """The baseline, and the `top` best trials beside it, of different parameters, the best first. anyway: also of a
-    search that is not finished, or none of whose trials is feasible. Raises StudyError, NothingCompleteError.
+TOP = 3
+
+
+def choose(
+    engine: sa.Engine, study: Study, top: int | None, anyway: bool, before: Confirmation | None = None
+) -> tuple[TrialResult, list[TrialResult]]:
+    """The baseline, and the `top` best trials beside it, of different parameters, the best first; without a number
+    those that were confirmed before, or TOP, or as many as there are. anyway: also of a search that is not finished, or
+    none of whose trials is feasible. Raises StudyError, NothingCompleteError.
     """
     study.refuse_confirmation()
     study.refuse()
@@ -49,10 +56,13 @@ def choose(engine: sa.Engine, study: Study, top: int, anyway: bool) -> tuple[Tri
         )
     if not found:
         raise StudyError(f"study '{study.name}': no trial but the baseline is complete; there is nothing to confirm")
+    if top is None and before is not None:
+        known = [each.trial for each in before.candidates]
+        return baseline, sorted((each for each in ranked if each.number in known), key=lambda x: known.index(x.number))
+    top = min(TOP, len(found)) if top is None else top
     if top > len(found):
-        raise InputError(
-            f"--top: study '{study.name}' has {len(found)} different feasible trials beside its baseline, not {top}"
-        )
+        there = f"{len(found)} different feasible trial{'' if len(found) == 1 else 's'} beside its baseline"
+        raise InputError(f"--top: study '{study.name}' has {there}, not {top}")
     return baseline, found[:top]
 
 

@@ -38,7 +38,7 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
+        return bool(self.low > 0 or self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def interval(table: Table, within: tuple[float, float] = (-1.0, 1.0)) -> Interva
     stretch = math.sqrt(parts.of_mean) * wider / width if width > 0 else 0.0
     low, high = np.quantile(resampled, [LEVEL / 2, 1 - LEVEL / 2]) - mean
     lowest, highest = within
-    return Interval(mean, max(lowest, mean + stretch * float(low)), min(highest, mean + stretch * float(high)))
+    return Interval(
+        mean, float(max(lowest, mean + stretch * float(low))), float(min(highest, mean + stretch * float(high)))
+    )
 
 
 def _resampled(table: Table) -> NDArray[np.float64]:
@@ -178,7 +180,7 @@ def p_value(differences: Table) -> float:
         return 1.0
     t = abs(mean) / math.sqrt(parts.of_mean) if parts.of_mean > 0 else math.inf
     by_both = 2 * float(stats.t.sf(t, parts.degrees_of_freedom))
-    return max(sign_flip(differences.mean(axis=1)), by_both)
+    return float(max(sign_flip(differences.mean(axis=1)), by_both))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

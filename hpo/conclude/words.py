@@ -53,6 +53,8 @@ def _say_of(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> No
             said.holds.append(_sentence(f"{change}{_due_to(confirmed, candidate, result, control)}"))
         elif difference.holds:
             said.costs.append(_sentence(change))
+        elif len(difference.table) < fewest_seeds(max(1, confirmed.claims)):
+            said.unknown.append(_sentence(change))
         else:
             said.unknown.append(_sentence(f"{change}; {_needed(confirmed, difference)}"))
         if result.condition.name == CLEAN and (limit := max_clean_drop(confirmed)) is not None:
@@ -89,7 +91,8 @@ def _between(confirmed: Confirmed, interval: Interval) -> str:
 
 
 def _shown(confirmed: Confirmed, difference: Difference) -> str:
-    p = "" if difference.p_value is None else f", p = {difference.p_value:.2g}"
+    has_p = difference.p_value is not None and len(difference.table) >= fewest_seeds(max(1, confirmed.claims))
+    p = f", p = {difference.p_value:.2g}" if has_p else ""
     return f"{_between(confirmed, difference.interval)} against the baseline{p}"
 
 
@@ -157,8 +160,9 @@ def _say_how(confirmed: Confirmed, said: Conclusions) -> None:
     images = max((each.condition.images or 0 for each in confirmed.results), default=0)
     data = f"{images:,} locked test images" if images else "locked test data"
     said.about.append(
-        f"Each configuration was trained again on {_counted(seeds, 'fresh seed')}, on all training data, and scored "
-        f"once on {data}. Intervals (95 %) are over seeds and images; differences are paired on both."
+        f"Each configuration was trained again on {_counted(seeds, 'fresh seed')}, on all training data, and scored on "
+        f"{data} when its training had ended. Intervals (95 %) are over seeds and images; differences are paired on "
+        "both."
     )
     if claims and seeds < (fewest := fewest_seeds(claims)):
         said.about.append(
@@ -186,9 +190,10 @@ def _luck(confirmed: Confirmed, trial: int, promised: float) -> str:
     scale = confirmed.search.spec.shows_percent
     lost = promised - kept.mean
     unit = " points" if scale else ""
-    verdict = (
-        f"{amount(confirmed, lost, sign=False)} of it were luck, or the other data" if lost > 0 else "no luck in it"
-    )
+    if promised > kept.high:
+        verdict = f"about {amount(confirmed, lost, sign=False)} of it were luck, or are due to the other data"
+    else:
+        verdict = "as promised, as far as can be told" if promised >= kept.low else "more than was promised"
     return (
         f"The score of trial {trial} less the baseline's: {amount(confirmed, promised)}{unit} when it was chosen, "
         f"{_between(confirmed, kept)} here: {verdict}."

@@ -35,9 +35,11 @@ def model_card(
         f"({len(classes)} classes, {spec.model.input_size} px), initial weights: {_weights(spec)}."
     )
     params = ", ".join(f"{name} {value}" for name, value in best.params.items())
+    learned = "on all training images, tuning images included" if facts.confirmed else "without the tuning images"
     files = (
-        "`config.json` has the classes, in the order of the network's outputs, and the preprocessing; `study.toml` "
-        "trains the configuration again (`hpo run study.toml`)."
+        "`config.json` has the classes, in the order of the network's outputs, the preprocessing, and the seed that "
+        f"these weights were trained with, {learned}. `study.toml` trains the configuration again with the study's own "
+        "seed and split (`hpo run study.toml`)."
     )
     lines = [
         f"# {spec.model.name}, trained to stay right when its input is perturbed",

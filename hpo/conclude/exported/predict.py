@@ -39,6 +39,8 @@ def prepare(pixels: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
+    if not sys.argv[1:]:
+        sys.exit("usage: python predict.py IMAGE ...")
     model = load_model()
     for path in sys.argv[1:]:
         with torch.no_grad():

@@ -1,11 +1,12 @@
 """Copies a study's trials into MLflow or TensorBoard: parameters, and score and accuracies after each step."""
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from hpo.errors import InputError
+from hpo.errors import InputError, short
 from hpo.trial_result import TrialResult
 
 STUDY_TAG, TRIAL_TAG = "hpo.study", "hpo.trial"
@@ -17,6 +18,8 @@ def to_mlflow(uri: str, study: str, trials: Sequence[TrialResult], best: int, mo
     runs were added: trials that are there already are left as they are. Raises InputError without MLflow, or if it
     cannot be reached.
     """
+    for name, value in {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}.items():
+        os.environ.setdefault(name, value)  # by themselves, minutes
     try:
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param, RunTag
@@ -43,7 +46,7 @@ def to_mlflow(uri: str, study: str, trials: Sequence[TrialResult], best: int, mo
             status = "FINISHED" if trial.state in ("complete", "pruned") else "FAILED"
             client.set_terminated(run.info.run_id, status, _milliseconds(trial.finished_at))
     except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = short(str(error).strip().splitlines()[0])
         raise InputError(f"--mlflow: {uri} refuses: {reason}") from None
     return len(added)
 

@@ -45,6 +45,8 @@ class Facts:
     confirmed: Confirmed | None
     importances: dict[str, float]
     improved: Sequence[TrialResult]
+    confirming_hours: float = 0.0
+    """Of workers, in all."""
 
     @property
     def complete(self) -> list[TrialResult]:
@@ -53,13 +55,11 @@ class Facts:
     @property
     def cost(self) -> Cost:
         """Of the search alone."""
-        spans = [(each.started_at, each.finished_at) for each in self.trials]
-        known = [(start, end) for start, end in spans if start and end]
-        seconds = sum((end - start).total_seconds() for start, end in known)
+        known = _spans(self.trials)
         wall = (max(end for _, end in known) - min(start for start, _ in known)).total_seconds() if known else 0.0
         steps = sum(len(each.reports) for each in self.trials)
         finished = sum(each.state in ("complete", "pruned") for each in self.trials)
-        return Cost(finished, steps, seconds / 3600, wall / 3600)
+        return Cost(finished, steps, _hours(self.trials), wall / 3600)
 
     @property
     def most_of_the_gain(self) -> tuple[TrialResult, int, float] | None:
@@ -96,6 +96,15 @@ class Facts:
         return None if fastest is None or _speed(fastest) <= 1.1 * _speed(self.best) else (fastest, half)
 
 
+def _spans(trials: Sequence[TrialResult]) -> list[tuple[datetime, datetime]]:
+    return [(each.started_at, each.finished_at) for each in trials if each.started_at and each.finished_at]
+
+
+def _hours(trials: Sequence[TrialResult]) -> float:
+    """Of workers, in all."""
+    return sum((end - start).total_seconds() for start, end in _spans(trials)) / 3600
+
+
 def _speed(trial: TrialResult) -> float:
     """Images a second in training."""
     return float(trial.attributes.get("images_per_second") or 0)
@@ -119,4 +128,6 @@ def read_facts(engine: sa.Engine, study: Study, anyway: bool) -> Facts:
         importances = parameter_importances(engine, study)
     except HpoError:
         importances = {}
-    return Facts(study, trials, baseline, best, confirmation, confirmed, importances, improvements(engine, study.name))
+    improved = improvements(engine, study.name)
+    hours = _hours(all_trials(engine, confirmation.name)) if confirmation else 0.0
+    return Facts(study, trials, baseline, best, confirmation, confirmed, importances, improved, hours)

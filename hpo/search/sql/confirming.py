@@ -116,6 +116,8 @@ def _insert(connection: sa.Connection, study: Study, confirmation: Confirmation)
     }
     copied = {key: attributes.read_study(connection, study.study_id, key) for key in COPIED}
     kept |= {key: value for key, value in copied.items() if value is not None}
+    if split := kept.get(SPLIT_KEY):
+        kept[SPLIT_KEY] = split | {"train": split["train"] + split["tuning"], "tuning": 0}
     kept |= {FIRST_STARTS_KEY: []} | _plan(confirmation)
     attributes.write(connection, study_user_attributes, study_id, kept)
     shown = {"study:metric_names": ["score"], **note_of_confirmation(confirmation)}
