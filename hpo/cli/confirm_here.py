@@ -25,8 +25,8 @@ SEEDS = 8
 
 @dataclass(frozen=True)
 class Asked:
-    """What a user asks to have confirmed. top: how many of the best trials; seeds: how many fresh ones; None: as many as
-    before; test_sets: of images from disk; anyway: also of a search that is not finished.
+    """What a user asks to have confirmed. top: how many of the best trials; seeds: how many fresh ones; None: as
+    many as before; test_sets: of images from disk; anyway: also of a search that is not finished.
     """
 
     top: int | None
