@@ -31,10 +31,11 @@ from hpo.vision.outcomes import adversarial_members
 from hpo.vision.scoring import in_8_bits, perturb
 from hpo.vision.training.checkpoints import weights_from_bytes
 
-SHOWN = 6
-"""Images in the grid."""
+SHOWN = 6  # images in the grid
 ASKED = 2000
 """Images that the confusions and the movement of features are counted on, at most."""
+MANY = 0.015
+"""A perturbation that touches a larger share of the pixels is not marked."""
 REPLICATE = 2**20
 """Of what is drawn for an image: none that a trial was scored with."""
 
@@ -196,7 +197,7 @@ def _logits(network: Classifier, pixels: Tensor, compute: Compute) -> Tensor:
 def _grid(
     spec: ImageSpec, networks: Mapping[str, Classifier], split: Split, classes: Sequence[str], compute: Compute
 ) -> list[Row]:
-    """Images that the baseline gets right, of different classes, under every family."""
+    """Images that the baseline gets right, under every family."""
     some = split.evenly_spread(min(len(split), 40 * SHOWN))
     right = _logits(networks["baseline"], _pixels(some), compute).argmax(1).numpy() == some.labels
     candidates = np.flatnonzero(right) if right.sum() >= SHOWN else np.arange(len(some))
@@ -229,10 +230,6 @@ def _row(
 ) -> Row:
     logits = {who: _logits(network, pixels, compute) for who, network in networks.items()}
     return Row(condition, [_cell(pixels[i], clean[i], logits, i, split, classes) for i in range(len(pixels))])
-
-
-MANY = 0.015
-"""A perturbation that touches a larger share of the pixels is not marked."""
 
 
 def _cell(

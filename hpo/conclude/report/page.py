@@ -72,10 +72,19 @@ def headline(facts: Facts) -> str:
     if (confirmed := facts.confirmed) is not None:
         trial = confirmed.candidates[0].trial
         main = [each for each in confirmed.of("candidate", trial) if each.condition.main]
-        listed = [_change(confirmed, each) for each in main if each.to_baseline is not None]
+        held = [_change(confirmed, each) for each in main if each.to_baseline and each.to_baseline.holds]
+        others = [_change(confirmed, each) for each in main if each.to_baseline and not each.to_baseline.holds]
+        found = [
+            *(
+                [f"What holds: {'; '.join(held)}."]
+                if held
+                else ["No difference to the baseline is large enough to claim."]
+            ),
+            *([f"What cannot be told from chance: {'; '.join(others)}."] if others else []),
+        ]
         return (
-            f"Trained again on {counted(confirmed.seeds, 'fresh seed')} and scored on locked test data, trial {trial} "
-            f"differs from the baseline by {'; '.join(listed)}."
+            f"Trial {trial} against the baseline, both trained again on {counted(confirmed.seeds, 'fresh seed')} and "
+            f"scored on locked test data. {' '.join(found)}"
         )
     gains = [
         f"{_points(facts, value - facts.baseline.parts[name])} {'on clean data' if name == CLEAN else f'under {name}'}"
@@ -94,11 +103,7 @@ def _change(confirmed: Confirmed, result: Result) -> str:
         return ""
     low, high = (amount(confirmed, value) for value in (difference.interval.low, difference.interval.high))
     unit = " points" if confirmed.search.spec.shows_percent else ""
-    verdict = "" if difference.holds else ", which cannot be told from chance"
-    return (
-        f"{amount(confirmed, difference.interval.mean)}{unit} {where(confirmed, result.condition)} "
-        f"({low} to {high}{verdict})"
-    )
+    return f"{amount(confirmed, difference.interval.mean)}{unit} {where(confirmed, result.condition)} ({low} to {high})"
 
 
 def _points(facts: Facts, value: float) -> str:

@@ -255,9 +255,8 @@ def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
     """Fails a RUNNING trial and adds its successor, if any, in one transaction; False if the hold was lost.
 
     `text`, the traceback of a failure or the reason of an interruption, is kept with the trial. After an interruption,
-    the same configuration waits to continue from its checkpoint. After a failure, the budget has room for another
-    configuration; only the baseline, which all others are compared with, and the runs of a confirmation wait to be
-    tried again.
+    the same configuration waits to continue from its checkpoint. After a failure, the budget has room for another one;
+    only the baseline, which all others are compared with, and the runs of a confirmation wait to be tried again.
     """
     trial_id = hold.trial_id
     with writing(engine) as connection:
