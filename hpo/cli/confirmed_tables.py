@@ -7,7 +7,7 @@ from rich.text import Text
 
 from hpo.cli.tables import new_table
 from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
-from hpo.conclude.words import amount, conclusions
+from hpo.conclude.words import amount, conclusions, with_ends
 from hpo.search.confirmation import Candidate
 
 
@@ -43,8 +43,8 @@ def _candidate_table(confirmed: Confirmed, candidate: Candidate) -> Table:
             "" if condition.severity is None else f"{condition.severity:g}",
             "" if condition.images is None else f"{condition.images:,}",
             *(_mean(confirmed, some[key]) for some in (baseline, control, own) if some),
-            _between(confirmed, result.to_baseline),
-            *([_between(confirmed, result.to_control)] if control else []),
+            _difference(confirmed, result.to_baseline),
+            *([_difference(confirmed, result.to_control)] if control else []),
             style="" if condition.main else "dim",
         )
     return table
@@ -58,9 +58,5 @@ def _mean(confirmed: Confirmed, result: Result) -> str:
     return amount(confirmed, result.accuracy.mean, sign=False)
 
 
-def _between(confirmed: Confirmed, difference: Difference | None) -> str:
-    if difference is None:
-        return ""
-    interval = difference.interval
-    mean, low, high = (amount(confirmed, value) for value in (interval.mean, interval.low, interval.high))
-    return f"{mean} ({low} to {high})"
+def _difference(confirmed: Confirmed, difference: Difference | None) -> str:
+    return "" if difference is None else with_ends(confirmed, difference.interval)

@@ -11,10 +11,10 @@ import sqlalchemy as sa
 
 from hpo.artifacts import open_artifacts
 from hpo.cli.report_here import check_new, new_folder
-from hpo.cli.tables import counted
 from hpo.conclude.exported.folder import write_network
 from hpo.conclude.exported.trackers import to_mlflow, to_tensorboard
 from hpo.conclude.report.facts import read_facts
+from hpo.counted import counted
 from hpo.errors import InputError
 from hpo.search.sql.studies import Study
 

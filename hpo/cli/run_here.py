@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from hpo.artifacts import open_artifacts
 from hpo.cli import progress, tables
+from hpo.counted import counted
 from hpo.doors.network import freezable_layers
 from hpo.errors import InputError, StorageError, StudyError
 from hpo.search.sql import heartbeats
@@ -93,9 +94,9 @@ def _prepare_images(spec: ImageSpec) -> int:
     with progress.StepProgress() as steps:
         images = load_images(spec.data, spec.model.input_size, spec.split_seed, steps)
     if images.skipped:
-        click.echo(f"{tables.counted(len(images.skipped), 'image')} skipped: cannot be decoded", err=True)
+        click.echo(f"{counted(len(images.skipped), 'image')} skipped: cannot be decoded", err=True)
     if images.left_out:
-        others = tables.counted(sum(images.left_out.values()), "file")
+        others = counted(sum(images.left_out.values()), "file")
         click.echo(f"{others} of unsupported types skipped: {by_suffix(images.left_out)}", err=True)
     model = spec.model
     if model.weights != "none" or freezable_layers(model.name) is None:

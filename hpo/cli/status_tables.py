@@ -6,7 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from hpo.cli.tables import counted, duration, new_table, shown_score, warn_of_few_images
+from hpo.cli.tables import duration, new_table, shown_score, warn_of_few_images
+from hpo.counted import counted
 from hpo.errors import reason_in
 from hpo.search.sql.status import RunningTrial, Split, StudyStatus
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from hpo.conclude.wilson import half_width
+from hpo.counted import counted
 from hpo.search.sql import queries
 from hpo.search.sql.studies import Study
 from hpo.study_file.images import ImageSpec
@@ -43,12 +44,6 @@ def shown_score(score: float | None) -> str:
 def shown(value: Any) -> str:
     """A parameter's value, abbreviated."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 trial`, `1,200 trials`, `2 classes`."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def new_table(title: str | None = None) -> Table:

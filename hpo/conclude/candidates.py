@@ -13,16 +13,6 @@ from hpo.search.sql.queries import baseline_trial, best_trials
 from hpo.search.sql.studies import Study
 from hpo.trial_result import TrialResult
 
-
-def refuse_confirmation(study: Study, purpose: str) -> None:
-    """Raises StudyError if the study confirms another: its trials are no search."""
-    if (confirmation := study.confirmation) is not None:
-        of = shlex.quote(confirmation.study)
-        raise StudyError(
-            f"study '{study.name}' confirms '{confirmation.study}': {purpose}; `hpo confirm {of}` reads it"
-        )
-
-
 TOP = 3
 
 

@@ -101,7 +101,7 @@ def _as_json(name: str, difference: Difference | None) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Confirmed:
     """results: the baseline's, and of each candidate its own and its control's, under every condition; candidates:
-    those that were asked for, the best first; claims: number of main conditions; missing: how many runs are not
+    those that were asked for, the best first; missing: how many runs are not
     complete.
     """
 
@@ -109,7 +109,6 @@ class Confirmed:
     confirmation: Confirmation
     candidates: tuple[Candidate, ...]
     results: tuple[Result, ...]
-    claims: int
     missing: int
     gains: dict[int, Interval]
     """Of each candidate, by trial: its score on fresh seeds and locked data less the baseline's."""
@@ -122,6 +121,11 @@ class Confirmed:
     def seeds(self) -> int:
         """How many seeds all comparisons have."""
         return min((len(result.seeds) for result in self.results), default=0)
+
+    @property
+    def claims(self) -> int:
+        """How many conditions something is claimed of."""
+        return sum(each.condition.main for each in self.of("baseline"))
 
     def of(self, role: Role, trial: int | None = None) -> list[Result]:
         """Those of a role, and of a trial's."""
@@ -197,7 +201,6 @@ def read_confirmed(engine: sa.Engine, search: Study, confirmed: Study, trials: S
         confirmation,
         candidates,
         tuple(results),
-        sum(condition.main for condition in conditions),
         len(wanted - tables.runs.keys()),
         {each.trial: _gain(tables, each.configuration) for each in candidates},
         {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
 from hpo.conclude.statistics import Interval, fewest_seeds, images_needed, seeds_needed
+from hpo.counted import counted
 from hpo.search.confirmation import Candidate
 from hpo.study_file.images import ImageSpec
 from hpo.trial_result import CLEAN
@@ -53,10 +54,10 @@ def _say_of(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> No
             said.holds.append(_sentence(f"{change}{_due_to(confirmed, candidate, result, control)}"))
         elif difference.holds:
             said.costs.append(_sentence(change))
-        elif len(difference.table) < fewest_seeds(max(1, confirmed.claims)):
-            said.unknown.append(_sentence(change))
-        else:
+        elif _can_be_claimed(confirmed, difference):
             said.unknown.append(_sentence(f"{change}; {_needed(confirmed, difference)}"))
+        else:
+            said.unknown.append(_sentence(change))
         if result.condition.name == CLEAN and (limit := max_clean_drop(confirmed)) is not None:
             _say_of_limit(confirmed, candidate, difference.interval, limit, said)
 
@@ -81,17 +82,35 @@ def amount(confirmed: Confirmed, value: float, sign: bool = True) -> str:
     return f"{value:+.4g}" if sign else f"{value:.4g}"
 
 
-def _points(confirmed: Confirmed) -> str:
+def points(confirmed: Confirmed) -> str:
+    """The unit of a difference: ` points` where parts are shares."""
     return " points" if confirmed.search.spec.shows_percent else ""
 
 
+def mean_and_ends(confirmed: Confirmed, interval: Interval, sign: bool = True) -> tuple[str, str]:
+    """`+2.1` and `+1.0 to +3.2`."""
+    mean, low, high = (amount(confirmed, value, sign) for value in (interval.mean, interval.low, interval.high))
+    return mean, f"{low} to {high}"
+
+
+def with_ends(confirmed: Confirmed, interval: Interval) -> str:
+    """`+2.1 (+1.0 to +3.2)`, of a difference."""
+    mean, ends = mean_and_ends(confirmed, interval)
+    return f"{mean} ({ends})"
+
+
 def _between(confirmed: Confirmed, interval: Interval) -> str:
-    mean, low, high = (amount(confirmed, value) for value in (interval.mean, interval.low, interval.high))
-    return f"{mean}{_points(confirmed)} ({low} to {high})"
+    mean, ends = mean_and_ends(confirmed, interval)
+    return f"{mean}{points(confirmed)} ({ends})"
+
+
+def _can_be_claimed(confirmed: Confirmed, difference: Difference) -> bool:
+    """Whether there are seeds enough for any claim."""
+    return len(difference.table) >= fewest_seeds(max(1, confirmed.claims))
 
 
 def _shown(confirmed: Confirmed, difference: Difference) -> str:
-    has_p = difference.p_value is not None and len(difference.table) >= fewest_seeds(max(1, confirmed.claims))
+    has_p = difference.p_value is not None and _can_be_claimed(confirmed, difference)
     p = f", p = {difference.p_value:.2g}" if has_p else ""
     return f"{_between(confirmed, difference.interval)} against the baseline{p}"
 
@@ -160,24 +179,24 @@ def _say_how(confirmed: Confirmed, said: Conclusions) -> None:
     images = max((each.condition.images or 0 for each in confirmed.results), default=0)
     data = f"{images:,} locked test images" if images else "locked test data"
     said.about.append(
-        f"Each configuration was trained again on {_counted(seeds, 'fresh seed')}, on all training data, and scored on "
+        f"Each configuration was trained again on {counted(seeds, 'fresh seed')}, on all training data, and scored on "
         f"{data} when its training had ended. Intervals (95 %) are over seeds and images; differences are paired on "
         "both."
     )
     if claims and seeds < (fewest := fewest_seeds(claims)):
         said.about.append(
-            f"{_counted(seeds, 'seed')} {'is' if seeds == 1 else 'are'} too few to claim anything of "
-            f"{_counted(claims, 'condition')}: the exact sign-flip test needs at least {fewest} (--seeds {fewest})."
+            f"{counted(seeds, 'seed')} {'is' if seeds == 1 else 'are'} too few to claim anything of "
+            f"{counted(claims, 'condition')}: the exact sign-flip test needs at least {fewest} (--seeds {fewest})."
         )
     elif claims:
         said.about.append(
             "p: the larger of an exact sign-flip test over seeds and a test over seeds and images, corrected for "
-            f"{_counted(claims, 'condition')} (Holm); claimed where it is at most 0.05."
+            f"{counted(claims, 'condition')} (Holm); claimed where it is at most 0.05."
         )
     for trial, promised in confirmed.promised.items():
         said.about.append(_luck(confirmed, trial, promised))
     if confirmed.missing:
-        said.about.append(f"{_counted(confirmed.missing, 'run')} of this confirmation did not finish yet.")
+        said.about.append(f"{counted(confirmed.missing, 'run')} of this confirmation did not finish yet.")
     looks = confirmed.confirmation.looks
     said.about.append(
         f"The test {'images' if isinstance(spec, ImageSpec) else 'data'} have been looked at "
@@ -198,7 +217,3 @@ def _luck(confirmed: Confirmed, trial: int, promised: float) -> str:
         f"The score of trial {trial} less the baseline's: {amount(confirmed, promised)}{unit} when it was chosen, "
         f"{_between(confirmed, kept)} here: {verdict}."
     )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hpo import __version__
 from hpo.conclude.confirmed import Confirmed
 from hpo.conclude.report.facts import Facts
-from hpo.conclude.words import amount, conclusions
+from hpo.conclude.words import amount, conclusions, with_ends
 from hpo.doors.perturbation import PERTURBATIONS
 from hpo.study_file.images import ImageSpec
 
@@ -86,16 +86,12 @@ def _confirmed(confirmed: Confirmed) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for each in confirmed.of("candidate", trial):
-        difference = each.to_baseline.interval if each.to_baseline else None
-        mean, low, high = (
-            amount(confirmed, value) if difference else ""
-            for value in ((difference.mean, difference.low, difference.high) if difference else (0, 0, 0))
-        )
+        difference = with_ends(confirmed, each.to_baseline.interval) if each.to_baseline else ""
         severity = "" if each.condition.severity is None else f"{each.condition.severity:g}"
         means = (baseline[each.condition.key].accuracy.mean, each.accuracy.mean)
         shown = " | ".join(amount(confirmed, value, sign=False) for value in means)
         about = f"| {each.condition.name} | {severity} | {each.condition.images or ''}"
-        rows.append(f"{about} | {shown} | {mean} ({low} to {high}) |")
+        rows.append(f"{about} | {shown} | {difference} |")
     said = [f"- {each}" for sentences in conclusions(confirmed).as_headed().values() for each in sentences]
     how = f"Mean accuracies of {confirmed.seeds} trainings on fresh seeds; this network is the first of them."
     return [how, "", *rows, "", *said]

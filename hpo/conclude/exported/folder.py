@@ -11,7 +11,6 @@ from hpo.artifacts import Artifacts
 from hpo.conclude.exported.card import model_card
 from hpo.conclude.exported.loading import CONFIG_FILE, MODEL_FILE, load_model
 from hpo.conclude.report.facts import Facts
-from hpo.conclude.report.looks import kept_by
 from hpo.doors.network import family_of
 from hpo.errors import InputError
 from hpo.search.kept_files import read_weights
@@ -34,7 +33,7 @@ def write_network(
     spec = facts.study.spec
     if not isinstance(spec, ImageSpec):
         raise InputError(f"study '{facts.study.name}' has no network to export: its objective is {spec.objective_name}")
-    study, number = kept_by(facts)["best"]
+    study, number = facts.weights_kept_by["best"]
     weights = read_weights(engine, study, number, artifacts)
     images = load_images(spec.data, spec.model.input_size, spec.split_seed)
     family = family_of(spec.model.name)

@@ -6,7 +6,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hpo.conclude.confirmed import Confirmed, Result
 from hpo.conclude.report.figures import COLOURS, FAINT, MARKS, Drawn, add_legend, as_id, new_axes
-from hpo.conclude.words import amount
+from hpo.conclude.words import mean_and_ends
 
 
 def draw_brittleness(confirmed: Confirmed) -> list[Drawn]:
@@ -46,10 +46,8 @@ def _curves(confirmed: Confirmed, name: str, curves: Mapping[str, tuple[str, lis
         for position, each in enumerate(results):
             gid = f"{as_id(name)}-{role}-{position}"
             axes.plot(x[position], mean[position], color=colour, marker=MARKS[role], markersize=4, gid=gid)
-            shown = amount(confirmed, each.accuracy.mean, sign=False)
-            ends = (amount(confirmed, end, sign=False) for end in (each.accuracy.low, each.accuracy.high))
-            between = " to ".join(ends)
-            values[gid] = f"{label}, {name} {each.condition.severity:g}: {shown} ({between})"
+            mean_shown, ends = mean_and_ends(confirmed, each.accuracy, sign=False)
+            values[gid] = f"{label}, {name} {each.condition.severity:g}: {mean_shown} ({ends})"
             rows.append(
                 {
                     "configuration": label,

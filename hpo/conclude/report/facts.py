@@ -49,6 +49,19 @@ class Facts:
     """Of workers, in all."""
 
     @property
+    def weights_kept_by(self) -> dict[str, tuple[Study, int]]:
+        """Where the weights of `baseline` and `best` are: the study, and the number of the trial that kept them. Raises
+        HpoError.
+        """
+        if self.confirmation is None or self.confirmed is None:
+            return {"baseline": (self.study, self.baseline.number), "best": (self.study, self.best.number)}
+        places = {"baseline": 0, "best": self.confirmed.candidates[0].configuration}
+        first = self.confirmed.first_runs
+        if any(place not in first for place in places.values()):
+            raise HpoError("the first seed of the confirmation is not complete")
+        return {who: (self.confirmation, first[place]) for who, place in places.items()}
+
+    @property
     def complete(self) -> list[TrialResult]:
         return [trial for trial in self.trials if trial.state == "complete" and trial.score is not None]
 

@@ -20,7 +20,6 @@ from hpo.conclude.report.features import FeatureMap, as_png, feature_maps, featu
 from hpo.doors.perturbation import AdaptivePerturbation, Perturbation
 from hpo.errors import HpoError
 from hpo.search.kept_files import read_weights
-from hpo.search.sql.studies import Study
 from hpo.study_file.images import ImageSpec
 from hpo.trial_result import CLEAN
 from hpo.vision.attacks import attacked
@@ -147,22 +146,11 @@ def _networks(
     engine: sa.Engine, facts: Facts, artifacts: Artifacts, spec: ImageSpec, images: ImageSet, compute: Compute
 ) -> dict[str, Classifier]:
     found = {}
-    for who, (study, number) in kept_by(facts).items():
+    for who, (study, number) in facts.weights_kept_by.items():
         weights = weights_from_bytes(read_weights(engine, study, number, artifacts))
         network = build_network(spec.model.name, len(images.classes), weights, spec.model.input_size, 0, seed=0)
         found[who] = network.to(compute.device).eval()
     return found
-
-
-def kept_by(facts: Facts) -> dict[str, tuple[Study, int]]:
-    """Where the weights of baseline and best are: the study and the number of the trial that kept them."""
-    if facts.confirmation is None or facts.confirmed is None:
-        return {"baseline": (facts.study, facts.baseline.number), "best": (facts.study, facts.best.number)}
-    places = {"baseline": 0, "best": facts.confirmed.candidates[0].configuration}
-    first = facts.confirmed.first_runs
-    if any(place not in first for place in places.values()):
-        raise HpoError("the first seed of the confirmation is not complete")
-    return {who: (facts.confirmation, first[place]) for who, place in places.items()}
 
 
 def _natural(spec: ImageSpec) -> list[Perturbation]:

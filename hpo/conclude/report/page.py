@@ -14,12 +14,13 @@ from markupsafe import Markup
 
 from hpo import __version__
 from hpo.artifacts import Artifacts
-from hpo.conclude.confirmed import Confirmed, Difference, Result
+from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
 from hpo.conclude.report.curves import draw_brittleness, draw_moved
 from hpo.conclude.report.facts import Facts
 from hpo.conclude.report.figures import Drawn, draw_trials
 from hpo.conclude.report.looks import look
-from hpo.conclude.words import amount, conclusions, where
+from hpo.conclude.words import conclusions, mean_and_ends, points, where, with_ends
+from hpo.counted import counted
 from hpo.errors import HpoError
 from hpo.trial_result import CLEAN, TrialResult
 
@@ -72,8 +73,9 @@ def headline(facts: Facts) -> str:
     if (confirmed := facts.confirmed) is not None:
         trial = confirmed.candidates[0].trial
         main = [each for each in confirmed.of("candidate", trial) if each.condition.main]
-        held = [_change(confirmed, each) for each in main if each.to_baseline and each.to_baseline.holds]
-        others = [_change(confirmed, each) for each in main if each.to_baseline and not each.to_baseline.holds]
+        changes = [(each.to_baseline, each.condition) for each in main if each.to_baseline]
+        held = [_change(confirmed, *change) for change in changes if change[0].holds]
+        others = [_change(confirmed, *change) for change in changes if not change[0].holds]
         found = [
             *(
                 [f"What holds: {'; '.join(held)}."]
@@ -97,13 +99,9 @@ def headline(facts: Facts) -> str:
     )
 
 
-def _change(confirmed: Confirmed, result: Result) -> str:
-    difference = result.to_baseline
-    if difference is None:
-        return ""
-    low, high = (amount(confirmed, value) for value in (difference.interval.low, difference.interval.high))
-    unit = " points" if confirmed.search.spec.shows_percent else ""
-    return f"{amount(confirmed, difference.interval.mean)}{unit} {where(confirmed, result.condition)} ({low} to {high})"
+def _change(confirmed: Confirmed, difference: Difference, condition: Condition) -> str:
+    mean, ends = mean_and_ends(confirmed, difference.interval)
+    return f"{mean}{points(confirmed)} {where(confirmed, condition)} ({ends})"
 
 
 def _points(facts: Facts, value: float) -> str:
@@ -165,19 +163,12 @@ def _part(facts: Facts, trial: TrialResult, name: str) -> str:
 
 
 def _with_interval(confirmed: Confirmed, result: Result) -> Markup:
-    mean, low, high = (
-        amount(confirmed, value, sign=False)
-        for value in (result.accuracy.mean, result.accuracy.low, result.accuracy.high)
-    )
-    return Markup('{} <span class="wide">({} to {})</span>').format(mean, low, high)
+    mean, ends = mean_and_ends(confirmed, result.accuracy, sign=False)
+    return Markup('{} <span class="wide">({})</span>').format(mean, ends)
 
 
 def _difference(confirmed: Confirmed, difference: Difference | None) -> str:
-    if difference is None:
-        return ""
-    found = difference.interval
-    mean, low, high = (amount(confirmed, value) for value in (found.mean, found.low, found.high))
-    return f"{mean} ({low} to {high})"
+    return "" if difference is None else with_ends(confirmed, difference.interval)
 
 
 def _counts(baseline: Result, best: Result) -> str:
@@ -193,19 +184,12 @@ def _gain(facts: Facts) -> str | None:
     """What is confirmed of the gain in score."""
     if facts.confirmed is None:
         return None
-    found = facts.confirmed.gains[facts.best.number]
-    mean, low, high = (amount(facts.confirmed, value) for value in (found.mean, found.low, found.high))
-    return f"{mean} ({low} to {high}){' points' if facts.study.spec.shows_percent else ''}"
+    return with_ends(facts.confirmed, facts.confirmed.gains[facts.best.number]) + points(facts.confirmed)
 
 
 def duration(hours: float) -> str:
     """`12 min`, `3.4 hours`."""
     return f"{60 * hours:.0f} min" if hours < 2 else f"{hours:.1f} hours"
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 trial`, `1,200 trials`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _made(facts: Facts) -> dict[str, str]:
