@@ -384,3 +384,10 @@ def test_tiny_imagenet_with_its_validation_images_sorted_into_classes(
     as_folders = load(tmp_path, top)
     assert as_folders.classes == WNIDS
     assert sizes(as_folders) == (18, 3)
+
+
+def test_tiny_imagenets_classes_are_named_in_words_where_these_are_clear(tmp_path: Path) -> None:
+    top = write_tiny_imagenet(tmp_path / "source")
+    assert load(tmp_path, top, "tiny-imagenet").names == WNIDS
+    (top / "words.txt").write_text("n00\tentity\nn01\tgoldfish, Carassius auratus\nn02\tcrane\nn03\tcrane, hoist\n")
+    assert load(tmp_path, top, "tiny-imagenet").names == ("goldfish", "n02", "n03")

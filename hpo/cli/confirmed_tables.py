@@ -6,8 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.cli.tables import new_table
-from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
-from hpo.conclude.words import amount, conclusions, with_ends
+from hpo.conclude.confirmed import Confirmed, Difference, Result
+from hpo.conclude.words import amount, conclusions, named, with_ends
 from hpo.search.confirmation import Candidate
 
 
@@ -39,7 +39,7 @@ def _candidate_table(confirmed: Confirmed, candidate: Candidate) -> Table:
     for key, result in own.items():
         condition = result.condition
         table.add_row(
-            _named(confirmed, condition),
+            named(confirmed.search.spec, condition.name),
             "" if condition.severity is None else f"{condition.severity:g}",
             "" if condition.images is None else f"{condition.images:,}",
             *(_mean(confirmed, some[key]) for some in (baseline, control, own) if some),
@@ -48,10 +48,6 @@ def _candidate_table(confirmed: Confirmed, candidate: Candidate) -> Table:
             style="" if condition.main else "dim",
         )
     return table
-
-
-def _named(confirmed: Confirmed, condition: Condition) -> str:
-    return f"{condition.name} (held out)" if condition.name in confirmed.search.spec.hold_outs else condition.name
 
 
 def _mean(confirmed: Confirmed, result: Result) -> str:

@@ -8,6 +8,8 @@ from hpo.conclude.statistics import Interval, fewest_seeds, images_needed, seeds
 from hpo.counted import counted
 from hpo.search.confirmation import Candidate
 from hpo.study_file.images import ImageSpec
+from hpo.study_file.perturbations import against
+from hpo.study_file.spec import Spec
 from hpo.trial_result import CLEAN
 
 
@@ -64,6 +66,16 @@ def _say_of(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> No
 
 def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
+
+
+def named(spec: Spec, part: str) -> str:
+    """`fog`, `fog (held out)`, `adversarial-noise (made against the search's baseline)`."""
+    made = against("baseline", spec.objective.perturbations) if isinstance(spec, ImageSpec) else []
+    remarks = [
+        *(["made against the search's baseline"] if part in [each.name for each in made] else []),
+        *(["held out"] if part in spec.hold_outs else []),
+    ]
+    return f"{part} ({', '.join(remarks)})" if remarks else part
 
 
 def where(confirmed: Confirmed, condition: Condition) -> str:
@@ -145,7 +157,7 @@ def _needed(confirmed: Confirmed, difference: Difference) -> str:
         return f"if it is real, about {enough:,} images would tell, instead of {images:,}"
     for factor in (2, 5, 10) if images > 1 else ():
         if (more := seeds_needed(difference.table, claims, factor * images)) is not None and more <= 100:
-            return f"if it is real, about {more} seeds on {factor * images:,} images would tell"
+            return f"if it is real, about {more} seeds on {factor} times the images would tell"
     return "if there is a difference, not even 100 seeds would tell one as small"
 
 

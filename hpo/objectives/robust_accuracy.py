@@ -278,7 +278,7 @@ class RobustAccuracy(Objective):
             return files
         return files | {
             "training-curve.png": draw_curve(measured),
-            "predictions.png": draw_predictions(training.averaged, evaluation, self.images.classes, self.compute),
+            "predictions.png": draw_predictions(training.averaged, evaluation, self.images.names, self.compute),
         }
 
 

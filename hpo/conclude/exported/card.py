@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from hpo import __version__
 from hpo.conclude.confirmed import Confirmed
 from hpo.conclude.report.facts import Facts
-from hpo.conclude.words import amount, conclusions, with_ends
+from hpo.conclude.words import amount, conclusions, named, with_ends
 from hpo.doors.perturbation import PERTURBATIONS
 from hpo.study_file.images import ImageSpec
 
@@ -54,7 +54,7 @@ def model_card(
         "",
         "## What is known",
         "",
-        *(_confirmed(facts.confirmed) if facts.confirmed else _not_confirmed(facts)),
+        *(_confirmed(facts.confirmed, spec) if facts.confirmed else _not_confirmed(facts)),
     ]
     if right is not None:
         lines += [
@@ -78,7 +78,7 @@ def _weights(spec: ImageSpec) -> str:
     return known.get(spec.model.weights, "a file of the user's")
 
 
-def _confirmed(confirmed: Confirmed) -> list[str]:
+def _confirmed(confirmed: Confirmed, spec: ImageSpec) -> list[str]:
     trial = confirmed.candidates[0].trial
     baseline = {each.condition.key: each for each in confirmed.of("baseline")}
     rows = [
@@ -90,7 +90,7 @@ def _confirmed(confirmed: Confirmed) -> list[str]:
         severity = "" if each.condition.severity is None else f"{each.condition.severity:g}"
         means = (baseline[each.condition.key].accuracy.mean, each.accuracy.mean)
         shown = " | ".join(amount(confirmed, value, sign=False) for value in means)
-        about = f"| {each.condition.name} | {severity} | {each.condition.images or ''}"
+        about = f"| {named(spec, each.condition.name)} | {severity} | {each.condition.images or ''}"
         rows.append(f"{about} | {shown} | {difference} |")
     said = [f"- {each}" for sentences in conclusions(confirmed).as_headed().values() for each in sentences]
     how = f"Mean accuracies of {confirmed.seeds} trainings on fresh seeds; this network is the first of them."

@@ -43,6 +43,7 @@ def write_network(
         "network": spec.model.name,
         "arguments": family.arguments(spec.model.input_size) if issubclass(family, TorchvisionNetwork) else {},
         "classes": list(images.classes),
+        "names": list(images.names),
         "image_size": int(images.test.pixels.shape[1]),
         "input_size": spec.model.input_size,
         "mean": list(mean),

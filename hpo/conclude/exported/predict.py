@@ -43,6 +43,10 @@ if __name__ == "__main__":
         sys.exit("usage: python predict.py IMAGE ...")
     model = load_model()
     for path in sys.argv[1:]:
+        try:
+            pixels = read_image(path)[None]
+        except OSError as error:
+            sys.exit(f"{path} cannot be read: {error}")
         with torch.no_grad():
-            confidence, label = model(prepare(read_image(path)[None]))[0].softmax(0).max(0)
-        print(f"{path}: {CONFIG['classes'][label]} ({100 * confidence:.1f} %)")  # noqa: T201
+            confidence, label = model(prepare(pixels))[0].softmax(0).max(0)
+        print(f"{path}: {CONFIG['names'][label]} ({100 * confidence:.1f} %)")  # noqa: T201

@@ -26,6 +26,9 @@ def to_mlflow(uri: str, study: str, trials: Sequence[TrialResult], best: int, mo
         from mlflow.exceptions import MlflowException
     except ImportError:
         raise InputError("--mlflow needs another package: pip install 'hpo[mlflow]'") from None
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).parent.is_dir():  # MLflow would make it
+        raise InputError(f"--mlflow: {uri}: the file must be in a folder that exists")
     try:
         client = MlflowClient(tracking_uri=uri)
         experiment = client.get_experiment_by_name(study)

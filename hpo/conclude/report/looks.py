@@ -133,12 +133,12 @@ def look(engine: sa.Engine, facts: Facts, artifacts: Artifacts) -> Looks:
     return Looks(
         what,
         main.name,
-        _grid(spec, networks, split, images.classes, compute),
+        _grid(spec, networks, split, images.names, compute),
         {who: feature_maps(network, views, compute) for who, network in networks.items()},
         {who: features_moved(network, views, compute) for who, network in networks.items()},
-        {name: _classes(each, asked, images.classes) for name, each in logits.items()},
-        _confusions(logits[main.name], asked, images.classes),
-        _worst(logits[main.name], views[main.name], asked, images.classes),
+        {name: _classes(each, asked, images.names) for name, each in logits.items()},
+        _confusions(logits[main.name], asked, images.names),
+        _worst(logits[main.name], views[main.name], asked, images.names),
     )
 
 

@@ -19,7 +19,7 @@ from hpo.conclude.report.curves import draw_brittleness, draw_moved
 from hpo.conclude.report.facts import Facts
 from hpo.conclude.report.figures import Drawn, draw_trials
 from hpo.conclude.report.looks import look
-from hpo.conclude.words import conclusions, mean_and_ends, points, where, with_ends
+from hpo.conclude.words import conclusions, mean_and_ends, named, points, where, with_ends
 from hpo.counted import counted
 from hpo.errors import HpoError
 from hpo.trial_result import CLEAN, TrialResult
@@ -115,17 +115,17 @@ def result_rows(facts: Facts) -> list[dict[str, Any]]:
         images = facts.best.images_of
         return [
             {
-                "condition": name,
+                "condition": named(facts.study.spec, name),
                 "severity": "",
                 "images": f"{images[name]:,}" if name in images else "",
                 "main": True,
+                "shown_first": True,
                 "baseline": _part(facts, facts.baseline, name),
                 "control": None,
                 "best": _part(facts, facts.best, name),
                 "to_baseline": _points(facts, facts.best.parts[name] - facts.baseline.parts[name]),
                 "to_control": None,
                 "holds": None,
-                "held_out": name in facts.study.spec.hold_outs,
                 "counts": "",
             }
             for name in facts.best.parts
@@ -138,11 +138,11 @@ def result_rows(facts: Facts) -> list[dict[str, Any]]:
     )
     return [
         {
-            "condition": each.condition.name,
+            "condition": named(facts.study.spec, each.condition.name),
             "severity": "" if each.condition.severity is None else f"{each.condition.severity:g}",
             "images": "" if each.condition.images is None else f"{each.condition.images:,}",
             "main": each.condition.main,
-            "held_out": each.condition.name in facts.study.spec.hold_outs,
+            "shown_first": each.condition.main or each.condition.name.endswith("itself"),
             "baseline": _with_interval(confirmed, baseline[each.condition.key]),
             "control": _with_interval(confirmed, control[each.condition.key]) if control else None,
             "best": _with_interval(confirmed, each),

@@ -148,6 +148,7 @@ def _build(listing: Listing, size: int, folder: Path, data: DataSpec, progress: 
             "images": total,
             "bad": bad,
             "left_out": listing.left_out,
+            "words": listing.words,
         }
         (building / "meta.json").write_text(json.dumps(meta, indent=1), encoding="utf-8")
         building.chmod(0o755)  # mkdtemp makes it private, but other users may share the cache

@@ -46,6 +46,8 @@ class ImageSet:
     tuning: Split
     test: Split
     classes: tuple[str, ...]
+    names: tuple[str, ...]
+    """Of the classes, for people: in words where `classes` has WordNet's codes."""
     fingerprint: str
     """SHA-256 of all pixels, labels and class names; it does not depend on the split."""
     skipped: tuple[str, ...] = ()
@@ -100,6 +102,7 @@ def load_images(data: DataSpec, image_size: int, seed: int, progress: Progress |
         fingerprint=meta["fingerprint"],
         skipped=tuple(meta["bad"]),
         left_out=meta["left_out"],
+        names=tuple(meta.get("words", {}).get(name, name) for name in meta["classes"]),
     )
 
 

@@ -23,7 +23,8 @@ class Listing:
     """The images of a source.
 
     where: what messages about it begin with, the key and the location; train, test: (path, label) pairs, where labels
-    index `classes`; open_image: opens the image at a path; left_out: number of files of unsupported types, by suffix.
+    index `classes`; open_image: opens the image at a path; left_out: number of files of unsupported types, by suffix;
+    words: what a class is called, where its name is a code.
     """
 
     where: str
@@ -32,6 +33,7 @@ class Listing:
     test: list[tuple[str, int]]
     open_image: Callable[[str], AbstractContextManager[Image.Image]]
     left_out: Mapping[str, int] = field(default_factory=dict)
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 def count_suffixes(paths: Iterable[str]) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """TinyImageNet's own layout: wnids.txt, a folder of training images for each class, annotated validation images."""
 
+from collections import Counter
 from pathlib import PurePosixPath
 
 from hpo.errors import DataError
 from hpo.vision.data.listing import Listing
-from hpo.vision.data.trees import ANNOTATIONS, WNIDS, Tree, images_by_folder
+from hpo.vision.data.trees import ANNOTATIONS, WNIDS, WORDS, Tree, images_by_folder
 
 TINY_IMAGENET_LAYOUT = f"{WNIDS}, train/<wnid>/images/, val/images/, val/{ANNOTATIONS}"
 
@@ -26,10 +27,21 @@ def list_tiny_imagenet(tree: Tree) -> Listing:
     by_folder = images_by_folder(tree)
     train = _sorted_into_classes(tree, by_folder, f"{top}train", classes)
     if by_folder.get(f"{top}val/images") or not any(folder.startswith(f"{top}val/") for folder in by_folder):
-        return Listing(tree.where, classes, train, _annotated(tree, top, classes), tree.open_image)
-    test = _sorted_into_classes(tree, by_folder, f"{top}val", classes)
-    test.sort(key=lambda entry: _natural(PurePosixPath(entry[0]).name))  # val_0, val_1, …: the order of the annotations
-    return Listing(tree.where, classes, train, test, tree.open_image)
+        test = _annotated(tree, top, classes)
+    else:
+        test = _sorted_into_classes(tree, by_folder, f"{top}val", classes)
+        test.sort(key=lambda entry: _natural(PurePosixPath(entry[0]).name))  # val_0, val_1, …: the annotations' order
+    return Listing(tree.where, classes, train, test, tree.open_image, words=_words(tree, f"{top}{WORDS}", classes))
+
+
+def _words(tree: Tree, path: str, classes: tuple[str, ...]) -> dict[str, str]:
+    """`{"n01443537": "goldfish"}`: of the synonyms the first, where no other class has it; empty without the file."""
+    if path not in set(tree.files):
+        return {}
+    synonyms = dict(line.partition("\t")[::2] for line in _read_text(tree, path).splitlines())
+    first = {wnid: synonyms.get(wnid, "").partition(",")[0].strip() for wnid in classes}
+    often = Counter(first.values())
+    return {wnid: word for wnid, word in first.items() if word and often[word] == 1}
 
 
 def _natural(name: str) -> tuple[int, str]:

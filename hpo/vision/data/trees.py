@@ -32,7 +32,7 @@ LEFT_BY_SYSTEMS = {
     "lost+found",
 }
 """Names of folders that file managers, network storage and programs create by themselves; they are skipped."""
-WNIDS, ANNOTATIONS = "wnids.txt", "val_annotations.txt"
+WNIDS, WORDS, ANNOTATIONS = "wnids.txt", "words.txt", "val_annotations.txt"
 """TinyImageNet's text files: apart from images, the only files that are read."""
 READABLE_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 READABLE_METHODS |= {93} if hasattr(zipfile, "ZIP_ZSTANDARD") else set()
