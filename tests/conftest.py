@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from optuna.storages import RDBStorage
 from postgresql_servers import fresh_database, postgresql
 from support.commands import ONE_THREAD, Hpo, Start
-from support.packages import install
+from support.packages import importable, install
 from support.search import OPENED
 
 from hpo.cli.main import main
@@ -145,19 +145,22 @@ def _closing_databases() -> Iterator[None]:
 def hpo_here(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Hpo:
-    """Runs a command in this process, in an empty folder: two hundred processes of their own took minutes."""
+    """Runs a command in this process, in an empty folder: two hundred processes of their own took minutes. The workers
+    that it starts are processes.
+    """
 
-    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, folder: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
         capsys.readouterr()
         with monkeypatch.context() as patch:
-            patch.chdir(tmp_path)
+            patch.chdir(folder)
             for name in os.environ.keys() - environment.keys():
                 if name.startswith("HPO_"):
                     patch.delenv(name)
-            for name, value in ({"HPO_DATA_ROOT": str(data_root)} | environment).items():
+            for name, value in ({"HPO_DATA_ROOT": str(data_root), **ONE_THREAD} | environment).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", ["hpo", *arguments])
-            with pytest.raises(SystemExit) as ended, _handling_signals(), _closing_databases():
+            packages = importable(environment.get("PYTHONPATH", ""))
+            with pytest.raises(SystemExit) as ended, _handling_signals(), _closing_databases(), packages:
                 main()
         said = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, int(ended.value.code or 0), said.out, said.err)
@@ -166,12 +169,10 @@ def hpo_here(
 
 
 @pytest.fixture
-def hpo(tmp_path: Path, data_root: Path, hpo_here: Hpo) -> Hpo:
-    """Runs a command in an empty folder: in a process of its own if it works on a study, or watches one."""
+def hpo(tmp_path: Path, data_root: Path) -> Hpo:
+    """Runs a command in a process of its own, in an empty folder."""
 
     def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        if arguments[0] not in ("run", "launch", "worker", "watch", "dashboard") and "PYTHONPATH" not in environment:
-            return hpo_here(*arguments, **environment)
         inherited = {key: value for key, value in os.environ.items() if not key.startswith("HPO_")}
         return subprocess.run(
             [sys.executable, "-m", "hpo", *arguments],

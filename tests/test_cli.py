@@ -45,7 +45,7 @@ def one_line(result: subprocess.CompletedProcess[str], exit_code: int = 2) -> st
 
 
 def test_the_main_job_from_a_study_file_to_the_best_configuration(
-    hpo: Hpo, tmp_path: Path, postgresql_url: str
+    hpo: Hpo, hpo_here: Hpo, tmp_path: Path, postgresql_url: str
 ) -> None:
     """On PostgreSQL, with a password; on SQLite in test_new_study.py."""
     postgresql_url = parse_url(postgresql_url).set(password=SECRET).render_as_string(hide_password=False)
@@ -58,7 +58,7 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     assert "hpo top study" in ran.stderr
 
     optuna_study = optuna.load_study(study_name="study", storage=optuna_storage(postgresql_url))
-    best = json.loads(hpo("best", "study", "--json", **storage).stdout)
+    best = json.loads(hpo_here("best", "study", "--json", **storage).stdout)
     assert best["score"] == optuna_study.best_value
     assert best["params"] == optuna_study.trials[best["number"]].params
     assert set(best["perturbed_accuracy"]) == {"gaussian-noise", "pixel-recolor"}
@@ -76,17 +76,17 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
     assert all((tmp_path / "hpo-artifacts" / picture.artifact_id).stat().st_size > 5000 for picture in pictures)
     assert "Score: 0.5 × clean accuracy" in get_note(optuna_study)  # noqa: RUF001
 
-    assert "the weights of trial" in hpo("best", "study", "--weights", "best.safetensors", **storage).stderr
+    assert "the weights of trial" in hpo_here("best", "study", "--weights", "best.safetensors", **storage).stderr
     assert "fc.weight" in read_weights("resnet18", str(tmp_path / "best.safetensors"))
-    elsewhere = hpo("best", "study", "--weights", "b.safetensors", HPO_ARTIFACTS=str(tmp_path / "no"), **storage)
+    elsewhere = hpo_here("best", "study", "--weights", "b.safetensors", HPO_ARTIFACTS=str(tmp_path / "no"), **storage)
     assert "so set HPO_ARTIFACTS to that" in elsewhere.stderr
     assert elsewhere.returncode == 1
     assert not (tmp_path / "b.safetensors").exists()
 
-    top = json.loads(hpo("top", "study", "-n", "9", "--json", **storage).stdout)
+    top = json.loads(hpo_here("top", "study", "-n", "9", "--json", **storage).stdout)
     assert top[0] == best
     assert len(top) == 4
-    status = json.loads(hpo("status", "study", "--json", **storage).stdout)
+    status = json.loads(hpo_here("status", "study", "--json", **storage).stdout)
     assert {
         key: status[key] for key in ("budget", "finished", "complete", "pruned", "failed", "running", "waiting")
     } == {
@@ -99,13 +99,13 @@ def test_the_main_job_from_a_study_file_to_the_best_configuration(
         "waiting": 0,
     }
     assert [trial.number for trial in optuna_study.trials] == [0, 1, 2, 3]
-    again = hpo("run", str(tmp_path / "study.toml"), **storage)
+    again = hpo_here("run", str(tmp_path / "study.toml"), **storage)
     assert again.returncode == 0
     assert "is done" in again.stderr
     assert "Best configurations of study" in again.stdout
-    said = [ran.stdout, ran.stderr, hpo("status", "study", **storage).stdout, again.stderr]
+    said = [ran.stdout, ran.stderr, hpo_here("status", "study", **storage).stdout, again.stderr]
     check_that_the_password_is_nowhere(said, tmp_path, postgresql_url)
-    check_that_the_best_run_again_gives_the_same_accuracies(hpo, tmp_path, best, storage)
+    check_that_the_best_run_again_gives_the_same_accuracies(hpo_here, tmp_path, best, storage)
 
 
 def check_that_the_password_is_nowhere(said: list[str], folder: Path, postgresql_url: str) -> None:
@@ -123,42 +123,42 @@ def check_that_the_password_is_nowhere(said: list[str], folder: Path, postgresql
 
 
 def check_that_the_best_run_again_gives_the_same_accuracies(
-    hpo: Hpo, tmp_path: Path, best: dict[str, Any], storage: dict[str, str]
+    hpo_here: Hpo, tmp_path: Path, best: dict[str, Any], storage: dict[str, str]
 ) -> None:
-    (tmp_path / "best.toml").write_text(hpo("best", "study", "--toml", **storage).stdout, encoding="utf-8")
-    hpo("submit", "best.toml", **storage)
-    repeated = hpo("worker", f"study-trial-{best['number']}", **storage)  # one thread, as each of the two had
+    (tmp_path / "best.toml").write_text(hpo_here("best", "study", "--toml", **storage).stdout, encoding="utf-8")
+    hpo_here("submit", "best.toml", **storage)
+    repeated = hpo_here("worker", f"study-trial-{best['number']}", **storage)  # one thread, as each of the two had
     assert repeated.returncode == 0, repeated.stderr
-    repeats = json.loads(hpo("top", f"study-trial-{best['number']}", "--json", **storage).stdout)
+    repeats = json.loads(hpo_here("top", f"study-trial-{best['number']}", "--json", **storage).stdout)
     assert best["correct"] in [repeat["correct"] for repeat in repeats if repeat["params"] == best["params"]]
 
 
-def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, tmp_path: Path) -> None:
+def test_a_worker_on_its_own_and_a_submitted_study(hpo: Hpo, hpo_here: Hpo, tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(weights_as_bytes(build_network("resnet18", 3, {}, 32, 0, seed=0)))
     training, model = {"epochs": 1, "horizontal_flip": False}, {"weights": "w.safetensors"}
     study = write_study(tmp_path, budget=2, training=training, model=model)
-    assert "submitted" in hpo("submit", study).stderr
-    assert "nothing changed" in hpo("submit", study).stderr
-    assert json.loads(hpo("status", "--json").stdout)[0]["waiting"] == 2
-    assert "no complete trial yet" in one_line(hpo("best", "study"), exit_code=1)
+    assert "submitted" in hpo_here("submit", study).stderr
+    assert "nothing changed" in hpo_here("submit", study).stderr
+    assert json.loads(hpo_here("status", "--json").stdout)[0]["waiting"] == 2
+    assert "no complete trial yet" in one_line(hpo_here("best", "study"), exit_code=1)
     worked = hpo("worker", "study", "--threads", "1", PYTHONPROFILEIMPORTTIME="1")
     assert worked.returncode == 0, worked.stderr
     imported = {line.rpartition("|")[2].strip() for line in worked.stderr.splitlines()}
     assert "torch" in imported
     assert not imported & {"torchvision", "torch._dynamo", "sympy"}, "half of a worker's start would be theirs"
     assert "trial 1 complete" in worked.stdout
-    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 2
+    assert json.loads(hpo_here("status", "study", "--json").stdout)["finished"] == 2
 
 
-def test_without_pytorch_a_worker_takes_no_trial(hpo: Hpo, tmp_path: Path) -> None:
-    hpo("submit", write_study(tmp_path))
+def test_without_pytorch_a_worker_takes_no_trial(hpo: Hpo, hpo_here: Hpo, tmp_path: Path) -> None:
+    hpo_here("submit", write_study(tmp_path))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "torch.py").write_text("raise ImportError('libtorch_cpu.so is missing')")
     result = hpo("worker", "study", PYTHONPATH=str(tmp_path / "broken"))
     assert (
         one_line(result) == "hpo: objective 'robust-accuracy' does not work on this machine: libtorch_cpu.so is missing"
     )
-    status = json.loads(hpo("status", "study", "--json").stdout)
+    status = json.loads(hpo_here("status", "study", "--json").stdout)
     assert (status["failed"], status["interrupted"], status["running"]) == (0, 0, 0)
 
 
@@ -202,8 +202,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
         ("postgresql://user@127.0.0.1:9/db?password=s3cret", "postgresql://user@127.0.0.1:9/db?password="),
     ],
 )
-def test_an_unreachable_database_is_one_line_without_the_password(hpo: Hpo, url: str, shown: str) -> None:
-    line = one_line(hpo("status", "--storage", url), exit_code=3)
+def test_an_unreachable_database_is_one_line_without_the_password(hpo_here: Hpo, url: str, shown: str) -> None:
+    line = one_line(hpo_here("status", "--storage", url), exit_code=3)
     assert shown in line
     assert "cannot be opened" in line
     assert "s3cret" not in line
@@ -227,18 +227,18 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 
 
 def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
-    hpo: Hpo, start: Start, tmp_path: Path
+    hpo_here: Hpo, start: Start, tmp_path: Path
 ) -> None:
     data = {"name": "digits", "images_per_class": 25, "validation_fraction": 0.03}
     changes = {"budget": 1, "training": {"epochs": 4, "horizontal_flip": False}, "data": data}
     study = write_study(tmp_path, **changes)
     elsewhere = ("--storage", "sqlite:///unbroken.db")
-    hpo("submit", study, *elsewhere)
-    unbroken = hpo("worker", "study", *elsewhere, HPO_ARTIFACTS="elsewhere")
+    hpo_here("submit", study, *elsewhere)
+    unbroken = hpo_here("worker", "study", *elsewhere, HPO_ARTIFACTS="elsewhere")
     assert unbroken.returncode == 0, unbroken.stderr
-    expected = json.loads(hpo("best", "study", "--json", *elsewhere).stdout)
+    expected = json.loads(hpo_here("best", "study", "--json", *elsewhere).stdout)
 
-    hpo("submit", study)
+    hpo_here("submit", study)
     threads = str(expected["made_by"]["threads"])
     for trial, sign in enumerate([signal.SIGTERM, signal.SIGKILL]):
         worker = start("worker", "study", "--threads", threads)
@@ -253,9 +253,9 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
             assert "stopped; its trial, if any, was released" in said
         else:
             assert give_back_trials_of(open_engine(parse_url(f"sqlite:///{tmp_path}/hpo.db")), worker_name(worker.pid))
-    finished = hpo("worker", "study", "--threads", threads)
+    finished = hpo_here("worker", "study", "--threads", threads)
     assert finished.returncode == 0, finished.stderr
-    resumed = json.loads(hpo("best", "study", "--json").stdout)
+    resumed = json.loads(hpo_here("best", "study", "--json").stdout)
     assert resumed["number"] == 2
     assert resumed["resumed_after_epoch"] >= 1
     assert resumed["epochs"] == expected["epochs"]
@@ -264,7 +264,7 @@ def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
 
 
 def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
-    hpo: Hpo, start: Start, tmp_path: Path, waiting: dict[str, str]
+    hpo_here: Hpo, start: Start, tmp_path: Path, waiting: dict[str, str]
 ) -> None:
     study = write_waiting_study(tmp_path, budget=2, steps=60)
     running = start("run", study, "--workers", "2", **waiting)
@@ -278,7 +278,7 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
     assert "was killed by SIGKILL; it starts again in 1 s" in said
     _, alive = psutil.wait_procs([*workers, other], timeout=10)
     assert not alive
-    status = json.loads(hpo("status", "study", "--json").stdout)
+    status = json.loads(hpo_here("status", "study", "--json").stdout)
     assert status["running"] == 0, "the workers gave their trials back when their supervisor had gone"
     assert status["finished"] + status["waiting"] == 2
 
@@ -294,9 +294,9 @@ def test_a_run_survives_the_death_of_its_workers_and_no_worker_survives_its_run(
 
 @pytest.mark.parametrize("names", [[], ["study"]])
 def test_a_launch_says_that_its_study_was_deleted_meanwhile(
-    hpo: Hpo, start: Start, tmp_path: Path, waiting: dict[str, str], names: list[str]
+    hpo_here: Hpo, start: Start, tmp_path: Path, waiting: dict[str, str], names: list[str]
 ) -> None:
-    hpo("submit", write_waiting_study(tmp_path, budget=100, steps=60), **waiting)
+    hpo_here("submit", write_waiting_study(tmp_path, budget=100, steps=60), **waiting)
     launched = start("launch", *names, **waiting)
     wait_for(launched, lambda: len(epochs_done(tmp_path)) > 0)
     optuna.delete_study(study_name="study", storage=optuna_storage(f"sqlite:///{tmp_path}/hpo.db"))
@@ -305,18 +305,18 @@ def test_a_launch_says_that_its_study_was_deleted_meanwhile(
     assert "study was deleted while workers were running" in said.splitlines()[-1]
 
 
-def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo: Hpo, tmp_path: Path) -> None:
-    hpo("submit", write_study(tmp_path, model={"weights": "absent.safetensors"}))
-    result = hpo("launch", "study", "--workers", "1")
+def test_workers_that_cannot_start_end_the_run_with_their_reason(hpo_here: Hpo, tmp_path: Path) -> None:
+    hpo_here("submit", write_study(tmp_path, model={"weights": "absent.safetensors"}))
+    result = hpo_here("launch", "study", "--workers", "1")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1] == (
         f"hpo: model.weights: {tmp_path}/absent.safetensors does not exist; give a .safetensors or .pth file"
     )
-    assert json.loads(hpo("status", "study", "--json").stdout)["waiting"] == 4
+    assert json.loads(hpo_here("status", "study", "--json").stdout)["waiting"] == 4
 
 
-def test_reading_commands_import_no_torch(hpo: Hpo, tmp_path: Path) -> None:
-    hpo("submit", write_study(tmp_path))
+def test_reading_commands_import_no_torch(hpo_here: Hpo, tmp_path: Path) -> None:
+    hpo_here("submit", write_study(tmp_path))
     code = "import sys, hpo.cli.main as c\ntry: c.main()\nfinally: print(sorted({'torch'} & set(sys.modules)))"
     for arguments in (["--help"], ["best", "study"], ["top", "study"], ["status"]):
         command = [sys.executable, "-c", code, *arguments]

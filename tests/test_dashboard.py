@@ -88,9 +88,11 @@ def answer(url: str, password: str | None = None, context: ssl.SSLContext | None
         return refused.code
 
 
-def test_a_browser_watches_a_study_that_a_worker_fills(hpo: Hpo, start: Start, tmp_path: Path, browser: Any) -> None:
+def test_a_browser_watches_a_study_that_a_worker_fills(
+    hpo_here: Hpo, start: Start, tmp_path: Path, browser: Any
+) -> None:
     study = write_study(tmp_path, budget=3)
-    hpo("submit", study)
+    hpo_here("submit", study)
     page_server = start("dashboard", "--port", "0", "--read-only", HPO_DASHBOARD_PASSWORD=PASSWORD)
     address = address_of(page_server)
     paths = ["/", "/dashboard", "/api/studies", "/api/studies/1", "/static/bundle.js", "/csv/1", "/artifacts/1/1/0"]
@@ -107,7 +109,7 @@ def test_a_browser_watches_a_study_that_a_worker_fills(hpo: Hpo, start: Start, t
         finished.nth(expected - 1).wait_for(timeout=60_000)
     assert worker.wait(30) == 0
 
-    best = json.loads(hpo("best", "study", "--json").stdout)
+    best = json.loads(hpo_here("best", "study", "--json").stdout)
     page.goto(f"{address}/dashboard/studies/1/trials?numbers={best['number']}")
     page.get_by_text(f"clean {best['clean_accuracy']}", exact=True).wait_for()
     page.get_by_text(f"{best['correct']['clean']} of {best['images']}").first.wait_for()
@@ -119,14 +121,14 @@ def test_a_browser_watches_a_study_that_a_worker_fills(hpo: Hpo, start: Start, t
     page.get_by_text("Clean against perturbed accuracy").wait_for()
     refused = page.evaluate("fetch('/api/studies/1', {method: 'DELETE'}).then(answer => answer.status)")
     assert refused == 403
-    assert json.loads(hpo("status", "study", "--json").stdout)["finished"] == 3
+    assert json.loads(hpo_here("status", "study", "--json").stdout)["finished"] == 3
     page_server.terminate()
     assert page_server.wait(10) == 0
 
 
-def test_a_browser_annotates_renames_and_deletes(hpo: Hpo, start: Start, tmp_path: Path, browser: Any) -> None:
+def test_a_browser_annotates_renames_and_deletes(hpo_here: Hpo, start: Start, tmp_path: Path, browser: Any) -> None:
     for name in ("first", "second"):
-        hpo("submit", write_study(tmp_path), "--set", f"name={name}")
+        hpo_here("submit", write_study(tmp_path), "--set", f"name={name}")
     address = address_of(start("dashboard", "--port", "0", "--host", "127.0.0.2"))
     page = browser.new_page()
     page.goto(f"{address}/dashboard/studies/2/note")
@@ -149,7 +151,7 @@ def test_a_browser_annotates_renames_and_deletes(hpo: Hpo, start: Start, tmp_pat
     assert page.get_by_text("1. first").count() == 0
     page.goto(f"{address}/dashboard/studies/2/note")
     page.get_by_text("what I think of it").wait_for()
-    assert [study["study"] for study in json.loads(hpo("status", "--json").stdout)] == ["second thoughts"]
+    assert [study["study"] for study in json.loads(hpo_here("status", "--json").stdout)] == ["second thoughts"]
 
 
 def test_other_addresses_need_a_password_and_a_certificate_or_a_warning(

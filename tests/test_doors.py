@@ -1,8 +1,6 @@
 """What an installed package adds by entry points works as what is hpo's own, and nothing else is imported."""
 
 import json
-import os
-import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -119,29 +117,31 @@ def a_study(folder: Path, perturbation: dict[str, object], weight: float = 0.25)
 
 
 def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked_for(
-    hpo: Hpo, tmp_path: Path, package: dict[str, str]
+    hpo_here: Hpo, tmp_path: Path, package: dict[str, str]
 ) -> None:
     study = a_study(tmp_path, {"name": "stuck-pixels", "amount": 0.1})
-    ran = hpo("run", study, "--workers", "1", **package)
+    ran = hpo_here("run", study, "--workers", "1", **package)
     assert ran.returncode == 0, ran.stderr
-    top = json.loads(hpo("top", "study", "--json", "--where", "stuck_pixels >= 0", "--sort", "stuck_pixels:asc").stdout)
+    top = json.loads(
+        hpo_here("top", "study", "--json", "--where", "stuck_pixels >= 0", "--sort", "stuck_pixels:asc").stdout
+    )
     assert len(top) == 2, "reading needs no package"
     accuracies = [trial["perturbed_accuracy"]["stuck-pixels"] for trial in top]
     assert accuracies == sorted(accuracies)
-    nothing = hpo("top", "study", "--where", "stuck_pixels > 1")
+    nothing = hpo_here("top", "study", "--where", "stuck_pixels > 1")
     assert "no complete trial where stuck_pixels > 1" in nothing.stderr
-    assert "stuck_pixels" in hpo("top", "study", "--csv").stdout.splitlines()[0]
-    assert "stuck" in hpo("top", "study").stdout
-    (tmp_path / "again.toml").write_text(hpo("best", "study", "--toml").stdout)
-    again = hpo("submit", "again.toml", **package)
+    assert "stuck_pixels" in hpo_here("top", "study", "--csv").stdout.splitlines()[0]
+    assert "stuck" in hpo_here("top", "study").stdout
+    (tmp_path / "again.toml").write_text(hpo_here("best", "study", "--toml").stdout)
+    again = hpo_here("submit", "again.toml", **package)
     assert again.returncode == 0, again.stderr
 
-    assert hpo("extend", "study", "--budget", "3").returncode == 0
+    assert hpo_here("extend", "study", "--budget", "3").returncode == 0
     code = tmp_path / "site" / "theirs.py"
     code.write_text(code.read_text().replace("1.0)", "0.9)"))
-    other = hpo("worker", "study", **package)
+    other = hpo_here("worker", "study", **package)
     assert "study 'study' has other code of stuck-pixels than this machine" in other.stdout + other.stderr
-    assert json.loads(hpo("status", "study", "--json").stdout)["waiting"] == 1
+    assert json.loads(hpo_here("status", "study", "--json").stdout)["waiting"] == 1
 
 
 @pytest.mark.parametrize(
@@ -169,9 +169,9 @@ def test_a_perturbation_of_an_installed_package_is_trained_with_scored_and_asked
     ],
 )
 def test_bad_settings_are_one_line(
-    hpo: Hpo, tmp_path: Path, package: dict[str, str], perturbation: dict[str, object], expected: str
+    hpo_here: Hpo, tmp_path: Path, package: dict[str, str], perturbation: dict[str, object], expected: str
 ) -> None:
-    ran = hpo("submit", a_study(tmp_path, perturbation), **package)
+    ran = hpo_here("submit", a_study(tmp_path, perturbation), **package)
     assert ran.returncode == 2
     (line,) = ran.stderr.splitlines()
     assert expected in line
@@ -189,14 +189,14 @@ def with_network(folder: Path, network: str, **changes: object) -> str:
 
 
 def test_a_network_of_an_installed_package_is_fine_tuned_and_resumed(
-    hpo: Hpo, tmp_path: Path, package: dict[str, str]
+    hpo_here: Hpo, tmp_path: Path, package: dict[str, str]
 ) -> None:
-    ran = hpo("run", with_network(tmp_path, "small-conv-wide"), "--workers", "1", **package)
+    ran = hpo_here("run", with_network(tmp_path, "small-conv-wide"), "--workers", "1", **package)
     assert ran.returncode == 0, ran.stderr
-    best = json.loads(hpo("best", "study", "--json").stdout)
+    best = json.loads(hpo_here("best", "study", "--json").stdout)
     assert best["clean_accuracy"] > 0.15
-    assert hpo("run", with_network(tmp_path, "small-conv-wide"), **package).returncode == 0
-    elsewhere = hpo("worker", "study", "--storage", "sqlite:///hpo.db")
+    assert hpo_here("run", with_network(tmp_path, "small-conv-wide"), **package).returncode == 0
+    elsewhere = hpo_here("worker", "study", "--storage", "sqlite:///hpo.db")
     assert elsewhere.returncode == 0, "it is done, and can be read"
 
 
@@ -217,32 +217,17 @@ def test_a_network_of_an_installed_package_is_fine_tuned_and_resumed(
     ],
 )
 def test_a_network_that_does_not_fit_is_one_line(
-    hpo: Hpo, tmp_path: Path, package: dict[str, str], network: str, changes: dict[str, object], expected: str
+    hpo_here: Hpo, tmp_path: Path, package: dict[str, str], network: str, changes: dict[str, object], expected: str
 ) -> None:
     search = {"batch_size": {"choices": [16, 32]}, "learning_rate": 0.05, "frozen_layers": 0} | changes
-    ran = hpo("run", with_network(tmp_path, network, search=search), "--workers", "1", **package)
+    ran = hpo_here("run", with_network(tmp_path, network, search=search), "--workers", "1", **package)
     assert ran.returncode == 2
     assert expected in ran.stderr
     assert "Traceback" not in ran.stderr
 
 
-REFUSED = """
-import sys
-from hpo.cli.main import main
-study = sys.argv[1]
-for settings in (["model.weights=imagenet"], ["model.name=small-conv-wide", "model.weights=w.pth"]):
-    sys.argv = ["hpo", "run", study, "--set", "name=other"]
-    for setting in settings:
-        sys.argv += ["--set", setting]
-    try:
-        main()
-    except SystemExit as ended:
-        assert ended.code == 2
-"""
-
-
 def test_weights_of_an_installed_network(
-    hpo: Hpo, tmp_path: Path, package: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    hpo_here: Hpo, tmp_path: Path, package: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Taken from a file, its own head among them; not from ImageNet, where there are none."""
     import torch
@@ -252,36 +237,37 @@ def test_weights_of_an_installed_network(
     monkeypatch.delitem(sys.modules, "theirs")
     torch.save(small.state_dict(), tmp_path / "w.pth")
     study = with_network(tmp_path, "small-conv")
-    given = hpo("run", study, "--workers", "1", "--set", "model.weights=w.pth", **package)
+    given = hpo_here("run", study, "--workers", "1", "--set", "model.weights=w.pth", **package)
     assert given.returncode == 0, given.stderr
-    refused = subprocess.run(
-        [sys.executable, "-c", REFUSED, study], cwd=tmp_path, env=os.environ | package, capture_output=True, text=True
-    )
+    other = ("run", study, "--set", "name=other")
+    refused = hpo_here(*other, "--set", "model.weights=imagenet", **package)
+    assert refused.returncode == 2
     assert "model.weights: there are none from ImageNet for small-conv; give a file, or 'none'" in refused.stderr
-    assert "do not fit model.name = 'small-conv-wide'" in refused.stderr
+    wider = ("--set", "model.name=small-conv-wide", "--set", "model.weights=w.pth")
+    assert "do not fit model.name = 'small-conv-wide'" in hpo_here(*other, *wider, **package).stderr
 
 
 def test_where_the_package_is_missing_workers_say_so_and_others_go_on(
-    hpo: Hpo, tmp_path: Path, package: dict[str, str]
+    hpo_here: Hpo, tmp_path: Path, package: dict[str, str]
 ) -> None:
-    assert hpo("submit", a_study(tmp_path, {"name": "stuck-pixels", "amount": 0.1}), **package).returncode == 0
+    assert hpo_here("submit", a_study(tmp_path, {"name": "stuck-pixels", "amount": 0.1}), **package).returncode == 0
     other = write_study(tmp_path, name="other", budget=1, training={"epochs": 1, "horizontal_flip": False})
-    assert hpo("submit", other).returncode == 0
-    worked = hpo("worker")
+    assert hpo_here("submit", other).returncode == 0
+    worked = hpo_here("worker")
     assert "no perturbation 'stuck-pixels'; installed here are:" in worked.stdout + worked.stderr
-    status = {each["study"]: each["finished"] for each in json.loads(hpo("status", "--json").stdout)}
+    status = {each["study"]: each["finished"] for each in json.loads(hpo_here("status", "--json").stdout)}
     assert status == {"study": 0, "other": 1}
 
 
 def test_an_objective_whose_code_was_changed_is_not_gone_on_with(
-    hpo: Hpo, tmp_path: Path, waiting: dict[str, str]
+    hpo_here: Hpo, tmp_path: Path, waiting: dict[str, str]
 ) -> None:
-    assert hpo("submit", write_waiting_study(tmp_path, budget=1, steps=1), **waiting).returncode == 0
-    assert hpo("worker", "study", **waiting).returncode == 0
-    assert "1 trial added" in hpo("extend", "study", "--budget", "2").stderr
+    assert hpo_here("submit", write_waiting_study(tmp_path, budget=1, steps=1), **waiting).returncode == 0
+    assert hpo_here("worker", "study", **waiting).returncode == 0
+    assert "1 trial added" in hpo_here("extend", "study", "--budget", "2").stderr
     code = tmp_path / "waiting" / "waiting.py"
     code.write_text(code.read_text() + "# changed\n")
-    refused = hpo("worker", "study", **waiting)
+    refused = hpo_here("worker", "study", **waiting)
     assert refused.returncode == 2
     assert "study 'study' has other code of waiting than this machine" in refused.stderr
 

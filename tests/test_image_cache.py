@@ -189,18 +189,18 @@ def test_a_zip_that_changed_is_noticed(tmp_path: Path) -> None:
     assert load(tmp_path, zip_tree(source, archive)).fingerprint != before
 
 
-def test_decoded_images_are_removed_and_made_again_and_nothing_else_goes(tmp_path: Path, hpo: Hpo) -> None:
+def test_decoded_images_are_removed_and_made_again_and_nothing_else_goes(tmp_path: Path, hpo_here: Hpo) -> None:
     source = write_class_folders(tmp_path / "photos", each=6)
     expected = load(tmp_path, source)
     root = tmp_path / "root"
     (root / "tiny-imagenet-200.zip").write_bytes(b"downloaded")
     (root / "images" / ".building-digits-x-1").mkdir()
     before = expected.tuning.pixels[expected.tuning.rows]
-    cleaned = hpo("clean", "--cache", HPO_DATA_ROOT=str(root))
+    cleaned = hpo_here("clean", "--cache", HPO_DATA_ROOT=str(root))
     assert cleaned.returncode == 0
     assert cleaned.stderr.startswith(f"2 image sets removed from {root}/images, 0.0 MB")
     assert sorted(path.name for path in root.rglob("*")) == [".lock", "images", "tiny-imagenet-200.zip"]
     assert (expected.tuning.pixels[expected.tuning.rows] == before).all(), "who has them open goes on"
     assert load(tmp_path, source).fingerprint == expected.fingerprint
-    assert "Missing option '--cache'" in hpo("clean").stderr
-    assert hpo("clean", "--cache", "--root", str(tmp_path / "absent")).stderr.startswith("0 image sets removed")
+    assert "Missing option '--cache'" in hpo_here("clean").stderr
+    assert hpo_here("clean", "--cache", "--root", str(tmp_path / "absent")).stderr.startswith("0 image sets removed")

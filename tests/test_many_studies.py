@@ -269,15 +269,15 @@ def test_a_baseline_out_of_memory_fails_and_keeps_the_constraint(engine: sa.Engi
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux's full disk")
-def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo: Hpo, tmp_path: Path, waiting: dict[str, str]) -> None:
-    assert hpo("submit", write_waiting_study(tmp_path, budget=2, steps=1), **waiting).returncode == 0
+def test_a_worker_whose_log_is_on_a_full_disk_goes_on(hpo_here: Hpo, tmp_path: Path, waiting: dict[str, str]) -> None:
+    assert hpo_here("submit", write_waiting_study(tmp_path, budget=2, steps=1), **waiting).returncode == 0
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "hpo", "worker"]
         ran = subprocess.run(
             command, cwd=tmp_path, env=os.environ | waiting, stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert "Traceback" not in ran.stderr
-    assert json.loads(hpo("status", "--json").stdout)[0]["finished"] == 2
+    assert json.loads(hpo_here("status", "--json").stdout)[0]["finished"] == 2
 
 
 def test_a_study_of_before_a_value_was_refused_can_be_read(engine: sa.Engine) -> None:

@@ -23,15 +23,15 @@ from hpo.vision.data.images import load_images
 QUICK = ("--set", "training.epochs=1", "--set", "budget=2")
 
 
-def test_a_study_of_ones_own_images_in_two_commands(hpo: Hpo, tmp_path: Path) -> None:
+def test_a_study_of_ones_own_images_in_two_commands(hpo_here: Hpo, tmp_path: Path) -> None:
     """Of the fewest images that can be: one of each class to learn from, one to tune on, one to test on."""
     write_class_folders(tmp_path / "photos of\tmine", ("cats", "dogs"), each=3)
-    wrote = hpo("new", "birds.toml", "--images", "photos of\tmine/")
+    wrote = hpo_here("new", "birds.toml", "--images", "photos of\tmine/")
     assert wrote.returncode == 0, wrote.stderr
     assert wrote.stderr.endswith("Next: hpo run birds.toml\n")
-    ran = hpo("run", "birds.toml", "--set", "model.weights=none", *QUICK)  # no network here
+    ran = hpo_here("run", "birds.toml", "--set", "model.weights=none", *QUICK)  # no network here
     assert ran.returncode == 0, ran.stderr
-    status = json.loads(hpo("status", "birds", "--json").stdout)
+    status = json.loads(hpo_here("status", "birds", "--json").stdout)
     assert status["finished"] == 2
 
 
@@ -46,17 +46,17 @@ def test_zips_and_tinyimagenets_layout_are_told_apart(tmp_path: Path, source: st
     assert len(load_images(data, spec.model.input_size, spec.seed).tuning) >= 2
 
 
-def test_a_study_of_the_digits_in_two_commands(hpo: Hpo, tmp_path: Path) -> None:
+def test_a_study_of_the_digits_in_two_commands(hpo_here: Hpo, tmp_path: Path) -> None:
     """And with logs in a folder of one's own, where the usual one cannot be made."""
-    assert "digits" in hpo("new", "digits.toml").stderr
+    assert "digits" in hpo_here("new", "digits.toml").stderr
     (tmp_path / "hpo-logs").write_text("in the way")
     few = ("--set", "data.images_per_class=10", "--set", "data.validation_fraction=0.05", *QUICK)
-    refused = hpo("run", "digits.toml", *few)
+    refused = hpo_here("run", "digits.toml", *few)
     assert refused.returncode == 2
     assert "the logs' folder hpo-logs/digits cannot be written" in refused.stderr
     assert "set HPO_LOGS" in refused.stderr
     assert "Traceback" not in refused.stderr
-    ran = hpo("run", "digits.toml", *few, "--workers", "1", HPO_LOGS="elsewhere")
+    ran = hpo_here("run", "digits.toml", *few, "--workers", "1", HPO_LOGS="elsewhere")
     assert ran.returncode == 0, ran.stderr
     assert "Best configurations of digits" in ran.stdout
     assert list((tmp_path / "elsewhere" / "digits").glob("*.log"))

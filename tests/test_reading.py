@@ -47,66 +47,70 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_json_and_csv_say_the_same(hpo: Hpo, folder: Path) -> None:
+def test_json_and_csv_say_the_same(hpo_here: Hpo, folder: Path) -> None:
     for arguments in (["top", "large", "-n", "3"], ["pareto", "large"], ["history", "large"]):
-        records = json.loads(hpo(*arguments, "--json").stdout)
-        rows = list(csv.DictReader(io.StringIO(hpo(*arguments, "--csv").stdout)))
+        records = json.loads(hpo_here(*arguments, "--json").stdout)
+        rows = list(csv.DictReader(io.StringIO(hpo_here(*arguments, "--csv").stdout)))
         assert [int(row["number"]) for row in rows] == [record["number"] for record in records]
         for row, record in zip(rows, records, strict=True):
             assert float(row["score"]) == record["score"]
             assert float(row["gaussian_noise"]) == record["perturbed_accuracy"]["gaussian-noise"]
             assert row["batch_size"] == str(record["params"]["batch_size"])
-    shares = json.loads(hpo("importances", "large", "--json").stdout)
+    shares = json.loads(hpo_here("importances", "large", "--json").stdout)
     assert math.isclose(sum(shares.values()), 1)
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
 
 
-def test_tables_show_what_was_asked_for(hpo: Hpo, folder: Path) -> None:
-    shown = hpo("top", "large", "-n", "2", "--where", "batch_size >= 128 and state = 'pruned'", "--sort", "number:asc")
+def test_tables_show_what_was_asked_for(hpo_here: Hpo, folder: Path) -> None:
+    shown = hpo_here(
+        "top", "large", "-n", "2", "--where", "batch_size >= 128 and state = 'pruned'", "--sort", "number:asc"
+    )
     assert "where batch_size >= 128 and state = 'pruned' by number:asc" in " ".join(shown.stdout.split())
-    assert "█" in hpo("importances", "large").stdout
-    assert "recolor" in hpo("history", "large").stdout
-    nothing = hpo("top", "large", "--where", "clean_accuracy > 0.99")
+    assert "█" in hpo_here("importances", "large").stdout
+    assert "recolor" in hpo_here("history", "large").stdout
+    nothing = hpo_here("top", "large", "--where", "clean_accuracy > 0.99")
     assert (nothing.returncode, nothing.stdout) == (1, "")
     assert "has no complete trial where clean_accuracy > 0.99; for other trials name the state" in nothing.stderr
-    assert hpo("top", "large", "--where", "clean_accuracy > 0.99", "--csv").stdout.startswith("study,number,state,")
-    mistaken = hpo("top", "large", "--where", "batch > 1")
+    assert hpo_here("top", "large", "--where", "clean_accuracy > 0.99", "--csv").stdout.startswith(
+        "study,number,state,"
+    )
+    mistaken = hpo_here("top", "large", "--where", "batch > 1")
     assert mistaken.returncode == 2
     assert mistaken.stderr.startswith("hpo: --where: 'batch' is not a field; fields: number,")
-    assert "give only one of them" in hpo("top", "large", "--json", "--csv").stderr
+    assert "give only one of them" in hpo_here("top", "large", "--json", "--csv").stderr
 
 
-def test_a_study_without_a_complete_trial_is_one_line(hpo: Hpo, tmp_path: Path) -> None:
+def test_a_study_without_a_complete_trial_is_one_line(hpo_here: Hpo, tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     submit(engine, make_spec())
     engine.dispose()
     for command in ("best", "top", "pareto", "history"):
-        refused = hpo(command, "study")
+        refused = hpo_here(command, "study")
         assert (refused.returncode, refused.stdout) == (1, "")
         assert refused.stderr.startswith("hpo: study 'study' has no complete trial yet; `hpo status study` shows")
         assert refused.stderr.count("\n") == 1
-    assert (hpo("top", "study", "--json").returncode, hpo("top", "study", "--json").stdout) == (0, "[]\n")
+    assert (hpo_here("top", "study", "--json").returncode, hpo_here("top", "study", "--json").stdout) == (0, "[]\n")
 
 
-def test_equal_scores_have_no_importances(hpo: Hpo, folder: Path) -> None:
+def test_equal_scores_have_no_importances(hpo_here: Hpo, folder: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{folder}/hpo.db"))
     with engine.begin() as connection:
         connection.execute(sa.text("UPDATE trial_values SET value = 0.1 + 0.2"))
     engine.dispose()
     for options in ([], ["--json"], ["--csv"]):
-        refused = hpo("importances", "large", *options)
+        refused = hpo_here("importances", "large", *options)
         assert (refused.returncode, refused.stdout) == (1, "")
         assert refused.stderr == (
             "hpo: all complete trials of study 'large' have the same score: there is nothing to explain\n"
         )
 
 
-def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo: Hpo, start: Start, tmp_path: Path) -> None:
+def test_status_and_watch_show_what_runs_and_end_with_the_budget(hpo_here: Hpo, start: Start, tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     for name in ("[bold]odd", "second"):
         study, _ = submit(engine, make_spec(name=name, budget=2))
     claim_next(engine, study, "far-away:77")
-    shown = hpo("status").stdout
+    shown = hpo_here("status").stdout
     assert "[bold]odd" in shown
     lines = [line.split() for line in shown.splitlines()]
     heading = next(line for line in lines if line[:1] == ["study"])
@@ -210,9 +214,9 @@ def test_a_table_for_a_full_disk_is_one_line(constrained: Path, arguments: list[
     assert ran.stderr.splitlines() == ["hpo: no space left on the device: cannot write the output"]
 
 
-def test_infeasible_trials_are_sorted_as_it_was_asked_for(hpo: Hpo, constrained: Path) -> None:
+def test_infeasible_trials_are_sorted_as_it_was_asked_for(hpo_here: Hpo, constrained: Path) -> None:
     for sort, ascending in (("score:asc", True), ("learning_rate", False), ("score", False)):
-        found = json.loads(hpo("top", "tight", "--sort", sort, "--json").stdout)
+        found = json.loads(hpo_here("top", "tight", "--sort", sort, "--json").stdout)
         infeasible = [trial for trial in found if not trial["feasible"]]
         assert len(infeasible) > 2
         field = sort.removesuffix(":asc")
@@ -222,10 +226,10 @@ def test_infeasible_trials_are_sorted_as_it_was_asked_for(hpo: Hpo, constrained:
         assert values == sorted(values, reverse=not ascending), sort
 
 
-def test_options_that_exclude_each_other_and_numbers_out_of_range_are_refused(hpo: Hpo, constrained: Path) -> None:
-    refused = hpo("best", "loose", "--csv", "--toml")
+def test_options_that_exclude_each_other_and_numbers_out_of_range_are_refused(hpo_here: Hpo, constrained: Path) -> None:
+    refused = hpo_here("best", "loose", "--csv", "--toml")
     assert (refused.returncode, refused.stderr) == (2, "hpo: --csv and --toml: give only one of them\n")
-    refused = hpo("top", "loose", "-n", "9" * 20)
+    refused = hpo_here("top", "loose", "-n", "9" * 20)
     assert refused.returncode == 2
     assert "is not in the range 1<=x<=1000000" in refused.stderr
 
@@ -248,33 +252,33 @@ def constrained(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_where_there_is_a_constraint_every_table_shows_what_is_feasible(hpo: Hpo, constrained: Path) -> None:
+def test_where_there_is_a_constraint_every_table_shows_what_is_feasible(hpo_here: Hpo, constrained: Path) -> None:
     for command in ("top", "pareto"):
-        shown = hpo(command, "loose").stdout
-        trials = {int(row["number"]): row for row in json.loads(hpo(command, "loose", "--json").stdout)}
+        shown = hpo_here(command, "loose").stdout
+        trials = {int(row["number"]): row for row in json.loads(hpo_here(command, "loose", "--json").stdout)}
         marks = dict(re.findall(r"^ +(\d+)  ([✓✗])", shown, re.MULTILINE))
         assert {int(number): mark == "✓" for number, mark in marks.items()} == {
             number: row["feasible"] for number, row in trials.items()
         }
         assert set(marks.values()) == {"✓", "✗"}
         assert "✓ feasible: at most 2 points of clean accuracy below the baseline" in shown
-    infeasible = hpo("top", "loose", "--where", "feasible = 0").stdout
+    infeasible = hpo_here("top", "loose", "--where", "feasible = 0").stdout
     assert "✗" in infeasible
     assert "o trial is feasible" not in infeasible
-    assert "✓" not in hpo("top", "large").stdout
+    assert "✓" not in hpo_here("top", "large").stdout
 
 
-def test_no_trial_is_shown_as_feasible_before_it_and_the_baseline_are_complete(hpo: Hpo, tmp_path: Path) -> None:
+def test_no_trial_is_shown_as_feasible_before_it_and_the_baseline_are_complete(hpo_here: Hpo, tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     study, _ = submit(engine, make_spec(budget=2, objective=tight_objective(0.02)))
     claimed = [claim_next(engine, study, "host:1") for _ in range(2)]
     attempts = {claim.start.baseline: claim.hold for claim in claimed if claim is not None}
     accuracies = {"clean": 0.9, "gaussian-noise": 0.5}
-    assert marks(hpo("top", "study", "--where", "state = 'running'").stdout) == ["–", "–"]  # noqa: RUF001
+    assert marks(hpo_here("top", "study", "--where", "state = 'running'").stdout) == ["–", "–"]  # noqa: RUF001
     end(engine, attempts[False], "COMPLETE", 0.7, accuracies)
-    assert marks(hpo("top", "study").stdout) == ["–"]  # noqa: RUF001
+    assert marks(hpo_here("top", "study").stdout) == ["–"]  # noqa: RUF001
     end(engine, attempts[True], "COMPLETE", 0.6, accuracies)
-    assert marks(hpo("top", "study").stdout) == ["✓", "✓", "✓"], "the baseline once more below"
+    assert marks(hpo_here("top", "study").stdout) == ["✓", "✓", "✓"], "the baseline once more below"
     engine.dispose()
 
 
@@ -282,25 +286,25 @@ def marks(table: str) -> list[str]:
     return re.findall(r"^ *(?:\d+|baseline)  ([✓✗–])", table, re.MULTILINE)  # noqa: RUF001
 
 
-def test_a_best_that_is_the_baseline_is_said_to_be(hpo: Hpo, constrained: Path) -> None:
-    assert json.loads(hpo("best", "tight", "--json").stdout)["baseline"]
+def test_a_best_that_is_the_baseline_is_said_to_be(hpo_here: Hpo, constrained: Path) -> None:
+    assert json.loads(hpo_here("best", "tight", "--json").stdout)["baseline"]
     for command in ("best", "top"):
-        assert "No feasible trial beats the baseline." in hpo(command, "tight").stdout
-        assert "beats the baseline" not in hpo(command, "loose").stdout
-    assert hpo("best", "tight", "--toml").stdout.startswith("# No feasible trial beats the baseline: this is the")
-    assert "beats the baseline" not in hpo("best", "loose", "--toml").stdout
+        assert "No feasible trial beats the baseline." in hpo_here(command, "tight").stdout
+        assert "beats the baseline" not in hpo_here(command, "loose").stdout
+    assert hpo_here("best", "tight", "--toml").stdout.startswith("# No feasible trial beats the baseline: this is the")
+    assert "beats the baseline" not in hpo_here("best", "loose", "--toml").stdout
 
 
-def test_tables_say_how_much_so_many_images_tell(hpo: Hpo, folder: Path) -> None:
+def test_tables_say_how_much_so_many_images_tell(hpo_here: Hpo, folder: Path) -> None:
     assert "With this many images an accuracy is known to ± 2.0 points (95 % confidence)" in " ".join(
-        hpo("best", "large").stdout.split()
+        hpo_here("best", "large").stdout.split()
     )
     assert tables.half_width(0.5, 2500) == pytest.approx(1.96 * math.sqrt(0.25 / 2500), rel=1e-3)
     assert 0 < tables.half_width(1.0, 114) < 0.03, "all right is not quite certain"
 
 
-def test_ctrl_c_is_the_way_out_of_watch(hpo: Hpo, start: Start, tmp_path: Path) -> None:
-    hpo("submit", write_study(tmp_path))
+def test_ctrl_c_is_the_way_out_of_watch(hpo_here: Hpo, start: Start, tmp_path: Path) -> None:
+    hpo_here("submit", write_study(tmp_path))
     watching = start("watch")
     assert watching.stdout is not None
     while "study" not in watching.stdout.readline():
@@ -427,11 +431,11 @@ def test_a_score_of_any_size_takes_few_digits(score: float, shown: str) -> None:
     assert tables.shown_score(score) == shown
 
 
-def test_commands_to_copy_are_quoted_and_a_stopped_study_says_so(hpo: Hpo, tmp_path: Path) -> None:
+def test_commands_to_copy_are_quoted_and_a_stopped_study_says_so(hpo_here: Hpo, tmp_path: Path) -> None:
     engine = create_database(parse_url(f"sqlite:///{tmp_path}/hpo.db"))
     submit(engine, make_spec(name="a b"))
-    assert "`hpo resume 'a b'` continues it" in hpo("stop", "a b").stderr
-    assert "`hpo resume 'a b'` continues it" in hpo("status", "a b").stdout
-    extended = hpo("extend", "a b", "--budget", "9").stderr
+    assert "`hpo resume 'a b'` continues it" in hpo_here("stop", "a b").stderr
+    assert "`hpo resume 'a b'` continues it" in hpo_here("status", "a b").stdout
+    extended = hpo_here("extend", "a b", "--budget", "9").stderr
     assert "It is stopped: requested by `hpo stop`; `hpo resume 'a b'` continues it" in extended
     engine.dispose()

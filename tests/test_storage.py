@@ -75,8 +75,8 @@ def test_tables_of_another_program_are_left_alone(storage_url: str) -> None:
         "postgresql://user:p@ss@word/x@host/db",
     ],
 )
-def test_no_part_of_a_password_with_an_at_sign_is_shown(hpo: Hpo, url: str) -> None:
-    ran = hpo("status", "--storage", url)
+def test_no_part_of_a_password_with_an_at_sign_is_shown(hpo_here: Hpo, url: str) -> None:
+    ran = hpo_here("status", "--storage", url)
     assert ran.returncode == 2
     assert "write @ as %40" in ran.stderr
     assert not any(

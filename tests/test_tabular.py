@@ -44,22 +44,17 @@ def environment(folder: Path, storage: str = "") -> dict[str, str]:
 
 @pytest.fixture
 def hpo(python: Path, tmp_path: Path, hpo_here: Hpo, request: pytest.FixtureRequest) -> Run:
-    """The command in that environment, on the database that the test asks for; what only reads, in this process, which
-    does not have the package.
+    """The command on the database that the test asks for, in this process, which finds the package in that environment;
+    what only reads does not find it.
     """
     storage = request.getfixturevalue("postgresql_url") if "postgresql_url" in request.fixturenames else ""
+    (packages,) = python.parent.parent.glob("lib/python*/site-packages")
 
-    def run(*arguments: str, interpreter: Path | None = None) -> subprocess.CompletedProcess[str]:
-        if interpreter is None and arguments[0] not in ("run", "submit", "worker", "confirm", "report", "export"):
-            return hpo_here(*arguments, HPO_STORAGE=environment(tmp_path, storage)["HPO_STORAGE"])
-        return subprocess.run(
-            [interpreter or python, "-m", "hpo", *arguments],
-            cwd=tmp_path,
-            env=environment(tmp_path, storage),
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
+    def run(*arguments: str, alone: bool = False) -> subprocess.CompletedProcess[str]:
+        given = {"HPO_STORAGE": environment(tmp_path, storage)["HPO_STORAGE"]}
+        if not alone and arguments[0] in ("run", "submit", "worker", "confirm", "report", "export"):
+            given["PYTHONPATH"] = str(packages)
+        return hpo_here(*arguments, **given)
 
     return run
 
@@ -83,8 +78,12 @@ def found(hpo: Run, *arguments: str) -> Any:
     return json.loads(ran.stdout)
 
 
-def test_an_objective_of_a_package_is_searched_by_real_workers(postgresql_url: str, hpo: Run, tmp_path: Path) -> None:
-    ran = hpo("run", study_file(tmp_path, max_clean_drop=0.02), "--workers", "2")
+def test_an_objective_of_a_package_is_searched_by_real_workers(
+    postgresql_url: str, hpo: Run, python: Path, tmp_path: Path
+) -> None:
+    command = [python, "-m", "hpo", "run", study_file(tmp_path, max_clean_drop=0.02), "--workers", "2"]
+    given = environment(tmp_path, postgresql_url)
+    ran = subprocess.run(command, cwd=tmp_path, env=given, capture_output=True, text=True, timeout=200)
     assert ran.returncode == 0, ran.stderr
     assert "clean" in ran.stdout
     assert "%" not in ran.stdout.replace("(95 %)", ""), "only of accuracies of images it is known that they are shares"
@@ -109,7 +108,8 @@ def test_an_objective_of_a_package_is_searched_by_real_workers(postgresql_url: s
     assert "noise" in hpo("top", "tabular").stdout
 
     (tmp_path / "best.toml").write_text(hpo("best", "tabular", "--toml").stdout)
-    again = hpo("run", "best.toml")
+    assert hpo("submit", "best.toml").returncode == 0
+    again = hpo("worker")
     assert again.returncode == 0, again.stderr
     (same,) = found(hpo, "top", found(hpo, "status")[-1]["study"])
     assert same["score"] == found(hpo, "best", "tabular")["score"]
@@ -157,11 +157,11 @@ def test_what_differs_from_a_study_that_was_submitted_is_said(hpo: Run, tmp_path
 
 def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo: Run, tmp_path: Path) -> None:
     assert hpo("submit", study_file(tmp_path)).returncode == 0
-    assert hpo("run", "study.toml", "--set", "name=done", "--set", "budget=2").returncode == 0
-    without = Path(sys.executable)
+    assert hpo("submit", "study.toml", "--set", "name=done", "--set", "budget=2").returncode == 0
+    assert hpo("worker", "done").returncode == 0
     for command in (["status"], ["top", "done"]):
-        assert hpo(*command, interpreter=without).returncode == 0
-    refused = hpo("worker", "tabular", interpreter=without)
+        assert hpo(*command).returncode == 0
+    refused = hpo("worker", "tabular", alone=True)
     assert refused.returncode == 2
     assert "no objective 'noisy-tabular'; installed here are: robust-accuracy" in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
@@ -171,7 +171,7 @@ def test_where_the_package_is_missing_its_studies_are_read_and_not_worked_on(hpo
 def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
     hpo: Run, python: Path, tmp_path: Path
 ) -> None:
-    study = study_file(tmp_path, steps=400)  # seconds long: checkpoints are a second apart
+    study = study_file(tmp_path, steps=200)  # seconds long: checkpoints are a second apart
     changes = ("--set", "budget=2", "--set", "pruner.name=none")
     hpo("submit", study, *changes, "--set", "name=unbroken")
     assert hpo("worker", "unbroken").returncode == 0
@@ -192,7 +192,8 @@ def test_a_trial_goes_on_from_its_checkpoint_after_its_worker_was_killed(
 
 
 def test_an_objective_of_a_package_is_confirmed_and_reported(hpo: Run, tmp_path: Path) -> None:
-    assert hpo("run", study_file(tmp_path)).returncode == 0
+    assert hpo("submit", study_file(tmp_path)).returncode == 0
+    assert hpo("worker").returncode == 0
     rows = found(hpo, "confirm", "tabular", "--top", "1", "--seeds", "3")
     assert {(row["role"], row["condition"]) for row in rows} == {
         (role, condition) for role in ("baseline", "candidate") for condition in ("clean", "noise")
