@@ -229,8 +229,8 @@ def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool]) -> N
 def test_a_trial_that_was_stopped_or_killed_gives_what_the_unbroken_one_gives(
     hpo_here: Hpo, start: Start, tmp_path: Path
 ) -> None:
-    data = {"name": "digits", "images_per_class": 25, "validation_fraction": 0.03}
-    changes = {"budget": 1, "training": {"epochs": 4, "horizontal_flip": False}, "data": data}
+    data = {"name": "digits", "images_per_class": 15, "validation_fraction": 0.03}
+    changes = {"budget": 1, "training": {"epochs": 3, "horizontal_flip": False}, "data": data}
     study = write_study(tmp_path, **changes)
     elsewhere = ("--storage", "sqlite:///unbroken.db")
     hpo_here("submit", study, *elsewhere)

@@ -34,7 +34,7 @@ def test_images(sqlite_engine: sa.Engine, data_root: Path, tmp_path: Path, monke
     """A finished study in the current folder; its test images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
-    data = {"name": "digits", "validation_fraction": 0.05}
+    data = {"name": "digits", "images_per_class": 60, "validation_fraction": 0.05}
     spec = make_spec(budget=2, data=data, training={"epochs": 2, "horizontal_flip": False})
     submit(sqlite_engine, spec)
     load = partial(load_objective, threads=1, say=lambda text: None)

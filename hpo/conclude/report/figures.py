@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ class Drawn:
 
     def svg(self) -> str:
         """For the page."""
-        text = _svg(self.figure, self.name)
+        text = self._svg
         text = text[text.index("<svg") :]
         for gid, value in self.values.items():
             text = text.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{_escaped(value)}</title>', 1)
@@ -56,19 +57,20 @@ class Drawn:
 
     def write(self, folder: Path) -> None:
         """SVG, PNG and CSV. Raises OSError."""
-        (folder / f"{self.name}.svg").write_text(_svg(self.figure, self.name), encoding="utf-8")
+        (folder / f"{self.name}.svg").write_text(self._svg, encoding="utf-8")
         self.figure.savefig(folder / f"{self.name}.png", dpi=200, facecolor="white")
         with (folder / f"{self.name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in self.rows for key in row)))
             writer.writeheader()
             writer.writerows(self.rows)
 
-
-def _svg(figure: Figure, salt: str) -> str:
-    content = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):  # text, and ids that differ between figures
-        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
-    return content.getvalue()
+    @cached_property
+    def _svg(self) -> str:
+        content = io.StringIO()
+        own_ids = {"svg.fonttype": "none", "svg.hashsalt": self.name}  # text, and ids that differ between figures
+        with mpl.rc_context(own_ids):
+            self.figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+        return content.getvalue()
 
 
 def _escaped(text: str) -> str:
