@@ -67,8 +67,7 @@ class Drawn:
     @cached_property
     def _svg(self) -> str:
         content = io.StringIO()
-        own_ids = {"svg.fonttype": "none", "svg.hashsalt": self.name}  # text, and ids that differ between figures
-        with mpl.rc_context(own_ids):
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": self.name}):  # text; ids of each figure's own
             self.figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
         return content.getvalue()
 
