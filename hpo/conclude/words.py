@@ -12,6 +12,8 @@ from hpo.study_file.perturbations import against
 from hpo.study_file.spec import Spec
 from hpo.trial_result import CLEAN
 
+MORE_IMAGES = {2: "twice", 5: "five times", 10: "ten times"}
+
 
 @dataclass
 class Conclusions:
@@ -62,6 +64,21 @@ def _say_of(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> No
             said.unknown.append(_sentence(change))
         if result.condition.name == CLEAN and (limit := max_clean_drop(confirmed)) is not None:
             _say_of_limit(confirmed, candidate, difference.interval, limit, said)
+    _say_of_others(confirmed, candidate, said)
+
+
+def _say_of_others(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> None:
+    """Of conditions that nothing is claimed of: where the candidate seems worse."""
+    worse = [
+        f"{where(confirmed, each.condition)} {_between(confirmed, each.to_baseline.interval)}"
+        for each in confirmed.of("candidate", candidate.trial)
+        if not each.condition.main and each.to_baseline and each.to_baseline.interval.high < 0
+    ]
+    if worse:
+        said.costs.append(
+            f"Trial {candidate.trial} also seems worse than the baseline, by intervals alone (no claim, since there "
+            f"are many of them): {'; '.join(worse)}."
+        )
 
 
 def _sentence(text: str) -> str:
@@ -69,18 +86,30 @@ def _sentence(text: str) -> str:
 
 
 def named(spec: Spec, part: str) -> str:
-    """`fog`, `fog (held out)`, `adversarial-noise (made against the search's baseline)`."""
+    """`fog`, `fog (held out)`, `adversarial-noise (against the search's baseline)`."""
     made = against("baseline", spec.objective.perturbations) if isinstance(spec, ImageSpec) else []
     remarks = [
-        *(["made against the search's baseline"] if part in [each.name for each in made] else []),
+        *(["against the search's baseline"] if part in [each.name for each in made] else []),
         *(["held out"] if part in spec.hold_outs else []),
     ]
     return f"{part} ({', '.join(remarks)})" if remarks else part
 
 
+def is_held_out(confirmed: Confirmed, condition: Condition) -> bool:
+    return condition.name in confirmed.search.spec.hold_outs
+
+
+def _held_out(spec: Spec, part: str) -> str:
+    scored = isinstance(spec, ImageSpec) and any(
+        each.name == part and each.weight for each in spec.objective.perturbations
+    )
+    counted_too = ", but it counted in the score" if scored else ", and it did not count in the score"
+    return f"held out: nothing was trained on it{counted_too}"
+
+
 def where(confirmed: Confirmed, condition: Condition) -> str:
     """`under gaussian-noise 0.1`, `on clean images`; of a hold-out it is said."""
-    held_out = " (held out: nothing was trained on it)" if condition.name in confirmed.search.spec.hold_outs else ""
+    held_out = f" ({_held_out(confirmed.search.spec, condition.name)})" if is_held_out(confirmed, condition) else ""
     if condition.name == CLEAN and confirmed.search.spec.shows_percent:
         return "on clean images"
     severity = "" if condition.severity is None else f" {condition.severity:g}"
@@ -155,10 +184,10 @@ def _needed(confirmed: Confirmed, difference: Difference) -> str:
         return f"if it is real, about {more} seeds would tell, instead of {seeds}"
     if images > 1 and (enough := images_needed(difference.table, claims)) is not None:
         return f"if it is real, about {enough:,} images would tell, instead of {images:,}"
-    for factor in (2, 5, 10) if images > 1 else ():
+    for factor in MORE_IMAGES if images > 1 else ():
         if (more := seeds_needed(difference.table, claims, factor * images)) is not None and more <= 100:
-            return f"if it is real, about {more} seeds on {factor} times the images would tell"
-    return "if there is a difference, not even 100 seeds would tell one as small"
+            return f"if it is real, about {more} seeds on {MORE_IMAGES[factor]} as many images would tell"
+    return "if there is a difference as small as this, 100 seeds would not suffice to tell"
 
 
 def max_clean_drop(confirmed: Confirmed) -> float | None:
@@ -203,17 +232,19 @@ def _say_how(confirmed: Confirmed, said: Conclusions) -> None:
     elif claims:
         said.about.append(
             "p: the larger of an exact sign-flip test over seeds and a test over seeds and images, corrected for "
-            f"{counted(claims, 'condition')} (Holm); claimed where it is at most 0.05."
+            f"{counted(claims, 'condition')} (Holm), so that with {counted(seeds, 'seed')} it is never below "
+            f"{min(1.0, claims * 2.0 ** (1 - seeds)):.2g}; claimed where it is at most 0.05."
         )
     for trial, promised in confirmed.promised.items():
         said.about.append(_luck(confirmed, trial, promised))
     if confirmed.missing:
         said.about.append(f"{counted(confirmed.missing, 'run')} of this confirmation did not finish yet.")
-    looks = confirmed.confirmation.looks
-    said.about.append(
-        f"The test {'images' if isinstance(spec, ImageSpec) else 'data'} have been looked at "
-        f"{'once' if looks == 1 else f'{looks} times, so that these claims are weaker than they seem'}."
-    )
+    looked = f"The test {'images' if isinstance(spec, ImageSpec) else 'data'} have been looked at"
+    if (looks := confirmed.confirmation.looks) == 1:
+        said.about.append(f"{looked} once.")
+    else:
+        chosen = "if what was asked for last was chosen by what was seen before, these claims are too good"
+        said.about.append(f"{looked} {looks} times: {chosen}.")
 
 
 def _luck(confirmed: Confirmed, trial: int, promised: float) -> str:

@@ -67,19 +67,19 @@ def _curves(confirmed: Confirmed, name: str, curves: Mapping[str, tuple[str, lis
     return Drawn(f"brittleness-{as_id(name)}", caption, figure, rows, values)
 
 
-def draw_moved(moved: Mapping[str, Sequence[float]], perturbed: str) -> Drawn:
+def draw_moved(moved: Mapping[str, Sequence[float]], perturbed: str, best: str) -> Drawn:
     """How far a perturbation moves the features of each network, unit by unit."""
     figure, (axes,) = new_axes("unit of the network, from the input on", "features moved by, %")
     rows, values = [], {}
     for who, shares in moved.items():
-        role = "baseline" if who == "baseline" else "candidate"
+        role, label = ("baseline", who) if who == "baseline" else ("candidate", best)
         depths = range(1, len(shares) + 1)
-        axes.plot(depths, [100 * share for share in shares], color=COLOURS[role], label=who, linewidth=1.5)
+        axes.plot(depths, [100 * share for share in shares], color=COLOURS[role], label=label, linewidth=1.5)
         for depth, share in zip(depths, shares, strict=True):
             gid = f"moved-{role}-{depth}"
             axes.plot(depth, 100 * share, color=COLOURS[role], marker=MARKS[role], markersize=4, gid=gid)
-            values[gid] = f"{who}, unit {depth}: {100 * share:.1f} %"
-            rows.append({"network": who, "unit": depth, "moved": share})
+            values[gid] = f"{label}, unit {depth}: {100 * share:.1f} %"
+            rows.append({"network": label, "unit": depth, "moved": share})
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_legend(axes)

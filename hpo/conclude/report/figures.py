@@ -31,6 +31,8 @@ THEME = {INK: "currentColor", FAINT: "var(--faint)"} | {colour: f"var(--{name})"
 WIDTH, HEIGHT = 4.2, 2.9
 """Inches of 72 px: as wide as a phone, so that the text there is as large as it was drawn."""
 POINTS_WITH_VALUES = 300
+FEW = 5
+"""With fewer complete trials nothing can be seen of what the score depends on."""
 
 
 @dataclass
@@ -98,6 +100,8 @@ def add_legend(axes: Axes) -> None:
 def draw_trials(facts: Facts) -> list[Drawn]:
     """All that the trials of the search give."""
     found = [_front(facts), _history(facts)]
+    if len(facts.complete) < FEW:
+        return [drawn for drawn in found if drawn is not None]
     if facts.importances:
         found.append(_importances(facts))
     searched = [

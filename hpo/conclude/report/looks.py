@@ -31,12 +31,12 @@ from hpo.vision.scoring import in_8_bits, perturb
 from hpo.vision.training.checkpoints import weights_from_bytes
 
 SHOWN = 6  # images in the grid
-ASKED = 2000
+ASKED = 2500
 """Images that the confusions and the movement of features are counted on, at most."""
 MANY = 0.015
 """A perturbation that touches a larger share of the pixels is not marked."""
 REPLICATE = 2**20
-"""Of what is drawn for an image: none that a trial was scored with."""
+"""Of what is drawn for an image, where there is no confirmation: none that a trial was scored with."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,13 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Looks:
-    """what: which images and networks; feature_maps: by network; moved: by network, how far features move by depth, the
-    mean over images; perturbed: the condition that the features, classes and confusions are shown of.
+    """what: which images and networks; asked: how many images; feature_maps: by network; moved: by network, how far
+    features move by depth, the mean over images; perturbed: the condition that features, classes and confusions are
+    shown of.
     """
 
     what: str
+    asked: int
     perturbed: str
     grid: Sequence[Row]
     feature_maps: Mapping[str, Sequence[FeatureMap]]
@@ -119,19 +121,20 @@ def look(engine: sa.Engine, facts: Facts, artifacts: Artifacts) -> Looks:
     confirmed = facts.confirmed is not None
     split = images.test if confirmed else images.tuning
     what = (
-        "the networks of the first fresh seed, on locked test images"
+        f"the networks of fresh seed {_seed(facts)} alone, on locked test images"
         if confirmed
         else "the networks of the search itself, on the tuning images that it chose by"
     )
     main = max(_natural(spec) or spec.objective.perturbations, key=lambda each: each.weight)
-    asked = split.evenly_spread(ASKED)
-    views = {CLEAN: _pixels(asked), main.name: _perturbed(main, networks["baseline"], asked, compute)}
+    asked, replicate = split.evenly_spread(ASKED), _seed(facts) if confirmed else REPLICATE
+    views = {CLEAN: _pixels(asked), main.name: _perturbed(main, networks["baseline"], asked, compute, replicate)}
     logits = {
         name: {who: _logits(network, pixels, compute) for who, network in networks.items()}
         for name, pixels in views.items()
     }
     return Looks(
         what,
+        len(asked),
         main.name,
         _grid(spec, networks, split, images.names, compute),
         {who: feature_maps(network, views, compute) for who, network in networks.items()},
@@ -153,6 +156,11 @@ def _networks(
     return found
 
 
+def _seed(facts: Facts) -> int:
+    """The first fresh one, by which images were perturbed too."""
+    return facts.confirmed.results[0].seeds[0] if facts.confirmed else facts.study.spec.seed
+
+
 def _natural(spec: ImageSpec) -> list[Perturbation]:
     return [each for each in spec.objective.perturbations if not isinstance(each, AdaptivePerturbation)]
 
@@ -162,15 +170,17 @@ def _pixels(split: Split) -> Tensor:
     return torch.from_numpy(split.pixels[split.rows]).permute(0, 3, 1, 2)
 
 
-def _perturbed(perturbation: Perturbation, network: Classifier, split: Split, compute: Compute) -> Tensor:
+def _perturbed(
+    perturbation: Perturbation, network: Classifier, split: Split, compute: Compute, replicate: int = REPLICATE
+) -> Tensor:
     """uint8 (n, 3, height, width); what is chosen by gradient, against this network."""
     if isinstance(perturbation, AdaptivePerturbation):
-        made = attacked(perturbation, network, split, compute, REPLICATE, lambda text: None, 1)
+        made = attacked(perturbation, network, split, compute, replicate, lambda text: None, 1)
         return made.permute(0, 3, 1, 2)
     keys = torch.from_numpy(split.keys)
     severity = perturbation.scored_severity
     parts = [
-        in_8_bits(perturb(perturbation, perturbation.name, pixels.float().div(255), some, severity, REPLICATE))
+        in_8_bits(perturb(perturbation, perturbation.name, pixels.float().div(255), some, severity, replicate))
         for pixels, some in zip(_pixels(split).split(250), keys.split(250), strict=True)
     ]
     return torch.cat(parts)
@@ -198,7 +208,7 @@ def _grid(
         rows.append(_row(name, made, clean, networks, chosen, classes, compute))
     for adaptive in adversarial_members(spec.objective.perturbations):
         made = _perturbed(adaptive, networks["baseline"], chosen, compute)
-        name = f"{adaptive.name} {adaptive.setting:g}, chosen by gradient against the baseline"
+        name = f"{adaptive.name} {adaptive.setting:g}, against this baseline"
         rows.append(_row(name, made, clean, networks, chosen, classes, compute))
     return rows
 

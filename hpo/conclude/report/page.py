@@ -17,11 +17,12 @@ from hpo.artifacts import Artifacts
 from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
 from hpo.conclude.report.curves import draw_brittleness, draw_moved
 from hpo.conclude.report.facts import Facts
-from hpo.conclude.report.figures import Drawn, draw_trials
+from hpo.conclude.report.figures import FEW, Drawn, draw_trials
 from hpo.conclude.report.looks import look
 from hpo.conclude.words import conclusions, mean_and_ends, named, points, where, with_ends
 from hpo.counted import counted
 from hpo.errors import HpoError
+from hpo.study_file.images import ImageSpec
 from hpo.trial_result import CLEAN, TrialResult
 
 TEMPLATE = Path(__file__).parent / "template.html"
@@ -44,7 +45,11 @@ def make_report(engine: sa.Engine, facts: Facts, artifacts: Artifacts) -> Report
     except (HpoError, OSError) as error:
         lacking = str(error)
     curves = draw_brittleness(facts.confirmed) if facts.confirmed else []
-    figures = [*curves, *draw_trials(facts), *([draw_moved(looks.moved, looks.perturbed)] if looks else [])]
+    figures = [
+        *curves,
+        *draw_trials(facts),
+        *([draw_moved(looks.moved, looks.perturbed, f"trial {facts.best.number}")] if looks else []),
+    ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"duration": duration, "counted": counted}
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
@@ -61,7 +66,8 @@ def make_report(engine: sa.Engine, facts: Facts, artifacts: Artifacts) -> Report
         commands=_commands(facts),
         spec=tomli_w.dumps(facts.study.spec.model_dump(mode="json", exclude_none=True)),
         gain=_gain(facts),
-        best_params=dict(facts.best.params),
+        best_params=_params(facts),
+        few=FEW,
         version=__version__,
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -176,7 +182,8 @@ def _counts(baseline: Result, best: Result) -> str:
     if baseline.correct is None or best.correct is None:
         return ""
     return (
-        f"correct by seed: baseline {', '.join(map(str, baseline.correct))}; best {', '.join(map(str, best.correct))}"
+        f"correct by seed: baseline {', '.join(map(str, baseline.correct))}; "
+        f"trial {best.trial} {', '.join(map(str, best.correct))}"
     )
 
 
@@ -194,10 +201,27 @@ def duration(hours: float) -> str:
 
 def _made(facts: Facts) -> dict[str, str]:
     """What made the best trial, by name."""
-    made = {key: str(value) for key, value in facts.best.made_by.items() if value is not None}
+    made = {key: str(value) for key, value in facts.best.made_by.items() if value is not None and key != "steps"}
+    if made.get("commit", "").endswith("+"):
+        made["commit"] += " (with changes that are in no commit)"
+    if _starts_at_random(facts):
+        made["weights"] = "none"
     hosts = sorted({str(each.attributes.get("host")) for each in facts.trials if each.attributes.get("host")})
     devices = sorted({str(each.attributes.get("device")) for each in facts.trials if each.attributes.get("device")})
     return made | {"all hosts": ", ".join(hosts), "all devices": ", ".join(devices)}
+
+
+def _starts_at_random(facts: Facts) -> bool:
+    spec = facts.study.spec
+    return isinstance(spec, ImageSpec) and spec.model.weights == "none"
+
+
+def _params(facts: Facts) -> dict[str, Any]:
+    """Of the best trial, for people."""
+    params = dict(facts.best.params)
+    if _starts_at_random(facts) and params.get("initial_weights") == "pretrained":
+        params["initial_weights"] = "random"
+    return params
 
 
 def _commands(facts: Facts) -> list[tuple[str, str]]:
