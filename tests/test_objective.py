@@ -69,6 +69,26 @@ def test_a_trial_goes_on_from_a_checkpoint_as_if_it_had_not_been_left(
     assert [(measured.step, measured.parts) for measured in after] == list(enumerate(unbroken[1:], 2))
 
 
+def test_what_does_not_count_in_the_score_is_measured_when_a_training_ends(
+    tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HPO_DATA_ROOT", str(data_root))
+    noise = {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.5}
+    fog = {"name": "fog", "level": 3, "weight": 0.0}
+
+    def measured(*perturbations: dict[str, Any]) -> list[Measurement]:
+        augmentation = {"perturbations": [{"name": "gaussian-noise", "sigma": 0.3}]}
+        objective = {"clean": 0.5, "perturbations": list(perturbations)}
+        spec = make_spec(data=DATA, objective=objective, augmentation=augmentation)
+        return list(made(spec, tmp_path).run(trial()))
+
+    alone, beside = measured(noise), measured(noise, fog)
+    assert [each.score for each in beside] == [each.score for each in alone]
+    assert [set(each.parts) for each in beside] == [{"clean", "gaussian-noise"}] * 2 + [
+        {"clean", "gaussian-noise", "fog"}
+    ]
+
+
 def test_a_worker_that_has_gone_on_to_other_studies_holds_nothing_of_it(
     tmp_path: Path, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

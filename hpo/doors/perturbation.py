@@ -26,7 +26,7 @@ class Perturbation(Section):
     """
 
     weight: Annotated[float, Field(ge=0, le=1)]
-    """Share of this accuracy in the score; 0 only measures it."""
+    """Share of this accuracy in the score; 0 only measures it, when a training ends."""
     name: str
     severity: ClassVar[str]
     """The name of the setting that is its severity: a number above 0."""

@@ -189,8 +189,8 @@ class RobustAccuracy(Objective):
         return TrainingImages(getattr(self.images, which), self.compute.device)
 
     def _evaluation(self, trial: Trial) -> EvaluationSet | None:
-        """What is scored after every epoch; nothing of the test images. Against the baseline nothing exists before it
-        is complete.
+        """What is scored after every epoch, or after the last one what does not count in the score; nothing of the test
+        images. Against the baseline nothing exists before it is complete.
         """
         if trial.split == "test":
             return None
@@ -201,7 +201,8 @@ class RobustAccuracy(Objective):
     def _build_evaluation(self, split: Split) -> EvaluationSet:
         at_once = self.compute.images_scored_at_once(self.spec.model.input_size)
         natural = [p for p in self.settings.perturbations if not isinstance(p, AdaptivePerturbation)]
-        return build_evaluation_set(getattr(self.images, split), natural, self.compute.device, at_once=at_once)
+        built = build_evaluation_set(getattr(self.images, split), natural, self.compute.device, at_once=at_once)
+        return replace(built, at_the_end=frozenset(p.name for p in self.settings.perturbations if not p.weight))
 
     @cached_property
     def _shared_sets(self) -> SharedSets:

@@ -109,7 +109,7 @@ class ObjectiveSpec(Section):
         """The weighted mean of the accuracies that are known, by name, the clean one among them."""
         known = self._known(parts)
         weighted = self.clean * parts[CLEAN] + sum(p.weight * parts[p.name] for p in known)
-        if len(known) == len(self.perturbations):
+        if not any(p.weight for p in self.perturbations if p not in known):
             return weighted
         weight = self.clean + sum(p.weight for p in known)
         return weighted / weight if weight else parts[CLEAN]

@@ -38,12 +38,19 @@ class EvaluationSet:
     """The same images under several conditions, with `clean` first.
 
     conditions: pixels by name, uint8 (n, 3, height, width), or the frozen part's output for them; labels: int64 (n,);
-    at_once: number of images scored at once.
+    at_once: number of images scored at once; at_the_end: conditions that are scored when a training ends, not before.
     """
 
     conditions: dict[str, Tensor]
     labels: Tensor
     at_once: int = SCORED_AT_ONCE_BY_A_CPU
+    at_the_end: frozenset[str] = frozenset()
+
+    @property
+    def of_every_epoch(self) -> "EvaluationSet":
+        """Without what is scored at the end alone."""
+        kept = {name: pixels for name, pixels in self.conditions.items() if name not in self.at_the_end}
+        return replace(self, conditions=kept)
 
     def with_conditions(self, more: Mapping[str, Tensor]) -> "EvaluationSet":
         """And the same images under others: uint8 (n, height, width, 3), on any device."""
@@ -126,14 +133,11 @@ def embedded(images: EvaluationSet, frozen_part: Inference) -> EvaluationSet | N
     bytes_of_one = frozen_part(images.conditions[CLEAN][:1]).numel() * dtype.itemsize
     if bytes_of_one * len(images.labels) * len(images.conditions) > MAX_KEPT_BYTES:
         return None
-    return EvaluationSet(
-        {
-            name: torch.cat([frozen_part(batch).to(dtype) for batch in pixels.split(images.at_once)])
-            for name, pixels in images.conditions.items()
-        },
-        images.labels,
-        images.at_once,
-    )
+    features = {
+        name: torch.cat([frozen_part(batch).to(dtype) for batch in pixels.split(images.at_once)])
+        for name, pixels in images.conditions.items()
+    }
+    return replace(images, conditions=features)
 
 
 def evaluate(classify: Callable[[Tensor], Tensor], images: EvaluationSet) -> dict[str, Accuracy]:

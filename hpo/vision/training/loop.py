@@ -162,7 +162,9 @@ def fine_tune(training: Training, images: TrainingImages, tuning: EvaluationSet 
                 measure_batch_norms(training.averaged.trainable_part, some_features, compute)
             last = compute.mark()
             scored.refill()
-            accuracies = evaluate(scored, scored_on) if scored_on else {}
+            accuracies = {}
+            if scored_on:
+                accuracies = evaluate(scored, scored_on if epoch == recipe.epochs else scored_on.of_every_epoch)
             loss = float(training.runner.step.loss_sum) / len(images)
             training.epochs_done = epoch
             yield EpochResult(
