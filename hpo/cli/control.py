@@ -1,10 +1,14 @@
-"""The commands that stop, resume or extend a study, and the one that cleans up this machine."""
+"""The commands that stop, resume, extend, rename or delete a study, and the one that cleans up this machine."""
 
+import sys
+from functools import partial
 from pathlib import Path
 
 import click
 
 from hpo.cli.options import launch_command, open_study, storage_option
+from hpo.counted import counted
+from hpo.errors import InputError
 
 
 @click.command()
@@ -66,6 +70,53 @@ def extend(study: str, budget: int, storage: str) -> None:
 
 
 @click.command()
+@click.argument("study")
+@click.argument("name")
+@storage_option
+def rename(study: str, name: str, storage: str) -> None:
+    """Rename a study, and its confirmation with it.
+
+    While none of its trials is running.
+    """
+    from hpo.artifacts import open_artifacts
+    from hpo.search.housekeeping import rename_study
+
+    engine, found = open_study(study, storage)
+    rename_study(engine, found.study_id, name, open_artifacts(), partial(click.echo, err=True))
+    click.echo(f"study {study} is called {name} now", err=True)
+
+
+@click.command()
+@click.argument("study")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@storage_option
+def delete(study: str, yes: bool, storage: str) -> None:
+    """Delete a study, with all its trials and files.
+
+    And with its confirmation. Workers that are at it go on with other studies.
+    """
+    from hpo.artifacts import open_artifacts
+    from hpo.search.housekeeping import delete_study
+    from hpo.search.sql.confirming import find_confirmation
+    from hpo.search.sql.counts import count
+
+    engine, found = open_study(study, storage)
+    doomed = [found] if found.confirmation else [found, find_confirmation(engine, found)]
+    what = " and ".join(
+        f"{each.name} ({counted(count(engine, each.study_id).finished, 'finished trial')})" for each in doomed if each
+    )
+    if not yes and not _agrees(f"delete {what} for good?"):
+        raise InputError(f"nothing was deleted; --yes deletes {what} without asking")
+    delete_study(engine, found.study_id, open_artifacts(), True, partial(click.echo, err=True))
+    click.echo(f"deleted: {what}", err=True)
+
+
+def _agrees(question: str) -> bool:
+    """False where nobody can be asked."""
+    return sys.stdin.isatty() and click.confirm(question, err=True)
+
+
+@click.command()
 @click.option("--cache", is_flag=True, required=True, help="Remove the decoded images.")
 @click.option(
     "--root",
@@ -88,4 +139,4 @@ def clean(cache: bool, root: Path) -> None:
     click.echo(f"{sets} removed from {root}/images, {size / 1e6:,.1f} MB", err=True)
 
 
-CONTROL_COMMANDS = (stop, resume, extend, clean)
+CONTROL_COMMANDS = (stop, resume, extend, rename, delete, clean)

@@ -5,7 +5,7 @@ responses without a body for failures.
 """
 
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
 
 import click
@@ -16,13 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from hpo.artifacts import Artifacts
 from hpo.errors import HpoError, StudyError
-from hpo.search.sql.outages import first_line, outlast
-from hpo.search.sql.whole_study import Kept, delete, rename
-from hpo.search.study_files import copy_folder, is_elsewhere, remove_folder, remove_left
-from hpo.study_file.spec import Spec
-
-PATIENCE_SECS = 20.0
-"""How long a request waits while workers have the database locked."""
+from hpo.search import housekeeping
+from hpo.search.sql.outages import first_line
 
 NOT_FOUND = "study_id={} is not found"
 
@@ -36,13 +31,9 @@ def add_routes(
 
     def delete_study(study_id: int) -> dict[str, Any]:
         files_too = _sent().get("remove_associated_artifacts", True)
-        kept = outlast(partial(delete, engine, study_id), _say, PATIENCE_SECS)
+        deleted = housekeeping.delete_study(engine, study_id, artifacts, files_too, _say)
         forget(study_id)
-        if not kept:
-            return _refused(404, NOT_FOUND.format(study_id))
-        for each in kept if files_too else ():
-            _tidy(f"study {each.study} was deleted", remove_left, artifacts, each)
-        return {}
+        return {} if deleted else _refused(404, NOT_FOUND.format(study_id))
 
     def rename_study(study_id: int) -> dict[str, Any]:
         from optuna_dashboard._serializer import serialize_frozen_study
@@ -51,13 +42,10 @@ def add_routes(
         name = _sent().get("study_name")
         if not isinstance(name, str) or not name:
             raise StudyError("study_name: must not be empty")
-        kept = outlast(partial(rename, engine, study_id, name, partial(_copy, artifacts)), _say, PATIENCE_SECS)
+        renamed = housekeeping.rename_study(engine, study_id, name, artifacts, _say)
         forget(study_id)
-        if not kept:
+        if not renamed:
             return _refused(404, NOT_FOUND.format(study_id))
-        for each in kept:
-            if each.folder is not None and kept[0].study.casefold() != name.casefold():  # as some file systems have it
-                _tidy(f"study {each.study} was renamed", remove_folder, artifacts, each)
         response.status = 201
         return dict(serialize_frozen_study(get_study(storage, study_id)))
 
@@ -69,28 +57,6 @@ def add_routes(
 def _sent() -> dict[str, Any]:
     """The request's JSON object, or an empty one. Bottle answers invalid JSON with 400."""
     return document if isinstance(document := request.json, dict) else {}
-
-
-def _copy(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
-    """Copies the files that workers need under the new name. Raises StudyError if they cannot be reached from here."""
-    if not is_elsewhere(kept.location, artifacts):
-        copy_folder(artifacts, kept, renamed)
-    elif kept.numbers or renamed.waits_for_baseline:
-        raise StudyError(
-            f"study '{kept.study}' has checkpoints under its name in {kept.location}, but this dashboard uses "
-            f"{artifacts.location}; start it with HPO_ARTIFACTS={kept.location}"
-        )
-
-
-def _tidy(done: str, remove: Callable[[Artifacts, Kept], None], artifacts: Artifacts, kept: Kept) -> None:
-    """Removes files. Leftover files do no harm, so a failure is only reported."""
-    if is_elsewhere(kept.location, artifacts):
-        _say(f"{done}; its files in {kept.location} were kept: this dashboard has HPO_ARTIFACTS={artifacts.location}")
-        return
-    try:
-        remove(artifacts, kept)
-    except OSError as error:
-        _say(f"{done}; some of its files in {artifacts.location} could not be removed: {error.strerror or error}")
 
 
 def _explained(view: View) -> View:
