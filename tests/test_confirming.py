@@ -231,6 +231,19 @@ def test_few_seeds_claim_nothing_and_say_how_many_would(sqlite_engine: sa.Engine
     assert f"{100 * noise.to_baseline.interval.mean:+.1f} points" in "".join(said.holds)
 
 
+def test_nothing_is_claimed_of_what_does_not_count_in_the_score(sqlite_engine: sa.Engine) -> None:
+    noise = {"name": "gaussian-noise", "sigma": 0.3, "weight": 0.0}
+    fog = {"name": "fog", "level": 3, "weight": 0.5}
+    study = searched(sqlite_engine, objective={"clean": 0.5, "perturbations": [noise, fog]})
+    confirmation = ask(sqlite_engine, study, top=1, seeds=8)
+    finish(sqlite_engine, confirmation)
+    found = results(sqlite_engine, study, confirmation, top=1)
+    assert [each.condition.name for each in found.of("candidate") if each.condition.claimed] == ["clean"]
+    said = conclusions(found)
+    assert not any("gaussian-noise" in each for each in (*said.holds, *said.costs, *said.unknown))
+    assert any("where nothing counts in the score: under gaussian-noise 0.3" in each for each in said.measured)
+
+
 def test_a_confirmation_is_renamed_and_deleted_with_its_search(engine: sa.Engine) -> None:
     study = searched(engine)
     confirmation = ask(engine, study)

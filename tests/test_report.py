@@ -89,7 +89,7 @@ def test_its_numbers_are_the_databases(sqlite_engine: sa.Engine, hpo_here: Hpo, 
     found = read_confirmed(sqlite_engine, study, confirmation, [trial.number])
     assert found is not None
     for result in found.of("candidate"):
-        if result.condition.main and result.to_baseline:
+        if result.condition.claimed and result.to_baseline:
             interval = result.to_baseline.interval
             expected = f"{100 * interval.mean:+.1f} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
             assert shown[result.condition.name][heading.index("− baseline")] == expected  # noqa: RUF001

@@ -6,7 +6,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hpo.cli.tables import new_table
-from hpo.conclude.confirmed import Confirmed, Difference, Result
+from hpo.conclude.confirmed import Confirmed
+from hpo.conclude.results import Difference, Result
 from hpo.conclude.words import amount, conclusions, named, with_ends
 from hpo.search.confirmation import Candidate
 

@@ -1,10 +1,10 @@
 """What a confirmation found: accuracies over seeds with intervals, and differences to the baseline and to the control,
 paired on seeds and images.
 
-Something is claimed of the main conditions only, in a fixed order: the best candidate is compared with the baseline,
-then with its control, then comes the next candidate. Within each step the p-values are corrected for the number of
-conditions (Holm), and under each condition nothing further is claimed after the first comparison that does not hold.
-So where nothing differs, at most 5 % of confirmations claim anything at all.
+Something is claimed only of clean images and of what counts in the score, in a fixed order: the best candidate is
+compared with the baseline, then with its control, then comes the next candidate. Within each step the p-values are
+corrected for the number of conditions (Holm), and under each condition nothing further is claimed after the first
+comparison that does not hold. So where nothing differs, at most 5 % of confirmations claim anything at all.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,88 +14,15 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from hpo.conclude.statistics import LEVEL, Interval, Table, holm, interval, p_value
+from hpo.conclude.results import Condition, Difference, Key, Result
+from hpo.conclude.statistics import Interval, Table, holm, interval, p_value
 from hpo.errors import InputError
 from hpo.search.confirmation import Candidate, Confirmation, Role
 from hpo.search.sql.outcomes import RunOutcomes, read_outcomes
 from hpo.search.sql.queries import trials_in
 from hpo.search.sql.studies import Study
-
-Key = tuple[str, float | None]
-"""A condition: its name and severity."""
-
-
-@dataclass(frozen=True)
-class Condition:
-    """main: whether something is claimed of it; images: how many, None where no more than a mean is known."""
-
-    name: str
-    severity: float | None
-    main: bool
-    images: int | None
-
-    @property
-    def key(self) -> Key:
-        return self.name, self.severity
-
-
-@dataclass(frozen=True)
-class Difference:
-    """To the baseline or to a control. p_value: corrected, None where nothing is claimed; table: (seeds, images)."""
-
-    interval: Interval
-    p_value: float | None
-    table: Table
-
-    @property
-    def holds(self) -> bool:
-        """Whether it is claimed, whatever its sign."""
-        return self.p_value is not None and self.p_value <= LEVEL and self.interval.excludes_zero
-
-
-@dataclass(frozen=True)
-class Result:
-    """Of a configuration under a condition. trial: its number in the search; a control has its candidate's; correct:
-    how many images by seed, None where only means are known.
-    """
-
-    role: Role
-    trial: int
-    condition: Condition
-    seeds: tuple[int, ...]
-    correct: tuple[int, ...] | None
-    accuracy: Interval
-    to_baseline: Difference | None = None
-    to_control: Difference | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """For --json: accuracies from 0 to 1, differences to the baseline."""
-        to_baseline = _as_json("difference", self.to_baseline)
-        return {
-            "role": self.role,
-            "trial": self.trial,
-            "condition": self.condition.name,
-            "severity": self.condition.severity,
-            "images": self.condition.images,
-            "seeds": list(self.seeds),
-            "correct": None if self.correct is None else list(self.correct),
-            "accuracy": self.accuracy.mean,
-            "low": self.accuracy.low,
-            "high": self.accuracy.high,
-            **to_baseline,
-            **_as_json("difference_to_control", self.to_control),
-        }
-
-
-def _as_json(name: str, difference: Difference | None) -> dict[str, Any]:
-    found = difference.interval if difference else None
-    return {
-        name: found and found.mean,
-        f"{name}_low": found and found.low,
-        f"{name}_high": found and found.high,
-        f"{name}_p": difference and difference.p_value,
-        f"{name}_holds": difference and difference.p_value is not None and difference.holds,
-    }
+from hpo.study_file.images import ImageSpec
+from hpo.study_file.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -125,7 +52,7 @@ class Confirmed:
     @property
     def claims(self) -> int:
         """How many conditions something is claimed of."""
-        return sum(each.condition.main for each in self.of("baseline"))
+        return sum(each.condition.claimed for each in self.of("baseline"))
 
     def of(self, role: Role, trial: int | None = None) -> list[Result]:
         """Those of a role, and of a trial's."""
@@ -138,7 +65,9 @@ class Confirmed:
 class _Tables:
     """The outcomes of a confirmation as tables of seeds and images."""
 
-    def __init__(self, runs: Sequence[RunOutcomes]) -> None:
+    def __init__(self, runs: Sequence[RunOutcomes], spec: Spec) -> None:
+        scored = spec.objective.perturbations if isinstance(spec, ImageSpec) else []
+        self.unclaimed = {perturbation.name for perturbation in scored if not perturbation.weight}
         self.runs: dict[tuple[int, int], RunOutcomes] = {(run.configuration, run.seed): run for run in runs}
         self.by_key = {
             place: {(each.condition, each.severity): each for each in run.outcomes} for place, run in self.runs.items()
@@ -157,7 +86,8 @@ class _Tables:
             for each in run.outcomes:
                 key = (each.condition, each.severity)
                 images = None if each.right is None else len(each.right)
-                found.setdefault(key, Condition(each.condition, each.severity, each.main, images))
+                claimed = each.main and each.condition not in self.unclaimed
+                found.setdefault(key, Condition(*key, each.main, claimed, images))
                 digests.setdefault(key, set()).add(each.digest)
         for (name, _), kinds in digests.items():
             if len(kinds) > 1:
@@ -182,7 +112,7 @@ def read_confirmed(engine: sa.Engine, search: Study, confirmed: Study, trials: S
     if confirmation is None:
         raise AssertionError(confirmed.name)
     runs = read_outcomes(engine, confirmed.study_id)
-    tables = _Tables(runs)
+    tables = _Tables(runs, search.spec)
     candidates = tuple(each for trial in trials for each in confirmation.candidates if each.trial == trial)
     needed = [0, *(place for each in candidates for place in (each.configuration, each.control) if place is not None)]
     if not candidates or not tables.seeds(*needed):
@@ -257,7 +187,7 @@ Known = dict[tuple[Role, int, Key], tuple[Difference | None, Difference | None]]
 def _differences(tables: _Tables, candidates: Sequence[Candidate], conditions: Sequence[Condition]) -> Known:
     """To the baseline and to the control, of candidates; of controls, to the baseline, of which nothing is claimed."""
     found: Known = {}
-    worst = {condition.key: 0.0 for condition in conditions if condition.main}
+    worst = {condition.key: 0.0 for condition in conditions if condition.claimed}
     for candidate in candidates:
         own, control = candidate.configuration, candidate.control
         to_baseline = _claimed(tables, own, 0, conditions, worst)
@@ -274,7 +204,7 @@ def _differences(tables: _Tables, candidates: Sequence[Candidate], conditions: S
 def _claimed(
     tables: _Tables, own: int, other: int, conditions: Sequence[Condition], worst: dict[Key, float]
 ) -> dict[Key, Difference]:
-    """The differences of two configurations, those under main conditions with corrected p-values. worst: the largest
+    """The differences of two configurations, those that may be claimed with corrected p-values. worst: the largest
     p-value so far under each of them, which is updated.
     """
     found = {condition.key: _difference(tables, own, other, condition) for condition in conditions}

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
+from hpo.conclude.confirmed import Confirmed
+from hpo.conclude.results import Condition, Difference, Result
 from hpo.conclude.statistics import Interval, fewest_seeds, images_needed, seeds_needed
 from hpo.counted import counted
 from hpo.search.confirmation import Candidate
@@ -18,12 +19,14 @@ MORE_IMAGES = {2: "twice", 5: "five times", 10: "ten times"}
 @dataclass
 class Conclusions:
     """Sentences. holds: gains that are claimed; costs: losses that are, and what may be lost; unknown: what cannot be
-    told, and what could tell it; about: how the numbers came about, and what to beware of.
+    told, and what could tell it; measured: what does not count in the score; about: how the numbers came about, and
+    what to beware of.
     """
 
     holds: list[str] = field(default_factory=list)
     costs: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    measured: list[str] = field(default_factory=list)
     about: list[str] = field(default_factory=list)
 
     def as_headed(self) -> Mapping[str, Sequence[str]]:
@@ -32,6 +35,7 @@ class Conclusions:
             "What holds": self.holds,
             "What it costs": self.costs,
             "What cannot be told": self.unknown,
+            "What was measured besides": self.measured,
             "How it was measured": self.about,
         }
         return {heading: sentences for heading, sentences in headed.items() if sentences}
@@ -50,7 +54,7 @@ def _say_of(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> No
     controls = {each.condition.key: each for each in confirmed.of("control", candidate.trial)}
     for result in confirmed.of("candidate", candidate.trial):
         difference = result.to_baseline
-        if difference is None or not result.condition.main:
+        if difference is None or not result.condition.claimed:
             continue
         change = f"trial {candidate.trial}, {where(confirmed, result.condition)}: {_shown(confirmed, difference)}"
         if difference.holds and difference.interval.mean > 0:
@@ -68,17 +72,29 @@ def _say_of(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> No
 
 
 def _say_of_others(confirmed: Confirmed, candidate: Candidate, said: Conclusions) -> None:
-    """Of conditions that nothing is claimed of: where the candidate seems worse."""
+    """Of conditions that nothing is claimed of: those of the study, and others where the candidate seems worse."""
+    others = [each for each in confirmed.of("candidate", candidate.trial) if not each.condition.claimed]
+    measured = [each for each in others if each.condition.main]
     worse = [
-        f"{where(confirmed, each.condition)} {_between(confirmed, each.to_baseline.interval)}"
-        for each in confirmed.of("candidate", candidate.trial)
-        if not each.condition.main and each.to_baseline and each.to_baseline.interval.high < 0
+        each for each in others if not each.condition.main and each.to_baseline and each.to_baseline.interval.high < 0
     ]
+    against = f"Trial {candidate.trial} against the baseline"
+    if measured:
+        said.measured.append(f"{against}, where nothing counts in the score: {_listed(confirmed, measured)}.")
     if worse:
-        said.costs.append(
-            f"Trial {candidate.trial} also seems worse than the baseline, by intervals alone (no claim, since there "
-            f"are many of them): {'; '.join(worse)}."
+        said.measured.append(
+            f"{against}, where it seems worse at other severities or in other ways: {_listed(confirmed, worse)}."
         )
+    if measured or worse:
+        said.measured.append("Nothing is claimed of these: their intervals are not corrected for being many.")
+
+
+def _listed(confirmed: Confirmed, results: Sequence[Result]) -> str:
+    return "; ".join(
+        f"{where(confirmed, each.condition)} {_between(confirmed, each.to_baseline.interval)}"
+        for each in results
+        if each.to_baseline
+    )
 
 
 def _sentence(text: str) -> str:

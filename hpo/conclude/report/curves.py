@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import MaxNLocator
 
-from hpo.conclude.confirmed import Confirmed, Result
+from hpo.conclude.confirmed import Confirmed
 from hpo.conclude.report.figures import COLOURS, FAINT, MARKS, Drawn, add_legend, as_id, new_axes
+from hpo.conclude.results import Result
 from hpo.conclude.words import mean_and_ends
 
 

@@ -14,11 +14,12 @@ from markupsafe import Markup
 
 from hpo import __version__
 from hpo.artifacts import Artifacts
-from hpo.conclude.confirmed import Condition, Confirmed, Difference, Result
+from hpo.conclude.confirmed import Confirmed
 from hpo.conclude.report.curves import draw_brittleness, draw_moved
 from hpo.conclude.report.facts import Facts
 from hpo.conclude.report.figures import FEW, Drawn, draw_trials
 from hpo.conclude.report.looks import look
+from hpo.conclude.results import Condition, Difference, Result
 from hpo.conclude.words import conclusions, mean_and_ends, named, points, where, with_ends
 from hpo.counted import counted
 from hpo.errors import HpoError
@@ -78,7 +79,7 @@ def headline(facts: Facts) -> str:
     """The result in a sentence."""
     if (confirmed := facts.confirmed) is not None:
         trial = confirmed.candidates[0].trial
-        main = [each for each in confirmed.of("candidate", trial) if each.condition.main]
+        main = [each for each in confirmed.of("candidate", trial) if each.condition.claimed]
         changes = [(each.to_baseline, each.condition) for each in main if each.to_baseline]
         held = [_change(confirmed, *change) for change in changes if change[0].holds]
         others = [_change(confirmed, *change) for change in changes if not change[0].holds]
@@ -154,7 +155,7 @@ def result_rows(facts: Facts) -> list[dict[str, Any]]:
             "best": _with_interval(confirmed, each),
             "to_baseline": _difference(confirmed, each.to_baseline),
             "to_control": _difference(confirmed, each.to_control) if control else None,
-            "holds": each.to_baseline.holds if each.to_baseline and each.condition.main else None,
+            "holds": each.to_baseline.holds if each.to_baseline and each.condition.claimed else None,
             "counts": _counts(baseline[each.condition.key], each),
         }
         for each in confirmed.of("candidate", trial)
