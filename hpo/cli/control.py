@@ -1,6 +1,7 @@
 """The commands that stop, resume, extend, rename or delete a study, and the one that cleans up this machine."""
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +68,35 @@ def extend(study: str, budget: int, storage: str) -> None:
     if found.stopped:
         start = f". It is {found.why_stopped}"
     click.echo(f"study {study} has a budget of {budget}: {outcome}{start}", err=True)
+
+
+@click.command("try")
+@click.argument("study")
+@click.argument("params", nargs=-1, required=True, metavar="NAME=VALUE …")
+@storage_option
+def try_(study: str, params: Sequence[str], storage: str) -> None:
+    """Add a configuration of your own to a running study.
+
+    It uses a trial of the budget, and is the next that a worker takes. The
+    sampler chooses the parameters that you leave out; values may lie outside
+    of what is searched.
+    """
+    from hpo.search.plan import Plan
+    from hpo.search.sql.asked_for import try_params
+    from hpo.study_file.overrides import parse_value
+
+    given = {}
+    for text in params:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise InputError(f"{text}: must be NAME=VALUE, such as learning_rate=0.01")
+        given[name] = parse_value(value)
+    engine, found = open_study(study, storage)
+    number = try_params(engine, found, given, Plan(found.spec, found.first).start_of)
+    left = [name for name in found.spec.search.searched if name not in given]
+    rest = f"; the sampler chooses {', '.join(left)}" if left else ""
+    start = f". It is {found.why_stopped}" if found.stopped else ""
+    click.echo(f"study {study}: trial {number} waits for a worker{rest}{start}", err=True)
 
 
 @click.command()
@@ -139,4 +169,4 @@ def clean(cache: bool, root: Path) -> None:
     click.echo(f"{sets} removed from {root}/images, {size / 1e6:,.1f} MB", err=True)
 
 
-CONTROL_COMMANDS = (stop, resume, extend, rename, delete, clean)
+CONTROL_COMMANDS = (stop, resume, extend, try_, rename, delete, clean)

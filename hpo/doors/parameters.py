@@ -168,6 +168,21 @@ class SearchSection(Section):
         defaults = self.defaults()
         return {name: _nearest(parameter, params.get(name, defaults[name])) for name, parameter in self.parameters()}
 
+    def check_values(self, params: Mapping[str, Value]) -> None:
+        """Raises ValueError if a trial cannot have these values. They may lie outside of what is searched."""
+        allowed = dict(self.parameters())
+        for name, value in params.items():
+            if name not in allowed:
+                names = list(allowed)
+                raise ValueError(f"no parameter '{name}'; there are: {', '.join(names)}.{nearest(name, names)}")
+            if not isinstance(value, int | float | str) or isinstance(value, bool):
+                raise ValueError(f"{name}: {str(value)[:60]} is no number and no word")
+            row = self.rows[name]
+            try:
+                row.check(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {str(error).partition(', or {')[0]}") from None
+
     def grid(self) -> list[Params]:
         """Every combination of the choices (fixed values have one). Raises ValueError if a parameter is a range."""
         names, columns = [], []

@@ -15,7 +15,7 @@ def apply_override(document: dict[str, Any], override: str) -> None:
     parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
         raise SpecError(f"--set {override}: must be key=value, such as training.epochs=3")
-    value = _value(text)
+    value = parse_value(text)
     place: Any = document
     for depth, part in enumerate(parts):
         if not isinstance(place, dict | list):
@@ -27,7 +27,8 @@ def apply_override(document: dict[str, Any], override: str) -> None:
             place = place.setdefault(step, {}) if isinstance(place, dict) else place[step]
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """The TOML value that this text is, or else the text."""
     try:
         document = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):
