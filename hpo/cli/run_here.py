@@ -73,6 +73,8 @@ def run_until_done(engine: sa.Engine, study: Study, storage: str, workers: int, 
     """Runs a study here, with progress, until its budget is used up or a signal stops it. new: whether it was just
     submitted. Raises StudyError if it is stopped.
     """
+    if study.rule:  # all that its study file asks for was done
+        return
     if study.stopped:
         raise StudyError(
             f"study '{study.name}' is stopped: {study.stopped}; to continue it, first run: {study.resume_command}"

@@ -27,7 +27,7 @@ def choose(
     study.refuse()
     name = shlex.quote(study.name)
     finished = count(engine, study.study_id).finished
-    if finished < study.budget and not anyway:
+    if finished < study.budget and not study.rule and not anyway:
         raise StudyError(
             f"study '{study.name}' is not finished: {finished} of {study.budget} trials are; `hpo launch {name}` runs "
             "the others, or --anyway takes what is there"

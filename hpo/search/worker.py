@@ -31,6 +31,7 @@ from hpo.search.sql.counts import Counts
 from hpo.search.sql.fence import TrialDeleted, TrialLost, new_token
 from hpo.search.sql.joining import adopt, check_fingerprints, has_fingerprints
 from hpo.search.sql.outages import PATIENCE_SECS, outlast
+from hpo.search.sql.stop_rules import stop_by_rule
 from hpo.search.sql.stopping import stop_if_failing
 from hpo.search.sql.studies import Study, find_studies, open_studies
 from hpo.search.sql.whole_study import folder_of
@@ -136,6 +137,7 @@ def _tidy(worker: Worker, study: Study) -> None:
         worker.tidied[study.key] = time.monotonic()
         heartbeats.reap(worker.engine, study.study_id)
         stop_if_failing(worker.engine, study)
+        stop_by_rule(worker.engine, study)
 
 
 def _say_what_is_left(worker: Worker, left: Sequence[Study], names: Sequence[str]) -> None:
@@ -186,6 +188,7 @@ def _take_trial(worker: Worker, study: Study) -> bool:
         if claim is not None:
             with heartbeats.beating(worker.engine, study.study_id, claim):
                 worker.say(run_trial(ready, claim))
+            worker.outlast(stop_by_rule, worker.engine, study)
     except TrialLost as lost:
         worker.say(f"trial dropped: {lost}")
         if claim is not None and isinstance(lost, TrialDeleted):

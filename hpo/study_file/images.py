@@ -277,14 +277,6 @@ class ImageSpec(Spec):
             )
         return self
 
-    @model_serializer(mode="wrap")
-    def _without_unused_augmentation(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that a study without such a section is what it was before there was one."""
-        document: dict[str, Any] = handler(self)
-        if self.augmentation.perturbations is None:
-            document.pop("augmentation", None)
-        return document
-
     def with_absolute_paths(self) -> "ImageSpec":
         """So that a worker that starts in another folder finds the same files."""
         data, model = self.data, self.model

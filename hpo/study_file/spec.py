@@ -56,6 +56,22 @@ class PrunerSpec(Section):
         return {key: value for key, value in handler(self).items() if key != "min_steps" or value is not None}
 
 
+class StopSpec(Section):
+    """When a study stops before its budget is used up: whichever comes first. `hpo resume` continues it without the
+    rule that stopped it.
+    """
+
+    patience: Annotated[int, Field(ge=1)] | None = None
+    """So many finished trials in a row without a better feasible score."""
+    target: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    """A feasible score that is good enough."""
+    max_hours: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Hours that the trials of the study have run, those of all workers together."""
+
+
+NEWER_SECTIONS = ("augmentation", "stop")
+
+
 class Spec(Section):
     """A whole study file. What it searches is said by the subclasses: images.py, custom.py."""
 
@@ -67,12 +83,23 @@ class Spec(Section):
     """The study stops when more trials than this share of the budget (and more than 2) have failed."""
     warm_start: Annotated[str, Field(min_length=1)] | None = None
     """The name of an earlier study in the same database: its best configurations are tried first."""
+    stop: StopSpec = StopSpec()
 
     if TYPE_CHECKING:  # declared by the subclasses, in the order in which files name them
         search: SearchSection
         objective: Any
         sampler: SamplerSpec
         pruner: PrunerSpec
+
+    @model_serializer(mode="wrap")
+    def _without_unused_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study without a newer section is what it was before there was such."""
+        unused = [name for name in NEWER_SECTIONS if getattr(self, name, None) == self._default_of(name)]
+        return {key: value for key, value in handler(self).items() if key not in unused}
+
+    @classmethod
+    def _default_of(cls, name: str) -> Any:
+        return cls.model_fields[name].get_default() if name in cls.model_fields else None
 
     @property
     def objective_name(self) -> str:

@@ -26,6 +26,7 @@ from hpo.search.sql.storage import writing
 from hpo.search.sql.studies import PROTOCOL_KEY, SPEC_KEY, Study, find_study
 from hpo.search.sql.study_note import note_of_confirmation
 from hpo.search.sql.tables import studies, study_directions, study_system_attributes, study_user_attributes
+from hpo.study_file.spec import StopSpec
 from hpo.trial_result import TrialResult
 
 LONGEST_NAME = 100 - len(SUFFIX)
@@ -104,7 +105,7 @@ def _other_sets(study: Study, before: Confirmation) -> str:
 
 
 def _insert(connection: sa.Connection, study: Study, confirmation: Confirmation) -> Study:
-    spec = study.spec.model_copy(update={"name": study.name + SUFFIX, "warm_start": None})
+    spec = study.spec.model_copy(update={"name": study.name + SUFFIX, "warm_start": None, "stop": StopSpec()})
     row = connection.execute(studies.insert().values(study_name=spec.name).returning(studies.c.study_id))
     study_id = int(row.scalar_one())
     connection.execute(study_directions.insert().values(study_id=study_id, direction="MAXIMIZE", objective=0))

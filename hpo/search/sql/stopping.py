@@ -14,34 +14,45 @@ from hpo.search.sql.studies import Study
 from hpo.search.sql.tables import study_user_attributes, trial_user_attributes, trials
 
 FORGIVEN_KEY = "failures_forgiven"
+LIFTED_KEY = "lifted_stop_rules"
 FAILURES_ALWAYS_ALLOWED = 2
 
 
-def stop(engine: sa.Engine, study: Study, reason: str, failing: bool = False) -> bool:
-    """Stops the study: no trial can be claimed any more, and workers give back those that run. Returns False if it was
-    stopped before.
+def stop(engine: sa.Engine, study: Study, reason: str, failing: bool = False, rule: str | None = None) -> bool:
+    """Stops the study: no trial can be claimed any more, and workers give back those that run. rule: the one of
+    its [stop] section, if that is why. Returns False if it was stopped before.
     """
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
         if attributes.read_study(connection, study.study_id, STOPPED_KEY) is not None:
             return False
-        value = {"reason": reason, "failing": failing}
+        value = {"reason": reason, "failing": failing, "rule": rule}
         attributes.write(connection, study_user_attributes, study.study_id, {STOPPED_KEY: value})
     return True
 
 
 def resume(engine: sa.Engine, study: Study) -> bool:
-    """Resumes a stopped study; failures so far no longer count. Returns False if it was not stopped."""
+    """Resumes a stopped study; failures so far no longer count, nor does the rule that stopped it. Returns False if it
+    was not stopped.
+    """
     with writing(engine) as connection:
         lock_study(connection, study.study_id)
-        forgiven = {FORGIVEN_KEY: _count_failures(connection, study)}
-        attributes.write(connection, study_user_attributes, study.study_id, forgiven)
+        kept: dict[str, Any] = {FORGIVEN_KEY: _count_failures(connection, study)}
+        stopped = attributes.read_study(connection, study.study_id, STOPPED_KEY) or {}
+        if rule := stopped.get("rule"):
+            kept[LIFTED_KEY] = [*lifted_rules(connection, study), rule]
+        attributes.write(connection, study_user_attributes, study.study_id, kept)
         removed = connection.execute(
             study_user_attributes.delete().where(
                 study_user_attributes.c.study_id == study.study_id, study_user_attributes.c.key == STOPPED_KEY
             )
         )
     return removed.rowcount > 0
+
+
+def lifted_rules(connection: sa.Connection, study: Study) -> list[str]:
+    """Rules of its [stop] section that no longer apply, since it was resumed after they had stopped it."""
+    return list(attributes.read_study(connection, study.study_id, LIFTED_KEY) or [])
 
 
 def stop_if_failing(engine: sa.Engine, study: Study) -> None:

@@ -32,10 +32,10 @@ PROTOCOL_KEY = "protocol"
 @dataclass(frozen=True)
 class Study:
     """A submitted study. budget: includes extensions; stopped: why it was stopped, None if it was not; failing: whether
-    it was stopped because too many trials failed; uid: differs if SQLite reuses the id of a deleted study; refused: why
-    this version of hpo may read it but not work on it, None if it may; first: configurations that a warm start tries
-    first, None in studies of older versions of hpo, which stored all trials in advance; confirmation: what it trains
-    again of another study, None if it is a search.
+    it was stopped because too many trials failed; rule: the one of its [stop] section that stopped it, if one did; uid:
+    differs if SQLite reuses the id of a deleted study; refused: why this version of hpo may read it but not work on it,
+    None if it may; first: configurations that a warm start tries first, None in studies of older versions of hpo, which
+    stored all trials in advance; confirmation: what it trains again of another study, None if it is a search.
     """
 
     study_id: int
@@ -43,6 +43,7 @@ class Study:
     budget: int
     stopped: str | None = None
     failing: bool = False
+    rule: str | None = None
     uid: str | None = None
     refused: str | None = None
     first: tuple[Params, ...] | None = None
@@ -137,6 +138,7 @@ def _as_study(study_id: int, name: str, texts: Mapping[str, str]) -> Study:
         int(texts.get(BUDGET_KEY, spec.budget)),
         stopped.get("reason"),
         stopped.get("failing", False),
+        stopped.get("rule"),
         json.loads(texts.get(UID_KEY, "null")),
         _refusal(name, version, differs) if differs else None,
         tuple(json.loads(texts[FIRST_STARTS_KEY])) if FIRST_STARTS_KEY in texts else None,
