@@ -26,7 +26,7 @@ def stop_by_rule(engine: sa.Engine, study: Study) -> None:
         if count_in(connection, study.study_id).finished >= study.budget:
             return
         compared = connection.scalar(sa.select(baseline_is_complete(study.study_id)))
-        best = (improvements(engine, study.name) or [None])[-1] if compared else None
+        best = next(reversed(improvements(engine, study.name)), None) if compared else None
         for rule, reason in _reasons(connection, study, rules, best).items():
             if rule not in lifted:
                 stop(engine, study, reason, rule=rule)
