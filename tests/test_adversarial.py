@@ -178,7 +178,7 @@ def test_a_study_is_run_and_read(hpo_here: Hpo, tmp_path: Path) -> None:
     ran = hpo_here("worker", "study")
     assert ran.returncode == 0, ran.stderr
     shown = hpo_here("top", "study").stdout
-    assert "Held out, which means scored but never trained on: adversarial-pixels, pgd." in shown
+    assert "Held out, which means measured but never trained on: adversarial-pixels, pgd." in shown
     assert "pgd on 20 of them" in " ".join(shown.split())
     best = json.loads(hpo_here("best", "study", "--json").stdout)
     assert set(best["perturbed_accuracy"]) == {"gaussian-noise", "adversarial-pixels", "pgd"}

@@ -101,6 +101,29 @@ def try_(study: str, params: Sequence[str], storage: str) -> None:
 
 @click.command()
 @click.argument("study")
+@click.argument("trial", type=click.IntRange(min=0))
+@click.option("--why", help="Kept with the trial.")
+@click.option("--undo", is_flag=True, help="Count it again.")
+@storage_option
+def exclude(study: str, trial: int, why: str | None, undo: bool, storage: str) -> None:
+    """Leave a trial out, from now on.
+
+    Samplers do not learn from it, and no query or view shows it. It uses its part of the budget all the same.
+    """
+    from hpo.search.sql import asked_for
+
+    if undo == bool(why):
+        raise InputError("exclude: give either --why or --undo")
+    engine, found = open_study(study, storage)
+    if undo:
+        outcome = "counts again" if asked_for.include(engine, found, trial) else "was not excluded; nothing changed"
+    else:
+        outcome = "is excluded" if asked_for.exclude(engine, found, trial, str(why)) else "was excluded before"
+    click.echo(f"study {study}: trial {trial} {outcome}", err=True)
+
+
+@click.command()
+@click.argument("study")
 @click.argument("name")
 @storage_option
 def rename(study: str, name: str, storage: str) -> None:
@@ -169,4 +192,4 @@ def clean(cache: bool, root: Path) -> None:
     click.echo(f"{sets} removed from {root}/images, {size / 1e6:,.1f} MB", err=True)
 
 
-CONTROL_COMMANDS = (stop, resume, extend, try_, rename, delete, clean)
+CONTROL_COMMANDS = (stop, resume, extend, try_, exclude, rename, delete, clean)

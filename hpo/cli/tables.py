@@ -148,7 +148,7 @@ def print_best(
             "points (95 % confidence)."
         )
     if held_out := study.spec.hold_outs:
-        out.print(f"Held out, which means scored but never trained on: {', '.join(held_out)}.")
+        out.print(f"Held out, which means measured but never trained on: {', '.join(held_out)}.")
     for line in explain_feasibility(study, best.images):
         out.print(line)
     if best.baseline and not selection:

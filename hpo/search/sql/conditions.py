@@ -4,7 +4,7 @@ import json
 
 import sqlalchemy as sa
 
-from hpo.search.sql.attributes import STOPPED_KEY, UID_KEY
+from hpo.search.sql.attributes import EXCLUDED_KEY, STOPPED_KEY, UID_KEY
 from hpo.search.sql.tables import PAUSED_KEY, study_user_attributes, trial_user_attributes, trials
 
 StudyKey = tuple[int, str | None]
@@ -53,3 +53,13 @@ def baseline_is_complete(study_id: int) -> sa.ColumnElement[bool]:
         trial_user_attributes.c.trial_id == other.c.trial_id,
         trial_user_attributes.c.key == "baseline",
     )
+
+
+def excluded_trials(connection: sa.Connection, study_id: int) -> set[int]:
+    """Numbers of the trials that were excluded by a user."""
+    query = (
+        sa.select(trials.c.number)
+        .join(trial_user_attributes, trial_user_attributes.c.trial_id == trials.c.trial_id)
+        .where(trials.c.study_id == study_id, trial_user_attributes.c.key == EXCLUDED_KEY)
+    )
+    return set(connection.execute(query).scalars())

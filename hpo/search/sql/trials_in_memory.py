@@ -22,7 +22,7 @@ from optuna.storages import InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.search.sql.conditions import baseline_is_complete, is_paused
+from hpo.search.sql.conditions import baseline_is_complete, excluded_trials, is_paused
 from hpo.search.sql.tables import (
     CONSTRAINT_PREFIX,
     trial_intermediate_values,
@@ -54,7 +54,9 @@ class History:
     def study(self, current: FrozenTrial | None = None) -> OptunaStudy:
         """The current state of the trials, by number, without the current trial."""
         open_trials = self._read(current._trial_id if current else None)
-        seen = sorted([*self._finished.values(), *open_trials], key=lambda trial: trial.number)
+        known = [*self._finished.values(), *open_trials]
+        excluded = self._excluded()
+        seen = sorted((trial for trial in known if trial.number not in excluded), key=lambda trial: trial.number)
         return _study(self._name, seen, current)
 
     def _read(self, current_id: int | None) -> list[FrozenTrial]:
@@ -85,6 +87,11 @@ class History:
             if trial.state == TrialState.WAITING:
                 trial.state = TrialState.PRUNED  # samplers learn as much from a paused trial as from a pruned one
         return open_trials
+
+    def _excluded(self) -> set[int]:
+        """Numbers of trials that samplers leave out, which may change at any time."""
+        with self._engine.connect() as connection:
+            return excluded_trials(connection, self._id)
 
     def _forget_unconstrained(self, connection: sa.Connection) -> None:
         if not self._baseline_seen and connection.scalar(sa.select(baseline_is_complete(self._id))):

@@ -1,5 +1,5 @@
-"""The SQL views over Optuna's tables: `trial_results`, one row per trial; `best_configs`, a ranking of good ones; and
-`confirmations`, what was measured on locked test data.
+"""The SQL views over Optuna's tables: `trial_results`, one row per trial that is not excluded; `best_configs`, a ranking
+of good ones; and `confirmations`, what was measured on locked test data.
 
 Views are never stale. They cover every study in the database, also those that hpo did not create, whose rows must not
 cause errors, whatever they contain.
@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 
-from hpo.search.sql.attributes import CONFIRMATION_KEY, CONFIRMS_KEY, OUTCOMES_KEY
+from hpo.search.sql.attributes import CONFIRMATION_KEY, CONFIRMS_KEY, EXCLUDED_KEY, OUTCOMES_KEY
 from hpo.search.sql.old_attributes import BEFORE_PARTS, PARTS_KEY
 from hpo.search.sql.tables import CONSTRAINT_PREFIX
 from hpo.trial_result import CLEAN
 
-VIEWS_VERSION = 6
+VIEWS_VERSION = 7
 """Incremented when a view changes: older views are replaced by the first command that may, newer ones are kept."""
 
 Kind = Literal["number", "text", "time", "flag"]
@@ -205,4 +205,6 @@ def _trial_results_sql(sql: dict[str, str]) -> str:
         "violation": violation,
     }
     selected = ", ".join(f"{columns[name]} AS {name}" for name in KINDS)
-    return f"SELECT {selected} FROM trials t JOIN studies s ON s.study_id = t.study_id"
+    return f"""SELECT {selected} FROM trials t JOIN studies s ON s.study_id = t.study_id
+        WHERE NOT EXISTS (SELECT 1 FROM trial_user_attributes x WHERE x.trial_id = t.trial_id
+        AND x.key = '{EXCLUDED_KEY}')"""
