@@ -54,6 +54,7 @@ class Plan:
     outage_secs: float = 60.0
     pruner: str = "none"
     real: bool = False
+    max_parallel: int | None = None
 
 
 def make_spec(plan: Plan, name: str = "faults") -> Spec:
@@ -61,6 +62,7 @@ def make_spec(plan: Plan, name: str = "faults") -> Spec:
         {
             "name": name,
             "budget": plan.budget,
+            "max_parallel": plan.max_parallel,
             "data": {"name": "digits", "images_per_class": 40},
             "model": {"weights": "none", "input_size": 32},
             "training": {"epochs": plan.epochs, "horizontal_flip": False},
@@ -99,7 +101,7 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     launcher = LocalLauncher(command)
     try:
         launcher.start(Launch([study.name], plan.workers, url, folder / "logs", on_death, said.append))
-        _inject(launcher, engine, study, plan, tickets, server)
+        most_at_once = _inject(launcher, engine, study, plan, tickets, server)
         seconds = time.monotonic() - started
     finally:
         launcher.stop()
@@ -108,6 +110,8 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     logs = "\n".join(worker.log.read_text() for worker in launcher.workers)
     if plan.real:
         found["left in the artifact store"] = [path.name for path in (folder / "artifacts").rglob("*.checkpoint")]
+    if plan.max_parallel is not None and most_at_once > plan.max_parallel:
+        found["wrong"].append(f"{most_at_once} trials ran at once")
     found |= {
         "kills": sum("killed by SIGKILL" in line for line in said),
         "at chosen points": logs.count("killed in "),
@@ -121,17 +125,20 @@ def run_with_faults(url: str, plan: Plan, folder: Path, server: Any = None) -> d
     return found
 
 
-def _inject(launcher: LocalLauncher, engine: sa.Engine, study: Study, plan: Plan, tickets: Path, server: Any) -> None:
-    """Random kills and outages, spread over the run by how many trials are finished."""
+def _inject(launcher: LocalLauncher, engine: sa.Engine, study: Study, plan: Plan, tickets: Path, server: Any) -> int:
+    """Random kills and outages, spread over the run by how many trials are finished. The most trials that were seen
+    running at once.
+    """
     outages = [plan.budget * (number + 1) // (plan.outages + 1) for number in range(plan.outages)]
     patience_secs = 60 + plan.outage_secs + 2 * plan.grace_secs
-    most, progressed_at = 0, time.monotonic()
+    most, progressed_at, most_at_once = 0, time.monotonic(), 0
     while launcher.tend():
-        finished = _finished(engine, study)
+        finished, running = _progress(engine, study)
+        most_at_once = max(most_at_once, running)
         if finished > most:
             most, progressed_at = finished, time.monotonic()
         if time.monotonic() - progressed_at > patience_secs:
-            return  # a trial was lost: examine() says what is missing
+            return most_at_once  # a trial was lost: examine() says what is missing
         if outages and finished >= outages[0]:
             outages.pop(0)
             server.stop()
@@ -143,15 +150,18 @@ def _inject(launcher: LocalLauncher, engine: sa.Engine, study: Study, plan: Plan
         if alive and killed < due and take_ticket(str(tickets), str(plan.kills)):
             random.choice(alive).kill()
         time.sleep(random.random() * 0.1)
+    return most_at_once
 
 
-def _finished(engine: sa.Engine, study: Study) -> int:
+def _progress(engine: sa.Engine, study: Study) -> tuple[int, int]:
+    """How many trials are finished, and how many run."""
     try:
-        return count(engine, study.study_id).finished
+        counts = count(engine, study.study_id)
     except sa.exc.DBAPIError as error:
         if is_outage(error):
-            return 0
+            return 0, 0
         raise
+    return counts.finished, counts.running
 
 
 def examine(engine: sa.Engine, study: Study, plan: Plan) -> dict[str, Any]:
@@ -193,6 +203,7 @@ def main() -> None:
     parser.add_argument("--pruner", choices=["none", "asha"], default="none")
     parser.add_argument("--real", action="store_true", help="the real objective, on digits")
     parser.add_argument("--epoch-secs", type=float, default=0.1)
+    parser.add_argument("--max-parallel", type=int)
     parser.add_argument("--heartbeat-secs", type=float, default=0.5)
     parser.add_argument("--grace-secs", type=float, default=2.0)
     parser.add_argument("--pooled", action="store_true", help="through PgBouncer in transaction mode; PostgreSQL alone")

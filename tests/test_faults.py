@@ -76,6 +76,13 @@ def test_workers_killed_at_random_and_at_chosen_points_finish_exactly_the_budget
     study.tell(study.ask(), 0.5)  # a plain Optuna script goes on where hpo ended
 
 
+def test_no_more_trials_run_at_once_than_allowed_whoever_is_killed(tmp_path: Path) -> None:
+    plan = Plan(budget=10, workers=4, kills=3, heartbeat_secs=0.3, grace_secs=1.5, pruner="asha", max_parallel=2)
+    found = run_with_faults(f"sqlite:///{tmp_path}/hpo.db", plan, tmp_path)
+    assert found["wrong"] == []
+    assert found["other deaths"] == []
+
+
 def test_a_server_that_is_stopped_and_started_again_loses_nothing(tmp_path: Path) -> None:
     plan = Plan(budget=16, workers=3, kills=3, outages=1, outage_secs=3, heartbeat_secs=0.3, grace_secs=1.5)
     with postgresql() as server:

@@ -1,5 +1,6 @@
 """One worker and many studies: trouble with one is no trouble for the others, and none takes all workers or memory."""
 
+import contextlib
 import gc
 import json
 import os
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from support.waiting import write_waiting_study
 
 from hpo.doors.objective import Trial
 from hpo.errors import DataError, MachineError, StudyError
-from hpo.search import worker
+from hpo.search import shares, worker
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.counts import count
 from hpo.search.sql.queries import all_trials
@@ -287,3 +289,46 @@ def test_a_study_of_before_a_value_was_refused_can_be_read(engine: sa.Engine) ->
         spec["search"]["batch_size"] = 1
         attributes.write(connection, study_user_attributes, study.study_id, {"spec": spec})
     assert find_studies(engine, ["study"])[0].spec.search.batch_size == 1
+
+
+def worked_on(engine: sa.Engine, secs: float, workers: int) -> dict[str, float]:
+    """The seconds that so many workers spend on each study: they sleep instead of train."""
+    spent: dict[str, float] = {}
+
+    class Sleeping(FreeObjective):
+        def __init__(self, spec: Spec, store: Any) -> None:
+            super().__init__(spec)
+            self.name = spec.name
+
+        def run(self, trial: Trial) -> Any:
+            started = time.monotonic()
+            time.sleep(0.05)
+            if started > deadline:
+                raise KeyboardInterrupt
+            yield from super().run(trial)
+            spent[self.name] = spent.get(self.name, 0.0) + time.monotonic() - started
+
+    def one(name: str) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            work(engine, [], Sleeping, name, lambda text: None)
+
+    deadline = time.monotonic() + secs
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(one, [f"worker {number}" for number in range(workers)]))
+    return spent
+
+
+def test_studies_share_workers_by_their_priority(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "TURN_SECS", 0.05)
+    submit(engine, spec_of(name="usual", budget=10_000))
+    submit(engine, spec_of(name="urgent", budget=10_000, priority=3))
+    spent = worked_on(engine, 6, workers=2)
+    assert 2.0 < spent["urgent"] / spent["usual"] < 4.5
+
+
+def test_no_more_trials_run_at_once_than_a_study_allows(engine: sa.Engine) -> None:
+    study, _ = submit(engine, spec_of(name="narrow", budget=6, max_parallel=2))
+    for _ in range(2):
+        assert claim_next(engine, study, "others", most=2) is not None
+    assert claim_next(engine, study, "one too many", most=2) is None
+    assert count(engine, study.study_id).running == 2

@@ -23,11 +23,11 @@ from hpo.search.checkpoints import StudyFolder
 from hpo.search.loading import fingerprints_of
 from hpo.search.plan import Plan
 from hpo.search.running import ReadyStudy, run_trial
+from hpo.search.shares import Shares
 from hpo.search.sql import claims, heartbeats, rungs
 from hpo.search.sql.attributes import ARTIFACTS_KEY
 from hpo.search.sql.claims import Claim, Why
 from hpo.search.sql.conditions import StudyKey
-from hpo.search.sql.counts import Counts
 from hpo.search.sql.fence import TrialDeleted, TrialLost, new_token
 from hpo.search.sql.joining import adopt, check_fingerprints, has_fingerprints
 from hpo.search.sql.outages import PATIENCE_SECS, outlast
@@ -58,7 +58,7 @@ T = TypeVar("T")
 class Worker:
     """The state of a worker process. artifacts: where it keeps checkpoints and files, None if nowhere; ready: studies
     that are set up, the most recently used last; tidied: when `_tidy` last ran; skipped: when to retry studies that
-    cannot be worked on here, and why.
+    cannot be worked on here, and why; shares: how it shares itself between studies.
     """
 
     engine: sa.Engine
@@ -69,6 +69,7 @@ class Worker:
     ready: dict[StudyKey, tuple[ReadyStudy, Plan]] = field(default_factory=dict)
     tidied: dict[StudyKey, float] = field(default_factory=dict)
     skipped: dict[StudyKey, tuple[float, InputError]] = field(default_factory=dict)
+    shares: Shares = field(default_factory=Shares)
 
     def outlast(self, operation: Callable[..., T], *arguments: Any) -> T:
         """The result of the operation, which is retried while the database is unavailable."""
@@ -99,8 +100,13 @@ def work(
             _say_what_is_left(worker, [study for study, _ in found], names)
             return
         until = time.monotonic() + LOOK_SECS if len(todo) == 1 else 0.0
-        if not any(_take_trials(worker, study, names, until) for study in _in_turn(worker, todo)):
+        started = time.monotonic()
+        in_turn = worker.shares.in_turn(todo, worker.ready)
+        taken = next((study for study in in_turn if _take_trials(worker, study, names, until)), None)
+        if taken is None:
             time.sleep(IDLE_SECS)
+        else:
+            worker.shares.note(todo, taken, time.monotonic() - started)
 
 
 def _say_if_possible(say: Say, text: str) -> None:
@@ -111,7 +117,7 @@ def _say_if_possible(say: Say, text: str) -> None:
 
 def _forget(worker: Worker, still_open: Sequence[StudyKey]) -> None:
     """Drops the state of studies that have ended or were deleted."""
-    for kept in (worker.ready, worker.tidied, worker.skipped):
+    for kept in (worker.ready, worker.tidied, worker.skipped, worker.shares.used):
         for key in set(kept).difference(still_open):
             del kept[key]
 
@@ -123,12 +129,6 @@ def _may_work_on(worker: Worker, study: Study) -> bool:
         worker.skipped[study.key] = math.inf, InputError(study.refused)
     again_at, _ = worker.skipped.get(study.key, (0.0, None))
     return time.monotonic() >= again_at
-
-
-def _in_turn(worker: Worker, todo: Sequence[tuple[Study, Counts]]) -> list[Study]:
-    """Studies with the fewest running trials first; among equals, those that this worker has set up."""
-    in_turn = sorted(todo, key=lambda each: (each[1].running, each[0].key not in worker.ready, each[0].study_id))
-    return [study for study, _ in in_turn]
 
 
 def _tidy(worker: Worker, study: Study) -> None:
@@ -221,8 +221,9 @@ def _claim(worker: Worker, ready: ReadyStudy, plan: Plan, token: str) -> Claim |
     study, engine = ready.study, worker.engine
     spec = study.spec
     claim = claims.claimed_before(engine, study.study_id, token)
-    claim = claim or rungs.promote(engine, study.key, worker.name, spec.pruner.reduction_factor, token)
-    claim = claim or claims.claim(engine, study.key, plan.start_of, worker.name, study.waits_for_baseline, token)
+    most, alone = spec.max_parallel, study.waits_for_baseline
+    claim = claim or rungs.promote(engine, study.key, worker.name, spec.pruner.reduction_factor, token, most)
+    claim = claim or claims.claim(engine, study.key, plan.start_of, worker.name, alone, token, most)
     if claim is None:
         ready.discard(*rungs.prune_paused(engine, study.study_id))
     return claim

@@ -69,7 +69,7 @@ class StopSpec(Section):
     """Hours that the trials of the study have run, those of all workers together."""
 
 
-NEWER_SECTIONS = ("augmentation", "stop")
+NEWER_KEYS = ("augmentation", "stop", "priority", "max_parallel")
 
 
 class Spec(Section):
@@ -83,6 +83,10 @@ class Spec(Section):
     """The study stops when more trials than this share of the budget (and more than 2) have failed."""
     warm_start: Annotated[str, Field(min_length=1)] | None = None
     """The name of an earlier study in the same database: its best configurations are tried first."""
+    priority: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Of studies that are open at once, one with priority 3 gets three times the workers of one with 1."""
+    max_parallel: Annotated[int, Field(ge=1)] | None = None
+    """How many of its trials may run at once, on all machines together."""
     stop: StopSpec = StopSpec()
 
     if TYPE_CHECKING:  # declared by the subclasses, in the order in which files name them
@@ -92,9 +96,9 @@ class Spec(Section):
         pruner: PrunerSpec
 
     @model_serializer(mode="wrap")
-    def _without_unused_sections(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A study without a newer section is what it was before there was such."""
-        unused = [name for name in NEWER_SECTIONS if getattr(self, name, None) == self._default_of(name)]
+    def _without_unused_keys(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A study without a newer key is what it was before there was such."""
+        unused = [name for name in NEWER_KEYS if getattr(self, name, None) == self._default_of(name)]
         return {key: value for key, value in handler(self).items() if key not in unused}
 
     @classmethod

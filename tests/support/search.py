@@ -52,10 +52,16 @@ def run(engine: sa.Engine, spec: Spec, fault: Callable[[Params], None] | None = 
 
 
 def claim_next(
-    engine: sa.Engine, study: Study, worker: str, baseline_alone: bool = False, token: str | None = None
+    engine: sa.Engine,
+    study: Study,
+    worker: str,
+    baseline_alone: bool = False,
+    token: str | None = None,
+    most: int | None = None,
 ) -> Claim | None:
     """Claims as a worker would."""
-    return claims.claim(engine, study.key, Plan(study.spec, study.first).start_of, worker, baseline_alone, token)
+    start_of = Plan(study.spec, study.first).start_of
+    return claims.claim(engine, study.key, start_of, worker, baseline_alone, token, most)
 
 
 def report(engine: sa.Engine, hold: Hold, step: int, score: float) -> None:

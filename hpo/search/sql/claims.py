@@ -124,23 +124,23 @@ def claim(
     worker: str,
     baseline_alone: bool = False,
     token: str | None = None,
+    most: int | None = None,
 ) -> Claim | None:
-    """Claims a waiting trial, or else the next one of the budget; None if there is none.
+    """Claims a waiting trial, or else the next one of the budget; None if there is none, or if `most` trials run.
 
     Interrupted trials come first, then others that wait, by number. baseline_alone: only the baseline can be claimed
     until it is complete, since other trials need what it learned.
     """
     study_id, _ = study
     with engine.connect() as connection:  # without a lock, since idle workers ask every second
-        if _room(connection, study) is None:
+        if _room(connection, study, most) is None:
             return None
     with writing(engine) as connection:
         try:
             lock_study(connection, study_id)
         except StudyError:
             return None
-        room = _room(connection, study)
-        if room is None:
+        if (room := _room(connection, study, most)) is None:
             return None
         trial_id = _waiting(connection, study_id, baseline_alone)
         if trial_id is None:
@@ -150,15 +150,16 @@ def claim(
         return None if trial_id is None else take(connection, trial_id, worker, token)
 
 
-def _room(connection: sa.Connection, study: StudyKey) -> tuple[Counts, int] | None:
-    """The study's counts and budget if that allows another trial to run, else None. Paused trials count, since they
+def _room(connection: sa.Connection, study: StudyKey, most: int | None) -> tuple[Counts, int] | None:
+    """The study's counts and budget if these allow another trial to run, else None. Paused trials count, since they
     finish sooner or later.
     """
     study_id, _ = study
     if not connection.scalar(sa.select(~is_stopped(study_id) & is_still_there(study))):
         return None
     counts, budget = count_in(connection, study_id), read_budget(connection, study_id)
-    return (counts, budget) if counts.finished + counts.running + counts.paused < budget else None
+    has_room = counts.finished + counts.running + counts.paused < budget and (most is None or counts.running < most)
+    return (counts, budget) if has_room else None
 
 
 def read_budget(connection: sa.Connection, study_id: int) -> int:
@@ -223,11 +224,9 @@ def take(connection: sa.Connection, trial_id: int, worker: str, token: str | Non
     attributes.write(connection, trial_user_attributes, row.trial_id, {"worker": worker})
     hold = Hold(row.trial_id, token or new_token())
     write_token(connection, hold)
-    resumed = connection.execute(
-        trial_user_attributes.delete().where(
-            trial_user_attributes.c.trial_id == row.trial_id, trial_user_attributes.c.key == PAUSED_KEY
-        )
-    )
+    a = trial_user_attributes
+    was_paused = (a.c.trial_id == row.trial_id) & (a.c.key == PAUSED_KEY)
+    resumed = connection.execute(a.delete().where(was_paused))
     if resumed.rowcount:
         connection.execute(trial_values.delete().where(trial_values.c.trial_id == row.trial_id))
     return _claim_of(connection, hold, row.number)
@@ -247,8 +246,8 @@ def _read_start(connection: sa.Connection, trial_id: int) -> Start:
         for table, keys in ((system, ["fixed_params"]), (user, ["baseline", "continues", CONFIRMS_KEY]))
     ]
     found = {key: json.loads(value) for key, value in connection.execute(sa.union_all(*queries))}
-    continues = tuple(found.get("continues", ()))
-    return Start(found.get("fixed_params", {}), "baseline" in found, continues, found.get(CONFIRMS_KEY))
+    continues, confirms = tuple(found.get("continues", ())), found.get(CONFIRMS_KEY)
+    return Start(found.get("fixed_params", {}), "baseline" in found, continues, confirms)
 
 
 def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:

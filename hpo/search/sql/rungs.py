@@ -88,9 +88,16 @@ def best_so_far(engine: sa.Engine, trial_id: int, score: float) -> float:
 
 
 def promote(
-    engine: sa.Engine, study: StudyKey, worker: str, reduction_factor: int, token: str | None = None
+    engine: sa.Engine,
+    study: StudyKey,
+    worker: str,
+    reduction_factor: int,
+    token: str | None = None,
+    most: int | None = None,
 ) -> Claim | None:
-    """Claims a paused trial that now ranks among the best at its rung, highest rungs first; None if there is none."""
+    """Claims a paused trial that now ranks among the best at its rung, highest rungs first; None if there is none, or
+    if `most` trials run.
+    """
     study_id, _ = study
     with engine.connect() as connection:
         stopped = connection.scalar(sa.select(is_stopped(study_id) | ~is_still_there(study)))
@@ -101,6 +108,10 @@ def promote(
         ]
     for trial_id in found:
         with writing(engine) as connection:
+            if most is not None:
+                lock_study(connection, study_id)
+                if count_in(connection, study_id).running >= most:
+                    return None
             if claim := take(connection, trial_id, worker, token):
                 return claim
     return None

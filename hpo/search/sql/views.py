@@ -1,5 +1,5 @@
-"""The SQL views over Optuna's tables: `trial_results`, one row per trial that is not excluded; `best_configs`, a ranking
-of good ones; and `confirmations`, what was measured on locked test data.
+"""The SQL views over Optuna's tables: `trial_results`, one row per trial that is not excluded; `best_configs`, a
+ranking of good ones; and `confirmations`, what was measured on locked test data.
 
 Views are never stale. They cover every study in the database, also those that hpo did not create, whose rows must not
 cause errors, whatever they contain.
