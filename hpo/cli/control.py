@@ -141,6 +141,37 @@ def rename(study: str, name: str, storage: str) -> None:
 
 @click.command()
 @click.argument("study")
+@click.option("--to", required=True, metavar="URL", help="The database to copy it into, which may be the same.")
+@click.option("--name", help="What the copy is called. Default: as the study.")
+@click.option(
+    "--artifacts", metavar="LOCATION", help="Where the copy's files go. Default: a folder of its own in HPO_ARTIFACTS."
+)
+@storage_option
+def copy(study: str, to: str, name: str | None, artifacts: str | None, storage: str) -> None:
+    """Copy a study into another database, with all that belongs to it.
+
+    Trials that are running are given back in the copy. The study itself stays as it is; stop it first if only the copy
+    is to go on.
+    """
+    from hpo.artifacts import Artifacts, open_artifacts
+    from hpo.search.housekeeping import copy_study
+    from hpo.search.sql.storage import create_database
+    from hpo.search.sql.url import masked, parse_url
+
+    engine, found = open_study(study, storage)
+    url = parse_url(to)
+    here = open_artifacts()
+    there = Artifacts(artifacts) if artifacts else here
+    called = name or study
+    try:
+        copy_study(engine, found, create_database(url), called, here, there)
+    except OSError as error:
+        raise InputError(f"its files cannot be copied to {there.location}: {error.strerror or error}") from None
+    click.echo(f"study {study} is copied to {masked(url)} as {called}; its files are in {there.location}", err=True)
+
+
+@click.command()
+@click.argument("study")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @storage_option
 def delete(study: str, yes: bool, storage: str) -> None:
@@ -192,4 +223,4 @@ def clean(cache: bool, root: Path) -> None:
     click.echo(f"{sets} removed from {root}/images, {size / 1e6:,.1f} MB", err=True)
 
 
-CONTROL_COMMANDS = (stop, resume, extend, try_, exclude, rename, delete, clean)
+CONTROL_COMMANDS = (stop, resume, extend, try_, exclude, copy, rename, delete, clean)

@@ -4,7 +4,7 @@ import click
 
 GROUPS = {
     "Run": ("new", "schema", "run", "init", "submit", "launch", "worker"),
-    "Control": ("stop", "resume", "extend", "try", "exclude", "rename", "delete", "clean"),
+    "Control": ("stop", "resume", "extend", "try", "exclude", "copy", "rename", "delete", "clean"),
     "Watch": ("status", "watch", "dashboard"),
     "Query": ("best", "top", "pareto", "history", "importances"),
     "Conclude": ("confirm", "report", "export"),

@@ -1,5 +1,6 @@
-"""Deletes and renames studies with all that belongs to them: for the command line and for the dashboard alike."""
+"""Deletes, renames and copies studies with all that belongs to them, for the command line and the dashboard alike."""
 
+import uuid
 from collections.abc import Callable
 from functools import partial
 
@@ -7,9 +8,21 @@ import sqlalchemy as sa
 
 from hpo.artifacts import Artifacts
 from hpo.errors import StudyError
+from hpo.search.confirmation import SUFFIX
+from hpo.search.sql.copying import Place, insert_rows, read_rows, reading
+from hpo.search.sql.fence import new_token
 from hpo.search.sql.outages import outlast
-from hpo.search.sql.whole_study import Kept, delete, rename
-from hpo.search.study_files import copy_folder, is_elsewhere, remove_folder, remove_left
+from hpo.search.sql.storage import writing
+from hpo.search.sql.studies import Study
+from hpo.search.sql.whole_study import Kept, confirmation_of, delete, folder_of, kept_files, rename
+from hpo.search.study_files import (
+    copy_file,
+    copy_folder,
+    is_elsewhere,
+    location_in_full,
+    remove_folder,
+    remove_left,
+)
 from hpo.study_file.spec import Spec
 
 PATIENCE_SECS = 20.0
@@ -38,15 +51,47 @@ def rename_study(engine: sa.Engine, study_id: int, name: str, artifacts: Artifac
     return [each.study for each in renamed]
 
 
+def copy_study(engine: sa.Engine, study: Study, to: sa.Engine, name: str, here: Artifacts, there: Artifacts) -> str:
+    """Copies a search into a database, perhaps the same, under a name that is free there, with its confirmation and
+    files; here, there: the artifact stores of both. What was added is complete or is not there at all. Its folder in
+    the store. Raises StudyError, and OSError if files cannot be copied.
+    """
+    study.refuse_confirmation()
+    with reading(engine) as connection:
+        ids = [study.study_id, confirmation_of(connection, study.study_id)]
+        found = [(kept_files(connection, each), read_rows(connection, each)) for each in ids if each is not None]
+    same_store = location_in_full(here.location) == location_in_full(there.location)
+    folder = f"{name}-{new_token()[:8]}" if same_store else folder_of(name)
+    location, confirms = location_in_full(there.location), None
+    with writing(to) as connection:
+        for kept, rows in found:
+            if kept is None:
+                raise StudyError("the study was deleted")
+            suffix = SUFFIX if confirms else ""
+            pictures = {each: str(uuid.uuid4()) if same_store else each for each in kept.pictures}
+            place = Place(name + suffix, location, folder + suffix if same_store else None, pictures)
+            confirms = name, insert_rows(connection, rows, place, confirms)
+            if is_elsewhere(kept.location, here):
+                raise StudyError(_unreachable(kept, here))
+            copy_folder(here, kept, folder + suffix, there)
+            for old, new in pictures.items():
+                copy_file(here, old, there, new)
+    return folder
+
+
+def _unreachable(kept: Kept, artifacts: Artifacts) -> str:
+    return (
+        f"study '{kept.study}' has its files in {kept.location}, but HPO_ARTIFACTS is {artifacts.location} here; set "
+        f"HPO_ARTIFACTS={kept.location}"
+    )
+
+
 def _copy(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
     """Copies the files that workers need under the new name. Raises StudyError if they cannot be reached from here."""
     if not is_elsewhere(kept.location, artifacts):
-        copy_folder(artifacts, kept, renamed)
+        copy_folder(artifacts, kept, renamed.folder_name)
     elif kept.numbers or renamed.waits_for_baseline:
-        raise StudyError(
-            f"study '{kept.study}' has checkpoints under its name in {kept.location}, but HPO_ARTIFACTS is "
-            f"{artifacts.location} here; set HPO_ARTIFACTS={kept.location}"
-        )
+        raise StudyError(_unreachable(kept, artifacts))
 
 
 def _tidy(done: str, remove: Callable[[Artifacts, Kept], None], artifacts: Artifacts, kept: Kept, say: Say) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from hpo.artifacts import Artifacts
 from hpo.search.checkpoints import checkpoint_name
 from hpo.search.sql.whole_study import Kept
-from hpo.study_file.spec import Spec
 
 
 def location_in_full(location: str) -> str:
@@ -38,12 +37,17 @@ def remove_folder(artifacts: Artifacts, kept: Kept) -> None:
         shutil.rmtree(Path(artifacts.location).expanduser() / str(kept.folder), ignore_errors=True)
 
 
-def copy_folder(artifacts: Artifacts, kept: Kept, renamed: Spec) -> None:
-    """Copies checkpoints and weights to the renamed study's folder. Raises OSError."""
+def copy_folder(artifacts: Artifacts, kept: Kept, folder: str, to: Artifacts | None = None) -> None:
+    """Copies checkpoints and weights to another folder, of another store if one is given. Raises OSError."""
     for name in _names(kept):
-        content = artifacts.read(f"{kept.folder}/{name}")
-        if content is not None:
-            artifacts.write(f"{renamed.folder_name}/{name}", content)
+        copy_file(artifacts, f"{kept.folder}/{name}", to or artifacts, f"{folder}/{name}")
+
+
+def copy_file(artifacts: Artifacts, name: str, to: Artifacts, new_name: str) -> None:
+    """Does nothing if there is no such file. Raises OSError."""
+    content = artifacts.read(name)
+    if content is not None:
+        to.write(new_name, content)
 
 
 def _names(kept: Kept) -> list[str]:

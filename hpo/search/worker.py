@@ -20,6 +20,7 @@ from hpo.artifacts import Artifacts
 from hpo.doors.objective import Objective, Store
 from hpo.errors import InputError, MachineError, StorageError, WorkerError
 from hpo.search.checkpoints import StudyFolder
+from hpo.search.confirmation import SUFFIX
 from hpo.search.loading import fingerprints_of
 from hpo.search.plan import Plan
 from hpo.search.running import ReadyStudy, run_trial
@@ -34,7 +35,6 @@ from hpo.search.sql.outages import PATIENCE_SECS, outlast
 from hpo.search.sql.stop_rules import stop_by_rule
 from hpo.search.sql.stopping import stop_if_failing
 from hpo.search.sql.studies import Study, find_studies, open_studies
-from hpo.search.sql.whole_study import folder_of
 from hpo.search.study_files import location_in_full
 from hpo.stopping import Stopped, deferred, is_requested
 from hpo.study_file.spec import Spec
@@ -245,9 +245,8 @@ def _made_ready(worker: Worker, study: Study) -> ReadyStudy:
     spec, artifacts = study.spec, worker.artifacts
     if artifacts is not None:
         artifacts.check()
-    folder = StudyFolder(artifacts, spec.folder_name) if artifacts is not None else None
-    confirmation = study.confirmation
-    shared = folder if folder is None or confirmation is None else replace(folder, folder=folder_of(confirmation.study))
+    folder = StudyFolder(artifacts, study.files) if artifacts is not None else None
+    shared = replace(folder, folder=study.files.removesuffix(SUFFIX)) if folder and study.confirmation else folder
     objective = worker.load_objective(spec, shared or NoStore())
     if not worker.outlast(has_fingerprints, worker.engine, study):
         objective.check()

@@ -20,6 +20,8 @@ ARTIFACTS_KEY = "artifacts"
 """Of a study: where workers keep pictures, checkpoints and weights; HPO_ARTIFACTS in full, without secrets."""
 TROUBLE_KEY = "trouble"
 """Of a trial: the temporary error that it waits out, such as a full disk."""
+FOLDER_KEY = "folder"
+"""Of a study that was copied: its own folder in the artifact store, where others have one of their name."""
 NEXT_START_KEY = "next_start"
 """Of a study: how many of its planned starts (baseline, warm start, grid points, …) were used; absent in studies of
 older versions of hpo, which stored all trials in advance.

@@ -7,7 +7,7 @@ since workers' clocks may differ.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from hpo.search.sql.conditions import (
     is_stopped,
 )
 from hpo.search.sql.counts import Counts, count_in
+from hpo.search.sql.deaths import DEATHS, MAX_DEATHS, died_repeatedly
 from hpo.search.sql.fence import TOKEN_KEY, Hold, TrialLost, lock_held, new_token, write_token
 from hpo.search.sql.storage import database_now, writing
 from hpo.search.sql.tables import (
@@ -33,18 +34,14 @@ from hpo.search.sql.tables import (
     studies,
     study_user_attributes,
     trial_heartbeats,
-    trial_intermediate_values,
     trial_system_attributes,
     trial_user_attributes,
     trial_values,
     trials,
 )
 
-MAX_DEATHS = 3
-"""Workers that may die in a row in the same step of a configuration before it counts as failed."""
 Why = Literal["failure", "stopped", "worker lost", "device failed"]
 """Why a trial is given back; only failures count against the study."""
-DEATHS: tuple[Why, ...] = ("worker lost", "device failed")
 
 
 @dataclass(frozen=True)
@@ -257,43 +254,34 @@ def give_back(engine: sa.Engine, hold: Hold, why: Why, text: str) -> bool:
     the same configuration waits to continue from its checkpoint. After a failure, the budget has room for another one;
     only the baseline, which all others are compared with, and the runs of a confirmation wait to be tried again.
     """
-    trial_id = hold.trial_id
     with writing(engine) as connection:
         try:
-            row = lock_held(connection, hold)
+            lock_held(connection, hold)
         except TrialLost:
             return False
-        failed = {"state": "FAIL", "datetime_complete": database_now(connection)}
-        connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(failed))
-        start = _read_start(connection, trial_id)
-        attributes.write(connection, trial_system_attributes, trial_id, {WHY_KEY: why})
-        if why in DEATHS and _died_repeatedly(connection, row.study_id, trial_id, start.continues):
-            why = "failure"
-            text = f"{MAX_DEATHS} workers in a row died in the same step of this configuration (out of memory?): {text}"
-        kept = {"failure" if why == "failure" else "interruption": text}
-        attributes.write(connection, trial_user_attributes, trial_id, kept)
-        if why != "failure":
-            if params := read_params(connection, trial_id):
-                start = replace(start, fixed_params=params, continues=(row.number, *start.continues))
-            lock_study(connection, row.study_id)
-            add_trial(connection, row.study_id, start)
-        elif start.is_needed:
-            lock_study(connection, row.study_id)
-            add_trial(connection, row.study_id, replace(start, continues=()))
+        give_back_in(connection, hold.trial_id, why, text)
     return True
 
 
-def _died_repeatedly(connection: sa.Connection, study_id: int, trial_id: int, continues: Sequence[int]) -> bool:
-    """Whether this trial and those it continues lost MAX_DEATHS workers in a row without finishing another step."""
-    why = trial_system_attributes.c
-    last_step = sa.func.coalesce(sa.func.max(trial_intermediate_values.c.step), 0)
-    query = (
-        sa.select(trials.c.trial_id, last_step)
-        .outerjoin(trial_intermediate_values, trial_intermediate_values.c.trial_id == trials.c.trial_id)
-        .join(trial_system_attributes, (why.trial_id == trials.c.trial_id) & (why.key == WHY_KEY))
-        .where(trials.c.study_id == study_id, why.value_json.in_([json.dumps(death) for death in DEATHS]))
-        .where((trials.c.trial_id == trial_id) | trials.c.number.in_(list(continues[: MAX_DEATHS - 1])))
-        .group_by(trials.c.trial_id)
-    )
-    steps = [step for _, step in connection.execute(query.order_by(trials.c.trial_id))]
-    return len(steps) == MAX_DEATHS and steps[-1] <= steps[0]
+def give_back_in(connection: sa.Connection, trial_id: int, why: Why, text: str) -> None:
+    """The same of a trial that the caller's transaction holds."""
+    query = sa.select(trials.c.study_id, trials.c.number).where(trials.c.trial_id == trial_id)
+    row = connection.execute(query).one()
+    failed = {"state": "FAIL", "datetime_complete": database_now(connection)}
+    connection.execute(trials.update().where(trials.c.trial_id == trial_id).values(failed))
+    start = _read_start(connection, trial_id)
+    attributes.write(connection, trial_system_attributes, trial_id, {WHY_KEY: why})
+    if why in DEATHS and died_repeatedly(connection, row.study_id, trial_id, start.continues):
+        why = "failure"
+        text = f"{MAX_DEATHS} workers in a row died in the same step of this configuration (out of memory?): {text}"
+    kept = {"failure" if why == "failure" else "interruption": text}
+    attributes.write(connection, trial_user_attributes, trial_id, kept)
+    if why != "failure":
+        if params := read_params(connection, trial_id):
+            start = replace(start, fixed_params=params, continues=(row.number, *start.continues))
+    elif start.is_needed:
+        start = replace(start, continues=())
+    else:
+        return
+    lock_study(connection, row.study_id)
+    add_trial(connection, row.study_id, start)

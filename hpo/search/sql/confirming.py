@@ -15,6 +15,7 @@ from hpo.search.sql.attributes import (
     BUDGET_KEY,
     CONFIRMATION_KEY,
     FIRST_STARTS_KEY,
+    FOLDER_KEY,
     NEXT_START_KEY,
     SPLIT_KEY,
     UID_KEY,
@@ -120,10 +121,12 @@ def _insert(connection: sa.Connection, study: Study, confirmation: Confirmation)
     if split := kept.get(SPLIT_KEY):
         kept[SPLIT_KEY] = split | {"train": split["train"] + split["tuning"], "tuning": 0}
     kept |= {FIRST_STARTS_KEY: []} | _plan(confirmation)
+    kept |= {FOLDER_KEY: study.folder + SUFFIX} if study.folder else {}
     attributes.write(connection, study_user_attributes, study_id, kept)
     shown = {"study:metric_names": ["score"], **note_of_confirmation(confirmation)}
     attributes.write(connection, study_system_attributes, study_id, shown)
-    return Study(study_id, spec, budget, uid=kept[UID_KEY], first=(), confirmation=confirmation)
+    folder = kept.get(FOLDER_KEY)
+    return Study(study_id, spec, budget, uid=kept[UID_KEY], first=(), confirmation=confirmation, folder=folder)
 
 
 def _extended(connection: sa.Connection, known: Study, confirmation: Confirmation) -> Study:

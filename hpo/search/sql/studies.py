@@ -15,7 +15,14 @@ from hpo import OLDEST_PROTOCOL, PROTOCOL, __version__
 from hpo.doors.parameters import Params
 from hpo.errors import StudyError, nearest
 from hpo.search.confirmation import Confirmation
-from hpo.search.sql.attributes import BUDGET_KEY, CONFIRMATION_KEY, FIRST_STARTS_KEY, STOPPED_KEY, UID_KEY
+from hpo.search.sql.attributes import (
+    BUDGET_KEY,
+    CONFIRMATION_KEY,
+    FIRST_STARTS_KEY,
+    FOLDER_KEY,
+    STOPPED_KEY,
+    UID_KEY,
+)
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.counts import Counts, count_all
 from hpo.search.sql.tables import (
@@ -35,7 +42,8 @@ class Study:
     it was stopped because too many trials failed; rule: the one of its [stop] section that stopped it, if one did; uid:
     differs if SQLite reuses the id of a deleted study; refused: why this version of hpo may read it but not work on it,
     None if it may; first: configurations that a warm start tries first, None in studies of older versions of hpo, which
-    stored all trials in advance; confirmation: what it trains again of another study, None if it is a search.
+    stored all trials in advance; confirmation: what it trains again of another study, None if it is a search; folder:
+    in the artifact store, None for that of its name.
     """
 
     study_id: int
@@ -48,6 +56,7 @@ class Study:
     refused: str | None = None
     first: tuple[Params, ...] | None = None
     confirmation: Confirmation | None = None
+    folder: str | None = None
 
     @property
     def name(self) -> str:
@@ -56,6 +65,11 @@ class Study:
     @property
     def key(self) -> StudyKey:
         return self.study_id, self.uid
+
+    @property
+    def files(self) -> str:
+        """The name of its folder in the artifact store."""
+        return self.folder or self.spec.folder_name
 
     @property
     def waits_for_baseline(self) -> bool:
@@ -104,7 +118,7 @@ def _load(
     connection: sa.Connection, names: Sequence[str] = (), ids: Sequence[int] | None = None
 ) -> dict[str, Study | StudyError]:
     """Studies that hpo submitted, by name; the error for those that this version of hpo cannot read."""
-    keys = (SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY, FIRST_STARTS_KEY, CONFIRMATION_KEY)
+    keys = (SPEC_KEY, PROTOCOL_KEY, BUDGET_KEY, STOPPED_KEY, UID_KEY, FIRST_STARTS_KEY, CONFIRMATION_KEY, FOLDER_KEY)
     query = _query_studies(*keys)
     if names:
         query = query.where(studies.c.study_name.in_(names))
@@ -143,6 +157,7 @@ def _as_study(study_id: int, name: str, texts: Mapping[str, str]) -> Study:
         _refusal(name, version, differs) if differs else None,
         tuple(json.loads(texts[FIRST_STARTS_KEY])) if FIRST_STARTS_KEY in texts else None,
         Confirmation.from_json(json.loads(texts[CONFIRMATION_KEY])) if CONFIRMATION_KEY in texts else None,
+        json.loads(texts.get(FOLDER_KEY, "null")),
     )
 
 

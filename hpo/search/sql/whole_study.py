@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from hpo.errors import StudyError
 from hpo.search.confirmation import SUFFIX
 from hpo.search.sql import attributes
-from hpo.search.sql.attributes import ARTIFACTS_KEY, CONFIRMATION_KEY, UID_KEY
+from hpo.search.sql.attributes import ARTIFACTS_KEY, CONFIRMATION_KEY, FOLDER_KEY, UID_KEY
 from hpo.search.sql.claims import lock_study
 from hpo.search.sql.counts import count_in
 from hpo.search.sql.fence import new_token
@@ -135,6 +135,8 @@ def _rename(connection: sa.Connection, study_id: int, name: str, move: Callable[
         connection.execute(studies.update().where(studies.c.study_id == study_id).values(study_name=name))
     except IntegrityError:
         raise StudyError(f"there is a study '{name}' already; choose another name") from None
+    if attributes.read_study(connection, study_id, FOLDER_KEY) is not None:
+        return replace(kept, folder=None)  # its files stay where they are
     if spec is not None and renamed.folder_name != kept.folder:
         move(kept, renamed)
     return kept
@@ -145,7 +147,7 @@ def _locked(connection: sa.Connection, study_id: int) -> Kept | None:
         lock_study(connection, study_id)
     except StudyError:  # it was deleted
         return None
-    return _kept(connection, study_id)
+    return kept_files(connection, study_id)
 
 
 def _reap_if_ours(engine: sa.Engine, study_id: int) -> None:
@@ -174,7 +176,8 @@ def folder_of(name: str) -> str:
     return Spec.model_construct(**named).folder_name
 
 
-def _kept(connection: sa.Connection, study_id: int) -> Kept | None:
+def kept_files(connection: sa.Connection, study_id: int) -> Kept | None:
+    """None if there is no such study."""
     name = connection.scalar(sa.select(studies.c.study_name).where(studies.c.study_id == study_id))
     if name is None:
         return None
@@ -184,7 +187,9 @@ def _kept(connection: sa.Connection, study_id: int) -> Kept | None:
     return Kept(
         study=name,
         location=None if spec is None else attributes.read_study(connection, study_id, ARTIFACTS_KEY),
-        folder=None if spec is None else folder_of(spec["name"]),
+        folder=None
+        if spec is None
+        else attributes.read_study(connection, study_id, FOLDER_KEY) or folder_of(spec["name"]),
         numbers=list(numbers),
         shared=[] if spec is None else _shared(spec),
         pictures=_pictures(connection, study_id),
