@@ -59,6 +59,13 @@ class Artifacts:
             reason = error.strerror or error
             raise InputError(f"HPO_ARTIFACTS: {self.location} cannot be written: {reason}") from None
 
+    def files(self) -> dict[str, os.stat_result]:
+        """All names, with size and time. Raises InputError for a bucket, which hpo may not have the right to list."""
+        if self._folder is None:
+            raise InputError(f"HPO_ARTIFACTS: {self.location} is a bucket; only folders are looked through")
+        found = (path for path in self._folder.rglob("*") if path.is_file())
+        return {path.relative_to(self._folder).as_posix(): path.stat() for path in found}
+
     def read(self, name: str) -> bytes | None:
         """None if there is no such artifact. Raises OSError.
 

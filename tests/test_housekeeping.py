@@ -1,5 +1,6 @@
 """Studies are deleted and renamed with all that belongs to them."""
 
+import os
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -77,3 +78,26 @@ def test_workers_go_on_with_a_renamed_study(sqlite_engine: sa.Engine, hpo_here: 
     said: list[str] = []
     work(sqlite_engine, [], lambda spec, store: FreeObjective(spec), "worker", said.append)
     assert hpo_here("status", "--json").stdout.count('"waiting": 0') == 2
+
+
+def test_files_that_no_study_owns_are_shown_and_removed(
+    sqlite_engine: sa.Engine, hpo_here: Hpo, tmp_path: Path
+) -> None:
+    confirmed(sqlite_engine)
+    store = tmp_path / "hpo-artifacts"
+    for name in ("study/trial-1.checkpoint", "gone/trial-1.checkpoint", "an-old-picture", "a-new-picture"):
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(b"content")
+        if name != "a-new-picture":
+            os.utime(store / name, (0, 0))
+    refused = hpo_here("clean", "--artifacts")
+    assert refused.returncode == 2
+    assert [line.split()[-1] for line in refused.stdout.splitlines()] == ["an-old-picture", "gone/trial-1.checkpoint"]
+    assert "nothing was removed; --yes removes 2 files" in refused.stderr
+    assert hpo_here("clean", "--artifacts", "--yes").returncode == 0
+    left = {path.relative_to(store).as_posix() for path in store.rglob("*") if path.is_file()}
+    assert left == {"study/trial-1.checkpoint", "a-new-picture"}
+    assert "no file in hpo-artifacts is without a study" in hpo_here("clean", "--artifacts").stderr
+    assert "give --cache or --artifacts" in hpo_here("clean").stderr
+    bucket = hpo_here("clean", "--artifacts", HPO_ARTIFACTS="s3://bucket/x")
+    assert (bucket.returncode, len(bucket.stderr.splitlines())) == (2, 1)

@@ -1,5 +1,6 @@
 """The commands that stop, resume, extend, rename or delete a study, and the one that cleans up this machine."""
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -201,7 +202,8 @@ def _agrees(question: str) -> bool:
 
 
 @click.command()
-@click.option("--cache", is_flag=True, required=True, help="Remove the decoded images.")
+@click.option("--cache", is_flag=True, help="Decoded images of this machine.")
+@click.option("--artifacts", is_flag=True, help="Files in HPO_ARTIFACTS that no study owns.")
 @click.option(
     "--root",
     type=click.Path(path_type=Path),
@@ -211,16 +213,55 @@ def _agrees(question: str) -> bool:
     show_envvar=True,
     help="The folder that study files name as data.root.",
 )
-def clean(cache: bool, root: Path) -> None:
-    """Remove decoded images from this machine.
+@click.option(
+    "--storage",
+    "storages",
+    multiple=True,
+    metavar="URL",
+    help="With --artifacts: all databases whose studies keep files there. May be repeated. Default: HPO_STORAGE.",
+)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def clean(cache: bool, artifacts: bool, root: Path, storages: Sequence[str], yes: bool) -> None:
+    """Remove what is not needed any more.
 
-    They are decoded again when a study needs them. Downloaded archives and weights are kept.
+    Decoded images are decoded again when a study needs them; downloaded archives and weights are kept. Files of no
+    study are shown before they are removed, and kept if they are less than a day old.
     """
-    from hpo.vision.data.disk import remove_decoded_images
+    if not (cache or artifacts):
+        raise InputError("clean: give --cache or --artifacts, or both")
+    if cache:
+        from hpo.vision.data.disk import remove_decoded_images
 
-    count, size = remove_decoded_images(root.expanduser())
-    sets = "1 image set" if count == 1 else f"{count} image sets"
-    click.echo(f"{sets} removed from {root}/images, {size / 1e6:,.1f} MB", err=True)
+        count, size = remove_decoded_images(root.expanduser())
+        click.echo(f"{counted(count, 'image set')} removed from {root}/images, {_megabytes(size)}", err=True)
+    if artifacts:
+        _clean_artifacts(storages, yes)
+
+
+def _clean_artifacts(storages: Sequence[str], yes: bool) -> None:
+    from hpo.artifacts import open_artifacts
+    from hpo.search.housekeeping import ownerless
+    from hpo.search.sql.storage import open_engine
+    from hpo.search.sql.url import DEFAULT_STORAGE, parse_url
+
+    store, storages = open_artifacts(), storages or [os.environ.get("HPO_STORAGE") or DEFAULT_STORAGE]
+    found = ownerless([open_engine(parse_url(storage)) for storage in storages], store)
+    if not found:
+        click.echo(f"no file in {store.location} is without a study", err=True)
+        return
+    for name, size in found.items():
+        click.echo(f"{_megabytes(size):>12}  {name}")
+    what = f"{counted(len(found), 'file')} in {store.location}, {_megabytes(sum(found.values()))}"
+    named = counted(len(storages), "database")
+    if not yes and not _agrees(f"no study of the {named} named owns these; remove {what}?"):
+        raise InputError(f"nothing was removed; --yes removes {what}, which no study of the {named} named owns")
+    for name in found:
+        store.remove(name)
+    click.echo(f"removed: {what}", err=True)
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f} MB"
 
 
 CONTROL_COMMANDS = (stop, resume, extend, try_, exclude, copy, rename, delete, clean)

@@ -1,7 +1,8 @@
 """Deletes, renames and copies studies with all that belongs to them, for the command line and the dashboard alike."""
 
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from hpo.search.sql.fence import new_token
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.storage import writing
 from hpo.search.sql.studies import Study
+from hpo.search.sql.tables import studies
 from hpo.search.sql.whole_study import Kept, confirmation_of, delete, folder_of, kept_files, rename
 from hpo.search.study_files import (
     copy_file,
@@ -27,6 +29,7 @@ from hpo.study_file.spec import Spec
 
 PATIENCE_SECS = 20.0
 """How long to wait while workers have the database locked."""
+RECENT_SECS = 24 * 3600
 Say = Callable[[str], None]
 
 
@@ -77,6 +80,26 @@ def copy_study(engine: sa.Engine, study: Study, to: sa.Engine, name: str, here: 
             for old, new in pictures.items():
                 copy_file(here, old, there, new)
     return folder
+
+
+def ownerless(databases: Sequence[sa.Engine], artifacts: Artifacts) -> dict[str, int]:
+    """Names and sizes of the files in a store that no study of these databases owns, but for recent ones, whose study a
+    worker may be about to name. Raises InputError for a bucket.
+    """
+    folders: set[str] = set()
+    pictures: set[str] = set()
+    for engine in databases:
+        with engine.connect() as connection:
+            for study_id in connection.execute(sa.select(studies.c.study_id)).scalars():
+                if (kept := kept_files(connection, study_id)) is not None:
+                    folders |= {kept.folder} if kept.folder else set()
+                    pictures |= set(kept.pictures)
+    before = time.time() - RECENT_SECS
+    return {
+        name: file.st_size
+        for name, file in sorted(artifacts.files().items())
+        if file.st_mtime < before and name not in pictures and name.partition("/")[0] not in folders
+    }
 
 
 def _unreachable(kept: Kept, artifacts: Artifacts) -> str:
