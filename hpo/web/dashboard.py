@@ -12,6 +12,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from hpo.artifacts import Artifacts
+from hpo.web.metrics import add_watching_routes
 from hpo.web.routes import add_routes
 from hpo.web.storage import DashboardStorage
 
@@ -44,6 +45,7 @@ def build_app(storage: RDBStorage, artifacts: Artifacts) -> WsgiApp:
 
     watched.when_replaced = clear_caches
     add_routes(app, watched, storage.engine, artifacts, watched.forget)
+    add_watching_routes(app, storage.engine)
     app.add_hook("before_request", read_trials)
     wsgi: WsgiApp = app
     return wsgi

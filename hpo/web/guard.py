@@ -1,7 +1,8 @@
-"""Access control for the dashboard, as stateless WSGI middleware.
+"""Access control for the dashboard, as WSGI middleware.
 
-A password, compared in constant time, gives full access. Requests that another site makes a browser send cannot
-change anything (CSRF), and host names that another site points here are refused (DNS rebinding).
+A password, compared in constant time, gives full access; whoever gives wrong ones has to wait. Requests that another
+site makes a browser send cannot change anything (CSRF), and host names that another site points here are refused (DNS
+rebinding).
 """
 
 import base64
@@ -9,14 +10,20 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 READING = ("GET", "HEAD")
+OPEN = ("/healthz", "/readyz")
+"""Paths that say nothing but whether the service works, which supervisors ask without a password."""
+MOST_ATTEMPTS, ATTEMPTS_SECS = 10, 60.0
+"""So many wrong passwords may come from an address in so many seconds."""
+MOST_ADDRESSES = 10_000
 HEADERS = [
     ("X-Frame-Options", "DENY"),  # against clickjacking
     ("X-Content-Type-Options", "nosniff"),
@@ -32,6 +39,8 @@ class Guard:
     app: WsgiApp
     password: str | None
     read_only: bool
+    attempts: dict[str, list[float]] = field(default_factory=dict)
+    """When wrong passwords came in the last ATTEMPTS_SECS, by address."""
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         refusal = self._refusal(environ)
@@ -41,13 +50,15 @@ class Guard:
 
     def _refusal(self, environ: dict[str, Any]) -> tuple[str, str] | None:
         """(status, text) if the request is refused."""
+        if environ["REQUEST_METHOD"] in READING and environ.get("PATH_INFO") in OPEN:
+            return None
         if self.password is None and not is_loopback(_host_name(environ)):
             return "403 Forbidden", (
                 "without a password this page is only served on localhost and loopback addresses such as 127.0.0.1; "
                 "to use another name, such as a proxy's, set HPO_DASHBOARD_PASSWORD"
             )
-        if self.password is not None and not _knows(self.password, environ.get("HTTP_AUTHORIZATION", "")):
-            return "401 Unauthorized", "a password is needed; any user name will do"
+        if self.password is not None and (refusal := self._asks_password(self.password, environ)) is not None:
+            return refusal
         if environ["REQUEST_METHOD"] in READING:
             return None
         if self.read_only:
@@ -58,6 +69,22 @@ class Guard:
                 "host name of the request (nginx: proxy_set_header Host $http_host;)"
             )
         return None
+
+    def _asks_password(self, password: str, environ: dict[str, Any]) -> tuple[str, str] | None:
+        """The address is the one that connects, which behind a proxy is the proxy's: what a request says of where it
+        comes from can be made up.
+        """
+        address, given, now = environ.get("REMOTE_ADDR", ""), environ.get("HTTP_AUTHORIZATION", ""), time.monotonic()
+        recent = [at for at in self.attempts.get(address, ()) if now - at < ATTEMPTS_SECS]
+        if given and len(recent) >= MOST_ATTEMPTS:
+            return "429 Too Many Requests", f"too many wrong passwords; try again in {ATTEMPTS_SECS:g} s"
+        if _knows(password, given):
+            return None
+        if given:
+            if len(self.attempts) >= MOST_ADDRESSES:
+                self.attempts.clear()
+            self.attempts[address] = [*recent, now]
+        return "401 Unauthorized", "a password is needed; any user name will do"
 
 
 def _knows(password: str, authorization: str) -> bool:

@@ -144,6 +144,18 @@ def read_split(engine: sa.Engine, study: Study) -> Split | None:
     return None if kept is None else Split(**{key: kept[key] for key in ("train", "tuning", "test", "classes")})
 
 
+def speed(engine: sa.Engine, study: Study) -> float:
+    """Images a second that the running trials trained with in their last epochs, in all."""
+    kept = trial_user_attributes.c
+    query = (
+        sa.select(kept.value_json)
+        .join(trials, trials.c.trial_id == kept.trial_id)
+        .where(trials.c.study_id == study.study_id, trials.c.state == "RUNNING", kept.key == "images_per_second")
+    )
+    with engine.connect() as connection:
+        return float(sum(json.loads(text) or 0 for text in connection.execute(query).scalars()))
+
+
 def _count_interrupted(connection: sa.Connection, study_id: int) -> int:
     kept = trial_user_attributes.c
     query = (
