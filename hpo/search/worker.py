@@ -21,6 +21,7 @@ from hpo.doors.objective import Objective, Store
 from hpo.errors import InputError, MachineError, StorageError, WorkerError
 from hpo.search.checkpoints import StudyFolder
 from hpo.search.confirmation import SUFFIX
+from hpo.search.hook import call_hook, has_hook, wait_for_hooks
 from hpo.search.loading import fingerprints_of
 from hpo.search.plan import Plan
 from hpo.search.running import ReadyStudy, run_trial
@@ -31,6 +32,7 @@ from hpo.search.sql.claims import Claim, Why
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.fence import TrialDeleted, TrialLost, new_token
 from hpo.search.sql.joining import adopt, check_fingerprints, has_fingerprints
+from hpo.search.sql.news import news
 from hpo.search.sql.outages import PATIENCE_SECS, outlast
 from hpo.search.sql.stop_rules import stop_by_rule
 from hpo.search.sql.stopping import stop_if_failing
@@ -97,6 +99,7 @@ def work(
         _forget(worker, [study.key for study, _ in found])
         todo = [(study, counts) for study, counts in found if _may_work_on(worker, study)]
         if not todo and not forever:
+            wait_for_hooks()
             _say_what_is_left(worker, [study for study, _ in found], names)
             return
         until = time.monotonic() + LOOK_SECS if len(todo) == 1 else 0.0
@@ -117,6 +120,8 @@ def _say_if_possible(say: Say, text: str) -> None:
 
 def _forget(worker: Worker, still_open: Sequence[StudyKey]) -> None:
     """Drops the state of studies that have ended or were deleted."""
+    for closed in set(worker.ready).difference(still_open):
+        _tell(worker, closed)
     for kept in (worker.ready, worker.tidied, worker.skipped, worker.shares.used):
         for key in set(kept).difference(still_open):
             del kept[key]
@@ -129,6 +134,12 @@ def _may_work_on(worker: Worker, study: Study) -> bool:
         worker.skipped[study.key] = math.inf, InputError(study.refused)
     again_at, _ = worker.skipped.get(study.key, (0.0, None))
     return time.monotonic() >= again_at
+
+
+def _tell(worker: Worker, study: StudyKey) -> None:
+    """Calls HPO_HOOK, if there is one, with what is new of a study."""
+    for event, about in worker.outlast(news, worker.engine, study) if has_hook() else ():
+        call_hook(event, about, worker.say)
 
 
 def _tidy(worker: Worker, study: Study) -> None:
@@ -189,6 +200,7 @@ def _take_trial(worker: Worker, study: Study) -> bool:
             with heartbeats.beating(worker.engine, study.study_id, claim):
                 worker.say(run_trial(ready, claim))
             worker.outlast(stop_by_rule, worker.engine, study)
+            _tell(worker, study.key)
     except TrialLost as lost:
         worker.say(f"trial dropped: {lost}")
         if claim is not None and isinstance(lost, TrialDeleted):
