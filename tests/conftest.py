@@ -28,8 +28,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
-    """The URL of a PostgreSQL server that lives as long as the test session."""
+    """The URL of a PostgreSQL server that lives as long as the test session. It need not survive a loss of power: to
+    write all its files to disk at its end took a minute.
+    """
     with postgresql() as server:
+        engine = sa.create_engine(parse_url(server.get_uri()), isolation_level="AUTOCOMMIT")
+        with engine.connect() as connection:
+            for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+                connection.exec_driver_sql(f"ALTER SYSTEM SET {setting} = off")
+            connection.exec_driver_sql("SELECT pg_reload_conf()")
+        engine.dispose()
         yield server.get_uri()
 
 

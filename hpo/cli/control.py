@@ -5,12 +5,18 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hpo.cli.options import launch_command, open_study, storage_option
 from hpo.counted import counted
 from hpo.errors import InputError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from hpo.search.sql.studies import Study
 
 
 @click.command()
@@ -56,19 +62,45 @@ def resume(study: str, storage: str) -> None:
 
 @click.command()
 @click.argument("study")
-@click.option("--budget", type=click.IntRange(1, 1_000_000), required=True, help="The new total budget.")
+@click.option("--budget", type=click.IntRange(1, 1_000_000), help="The new total budget.")
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change what is searched (search.learning_rate.high=0.5), stop, priority, max_parallel. May be repeated.",
+)
 @storage_option
-def extend(study: str, budget: int, storage: str) -> None:
-    """Raise the budget of a study, even of a finished one."""
+def extend(study: str, budget: int | None, overrides: Sequence[str], storage: str) -> None:
+    """Raise the budget of a study, even of a finished one, or widen its search.
+
+    Running trials end as they are.
+    """
     from hpo.search.sql.submitting import extend as extend_study
 
+    if budget is None and not overrides:
+        raise InputError("extend: give --budget or --set, or both")
     engine, found = open_study(study, storage)
+    if overrides:
+        _respecify(engine, found, overrides)
+    if budget is None:
+        return
     added = extend_study(engine, found, budget)
     outcome = f"{added} {'trial' if added == 1 else 'trials'} added" if added else "nothing changed"
     start = f". Start workers with: {launch_command(study)}" if added else ""
     if found.stopped:
         start = f". It is {found.why_stopped}"
     click.echo(f"study {study} has a budget of {budget}: {outcome}{start}", err=True)
+
+
+def _respecify(engine: "sa.Engine", study: "Study", overrides: Sequence[str]) -> None:
+    from hpo.search.sql.respecifying import respecify
+
+    within, finished = respecify(engine, study, overrides)
+    left_out = finished - within
+    known = f"; {left_out} of its {counted(finished, 'finished trial')} lie outside of what is searched now, so that "
+    known += "samplers leave them out"
+    click.echo(f"study {study.name} is changed: {', '.join(overrides)}{known if left_out else ''}", err=True)
 
 
 @click.command("try")

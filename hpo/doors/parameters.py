@@ -183,6 +183,10 @@ class SearchSection(Section):
             except ValueError as error:
                 raise ValueError(f"{name}: {str(error).partition(', or {')[0]}") from None
 
+    def contains(self, params: Mapping[str, Value]) -> bool:
+        """Whether all these values lie within what is searched."""
+        return all(name not in params or _contains(each, params[name]) for name, each in self.parameters())
+
     def grid(self) -> list[Params]:
         """Every combination of the choices (fixed values have one). Raises ValueError if a parameter is a range."""
         names, columns = [], []
@@ -197,6 +201,12 @@ class SearchSection(Section):
     def searched(self) -> list[str]:
         """Names of the parameters that have more than one possible value."""
         return [name for name, parameter in self.parameters() if len(set(values_in(parameter))) > 1]
+
+
+def _contains(parameter: Value | Range | Choices, value: Value) -> bool:
+    if isinstance(parameter, Range):
+        return not isinstance(value, str) and parameter.low <= value <= parameter.high
+    return value in values_in(parameter)
 
 
 def _default(row: Row, parameter: Value | Range | Choices) -> Value:
