@@ -57,7 +57,7 @@ def test_before_anything_started_the_baseline_stays_the_first(engine: sa.Engine)
     assert defaults in [trial.params for trial in trials], "what is known to be good is tried too"
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from([0.001, 0.01, 0.1]), max_size=8), st.integers(1, 6))
 def test_the_budget_is_never_exceeded(
     tmp_path_factory: pytest.TempPathFactory, rates: list[float], budget: int

@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import sqlalchemy as sa
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from hpo.artifacts import Artifacts
 from hpo.errors import StudyError
 from hpo.search.confirmation import SUFFIX
-from hpo.search.sql.copying import Place, insert_rows, read_rows, reading
+from hpo.search.sql.copying import Place, check_free, insert_rows, read_rows, reading
 from hpo.search.sql.fence import new_token
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.storage import writing
@@ -56,29 +57,37 @@ def rename_study(engine: sa.Engine, study_id: int, name: str, artifacts: Artifac
 
 def copy_study(engine: sa.Engine, study: Study, to: sa.Engine, name: str, here: Artifacts, there: Artifacts) -> str:
     """Copies a search into a database, perhaps the same, under a name that is free there, with its confirmation and
-    files; here, there: the artifact stores of both. What was added is complete or is not there at all. Its folder in
-    the store. Raises StudyError, and OSError if files cannot be copied.
+    files; here, there: the artifact stores of both. What was added is complete or is not there at all. Returns its
+    folder in the store. Raises StudyError, and OSError if files cannot be copied.
     """
     study.refuse_confirmation()
+    check_free(to, name)
     with reading(engine) as connection:
         ids = [study.study_id, confirmation_of(connection, study.study_id)]
         found = [(kept_files(connection, each), read_rows(connection, each)) for each in ids if each is not None]
-    same_store = location_in_full(here.location) == location_in_full(there.location)
-    folder = f"{name}-{new_token()[:8]}" if same_store else folder_of(name)
-    location, confirms = location_in_full(there.location), None
-    with writing(to) as connection:
-        for kept, rows in found:
-            if kept is None:
-                raise StudyError("the study was deleted")
-            suffix = SUFFIX if confirms else ""
-            pictures = {each: str(uuid.uuid4()) if same_store else each for each in kept.pictures}
-            place = Place(name + suffix, location, folder + suffix if same_store else None, pictures)
-            confirms = name, insert_rows(connection, rows, place, confirms)
-            if is_elsewhere(kept.location, here):
-                raise StudyError(_unreachable(kept, here))
-            copy_folder(here, kept, folder + suffix, there)
-            for old, new in pictures.items():
+    folder, location = f"{folder_of(name)}-{new_token()[:8]}", location_in_full(there.location)
+    suffixes = ("", SUFFIX)
+    copies = []
+    for (kept, rows), suffix in zip(found, suffixes, strict=False):
+        if kept is None:
+            raise StudyError(f"study '{study.name}' was deleted")
+        if is_elsewhere(kept.location, here):
+            raise StudyError(_unreachable(kept, here))
+        pictures = {each: str(uuid.uuid4()) for each in kept.pictures}
+        copies.append((kept, rows, Place(name + suffix, location, folder + suffix, pictures)))
+    try:
+        for kept, _, place in copies:
+            copy_folder(here, kept, place.folder, there)
+            for old, new in place.pictures.items():
                 copy_file(here, old, there, new)
+        with writing(to) as connection:
+            confirms = None
+            for _, rows, place in copies:
+                confirms = name, insert_rows(connection, rows, place, confirms)
+    except BaseException:
+        for kept, _, place in copies:
+            remove_left(there, replace(kept, folder=place.folder, pictures=list(place.pictures.values())))
+        raise
     return folder
 
 

@@ -51,13 +51,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a copy goes. location: of its artifact store, None if nobody knows; folder: its own there, None for that of
-    its name; pictures: the new ids of artifacts, by the old ones.
+    """Where a copy goes. location: of its artifact store; folder: its own there; pictures: the new ids of artifacts, by
+    the old ones.
     """
 
     name: str
-    location: str | None
-    folder: str | None
+    location: str
+    folder: str
     pictures: Mapping[str, str]
 
 
@@ -70,6 +70,17 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
         return
     with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
         yield connection
+
+
+def check_free(engine: sa.Engine, name: str) -> None:
+    """Raises StudyError if a study has this name."""
+    with engine.connect() as connection:
+        _check_free(connection, name)
+
+
+def _check_free(connection: sa.Connection, name: str) -> None:
+    if connection.scalar(sa.select(studies.c.study_id).where(studies.c.study_name == name)) is not None:
+        raise StudyError(f"there is a study '{name}' already; choose another name: --name NAME")
 
 
 def read_rows(connection: sa.Connection, study_id: int) -> Rows:
@@ -90,9 +101,7 @@ def insert_rows(connection: sa.Connection, rows: Rows, place: Place, confirms: t
     """Adds the copy, in the caller's transaction, and returns its uid. confirms: of a confirmation's copy, name and uid
     of the copied search. Raises StudyError if the name is taken.
     """
-    taken = connection.scalar(sa.select(studies.c.study_id).where(studies.c.study_name == place.name))
-    if taken is not None:
-        raise StudyError(f"there is a study '{place.name}' already; choose another name: --name NAME")
+    _check_free(connection, place.name)
     study_id = int(
         connection.execute(studies.insert().values(study_name=place.name).returning(studies.c.study_id)).scalar_one()
     )
@@ -105,15 +114,11 @@ def insert_rows(connection: sa.Connection, rows: Rows, place: Place, confirms: t
         _insert(connection, table, kept)
     uid = new_token()
     changed: Row = {UID_KEY: uid, SPEC_KEY: rows.attribute(SPEC_KEY) | {"name": place.name}}
-    changed |= {ARTIFACTS_KEY: place.location} if place.location else {}
-    changed |= {FOLDER_KEY: place.folder} if place.folder else {}
+    changed |= {ARTIFACTS_KEY: place.location, FOLDER_KEY: place.folder}
     if confirms is not None:
         study, of = confirms
         changed[CONFIRMATION_KEY] = rows.attribute(CONFIRMATION_KEY) | {"study": study, "uid": of}
     attributes.write(connection, study_user_attributes, study_id, changed)
-    if not place.folder:
-        a = study_user_attributes.c
-        connection.execute(study_user_attributes.delete().where(a.study_id == study_id, a.key == FOLDER_KEY))
     for row in rows.trials:
         if row["state"] == "RUNNING":
             give_back_in(connection, new_ids[row["trial_id"]], "stopped", "it was running when the study was copied")
