@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import settings
 from optuna.storages import RDBStorage
 from postgresql_servers import fresh_database, postgresql
 from support.commands import ONE_THREAD, Hpo, Start
@@ -21,6 +22,8 @@ from hpo.cli.main import main
 from hpo.search.sql.storage import create_database, open_engine
 from hpo.search.sql.url import parse_url
 
+settings.register_profile("suite", max_examples=50)
+settings.load_profile("suite")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as there are cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of workers that have more would spin
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and pass that on

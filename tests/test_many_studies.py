@@ -1,14 +1,13 @@
 """One worker and many studies: trouble with one is no trouble for the others, and none takes all workers or memory."""
 
-import contextlib
 import gc
+import heapq
 import json
 import os
 import subprocess
 import sys
 import time
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,13 @@ from support.waiting import write_waiting_study
 
 from hpo.doors.objective import Trial
 from hpo.errors import DataError, MachineError, StudyError
-from hpo.search import shares, worker
+from hpo.search import worker
+from hpo.search.shares import Shares
 from hpo.search.sql import attributes, claims
-from hpo.search.sql.counts import count
+from hpo.search.sql.counts import Counts, count
 from hpo.search.sql.queries import all_trials
 from hpo.search.sql.status import status
-from hpo.search.sql.studies import find_studies
+from hpo.search.sql.studies import Study, find_studies
 from hpo.search.sql.submitting import extend, submit
 from hpo.search.sql.tables import study_user_attributes
 from hpo.search.worker import work
@@ -291,39 +291,33 @@ def test_a_study_of_before_a_value_was_refused_can_be_read(engine: sa.Engine) ->
     assert find_studies(engine, ["study"])[0].spec.search.batch_size == 1
 
 
-def worked_on(engine: sa.Engine, secs: float, workers: int) -> dict[str, float]:
-    """The seconds that so many workers spend on each study: they sleep instead of train."""
-    spent: dict[str, float] = {}
+@pytest.mark.parametrize("workers", [1, 2, 3, 8])
+@pytest.mark.parametrize("hours", [(1.0, 1.0), (0.1, 1.0), (1.0, 0.2)])
+def test_studies_share_workers_by_their_priority(engine: sa.Engine, workers: int, hours: tuple[float, float]) -> None:
+    """Simulated: what each worker knows of the others is how many trials were running."""
+    usual, _ = submit(engine, spec_of(name="usual", budget=9))
+    urgent, _ = submit(engine, spec_of(name="urgent", budget=9, priority=3))
+    lasting = {usual.key: 3600 * hours[0], urgent.key: 3600 * hours[1]}
+    running, spent = dict.fromkeys(lasting, 0), dict.fromkeys(lasting, 0.0)
+    every = [Shares() for _ in range(workers)]
+    busy: list[tuple[float, int, Study, list[tuple[Study, Counts]]]] = []
 
-    class Sleeping(FreeObjective):
-        def __init__(self, spec: Spec, store: Any) -> None:
-            super().__init__(spec)
-            self.name = spec.name
+    def begin(now: float, number: int) -> None:
+        todo = [(study, Counts(running=running[study.key])) for study in (usual, urgent)]
+        taken = every[number].in_turn(todo, ())[0]
+        running[taken.key] += 1
+        heapq.heappush(busy, (now + lasting[taken.key] * (0.9 + 0.02 * (len(spent) + number)), number, taken, todo))
 
-        def run(self, trial: Trial) -> Any:
-            started = time.monotonic()
-            time.sleep(0.05)
-            if started > deadline:
-                raise KeyboardInterrupt
-            yield from super().run(trial)
-            spent[self.name] = spent.get(self.name, 0.0) + time.monotonic() - started
-
-    def one(name: str) -> None:
-        with contextlib.suppress(KeyboardInterrupt):
-            work(engine, [], Sleeping, name, lambda text: None)
-
-    deadline = time.monotonic() + secs
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(one, [f"worker {number}" for number in range(workers)]))
-    return spent
-
-
-def test_studies_share_workers_by_their_priority(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shares, "TURN_SECS", 0.05)
-    submit(engine, spec_of(name="usual", budget=10_000))
-    submit(engine, spec_of(name="urgent", budget=10_000, priority=3))
-    spent = worked_on(engine, 6, workers=2)
-    assert 2.0 < spent["urgent"] / spent["usual"] < 4.5
+    for number in range(workers):
+        begin(float(number), number)
+    assert workers == 1 or set(running.values()) == {1} or workers > 2, "both progress from the beginning"
+    for _ in range(3000):
+        now, number, taken, todo = heapq.heappop(busy)
+        running[taken.key] -= 1
+        spent[taken.key] += lasting[taken.key]
+        every[number].note(todo, taken, lasting[taken.key])
+        begin(now, number)
+    assert 2.4 < spent[urgent.key] / spent[usual.key] < 3.6
 
 
 def test_no_more_trials_run_at_once_than_a_study_allows(engine: sa.Engine) -> None:

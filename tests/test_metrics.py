@@ -34,19 +34,19 @@ def samples(app: Any) -> dict[tuple[str, ...], float]:
     return found
 
 
-def test_metrics_say_what_the_database_says(engine: sa.Engine, tmp_path: Path) -> None:
-    run(engine, make_spec(budget=4))
-    submit(engine, make_spec(name="waiting", budget=3))
-    (study,) = find_studies(engine, ["study"])
-    extend(engine, study, 6)
-    claim_next(engine, study, "worker-1")
-    found = samples(build_app(optuna_storage(engine.url), Artifacts(str(tmp_path))))
+def test_metrics_say_what_the_database_says(sqlite_engine: sa.Engine, tmp_path: Path) -> None:
+    run(sqlite_engine, make_spec(budget=4))
+    submit(sqlite_engine, make_spec(name="waiting", budget=3))
+    (study,) = find_studies(sqlite_engine, ["study"])
+    extend(sqlite_engine, study, 6)
+    claim_next(sqlite_engine, study, "worker-1")
+    found = samples(build_app(optuna_storage(sqlite_engine.url), Artifacts(str(tmp_path))))
     assert found["hpo_trials", "complete", "study"] == 4
     assert found["hpo_trials", "running", "study"] == 1
     assert found["hpo_budget_trials", "study"] == 6
     assert found["hpo_workers", "study"] == 1
     assert 0 <= found["hpo_heartbeat_age_seconds", "study"] < 60
-    assert found["hpo_best_score", "study"] == best_trials(engine, "study", 1)[0].score
+    assert found["hpo_best_score", "study"] == best_trials(sqlite_engine, "study", 1)[0].score
     assert (found["hpo_trials", "running", "waiting"], found["hpo_stopped", "waiting"]) == (0, 0)
     assert ("hpo_best_score", "waiting") not in found
     assert found["hpo_database_errors_total",] == 0

@@ -36,24 +36,24 @@ def test_a_target_that_is_reached_ends_the_study(engine: sa.Engine) -> None:
     assert count(engine, study.study_id).running == 0
 
 
-def test_patience_ends_the_study_and_resumed_it_uses_its_budget(engine: sa.Engine) -> None:
-    study = study_with(engine, patience=5)
+def test_patience_ends_the_study_and_resumed_it_uses_its_budget(sqlite_engine: sa.Engine) -> None:
+    study = study_with(sqlite_engine, patience=5)
     assert study.rule == "patience"
     ended = sorted(
-        all_trials(engine, "study", "state in ('complete', 'pruned')"), key=lambda trial: str(trial.finished_at)
+        all_trials(sqlite_engine, "study", "state in ('complete', 'pruned')"), key=lambda trial: str(trial.finished_at)
     )
-    best = improvements(engine, "study")[-1]
+    best = improvements(sqlite_engine, "study")[-1]
     assert [trial.number for trial in ended].index(best.number) == len(ended) - 1 - 5
     assert len(ended) < 30
-    assert resume(engine, study)
-    work(engine, ["study"], lambda spec, store: FreeObjective(spec), "worker", lambda text: None)
-    assert count(engine, study.study_id).finished == 30, "the rule was lifted"
+    assert resume(sqlite_engine, study)
+    work(sqlite_engine, ["study"], lambda spec, store: FreeObjective(spec), "worker", lambda text: None)
+    assert count(sqlite_engine, study.study_id).finished == 30, "the rule was lifted"
 
 
-def test_hours_end_the_study(engine: sa.Engine) -> None:
-    study = study_with(engine, max_hours=1e-7)
+def test_hours_end_the_study(sqlite_engine: sa.Engine) -> None:
+    study = study_with(sqlite_engine, max_hours=1e-7)
     assert study.rule == "max_hours"
-    assert count(engine, study.study_id).finished in (0, 1)
+    assert count(sqlite_engine, study.study_id).finished in (0, 1)
 
 
 def test_a_rule_that_does_not_apply_changes_nothing(sqlite_engine: sa.Engine) -> None:

@@ -46,11 +46,11 @@ def test_it_is_the_next_trial_and_the_sampler_chooses_the_rest(engine: sa.Engine
     assert count(engine, study.study_id).finished == 5
 
 
-def test_before_anything_started_the_baseline_stays_the_first(engine: sa.Engine) -> None:
-    study, _ = submit(engine, make_spec(budget=4))
-    assert ask(engine, study, **MINE) == 1
-    finish(engine)
-    trials = all_trials(engine, "study")
+def test_before_anything_started_the_baseline_stays_the_first(sqlite_engine: sa.Engine) -> None:
+    study, _ = submit(sqlite_engine, make_spec(budget=4))
+    assert ask(sqlite_engine, study, **MINE) == 1
+    finish(sqlite_engine)
+    trials = all_trials(sqlite_engine, "study")
     assert [trial.baseline for trial in trials] == [True, False, False, False]
     assert trials[1].params["learning_rate"] == 0.5
     defaults = study.spec.search.defaults()

@@ -23,7 +23,6 @@ def news(engine: sa.Engine, study: StudyKey) -> list[tuple[Event, dict[str, Any]
     study_id, _ = study
     with engine.connect() as connection:
         name = connection.scalar(sa.select(studies.c.study_name).where(studies.c.study_id == study_id))
-    best = next(iter(best_trials(engine, name, 1, "feasible = true")), None) if name else None
     with writing(engine) as connection:
         try:
             lock_study(connection, study_id)
@@ -33,6 +32,7 @@ def news(engine: sa.Engine, study: StudyKey) -> list[tuple[Event, dict[str, Any]
         if found is None:
             return []
         finished = count_in(connection, study_id).finished
+        best = next(iter(best_trials(engine, found.name, 1, "feasible = true")), None)
         about = {"study": found.name, "budget": found.budget, "finished": finished}
         now: dict[Event, Any] = {
             "best": best.number if best is not None and not best.baseline and found.confirmation is None else None,
