@@ -1,4 +1,4 @@
-"""The commands that stop, resume, extend, rename or delete a study, and the one that cleans up this machine."""
+"""The commands that steer a study, copy, rename or delete it, and the one that cleans up."""
 
 import os
 import sys

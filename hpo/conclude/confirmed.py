@@ -28,8 +28,7 @@ from hpo.study_file.spec import Spec
 @dataclass(frozen=True)
 class Confirmed:
     """results: the baseline's, and of each candidate its own and its control's, under every condition; candidates:
-    those that were asked for, the best first; missing: how many runs are not
-    complete.
+    those that were asked for, the best first; missing: how many runs are not complete.
     """
 
     search: Study

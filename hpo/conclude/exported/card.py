@@ -29,7 +29,6 @@ def model_card(
     is a predict.py.
     """
     best = facts.best
-    params = ", ".join(f"{name} {value}" for name, value in best.params.items())
     about = (
         f"Trial {best.number} of the hpo study `{facts.study.name}`: {spec.model.name} on {spec.data.name} "
         f"({len(classes)} classes, {spec.model.input_size} px), initial weights: {_weights(spec)}."

@@ -22,8 +22,8 @@ from hpo.search.sql.views import trial_results
 def try_params(engine: sa.Engine, study: Study, params: Params, start_of: StartOf) -> int:
     """Adds a waiting trial with these parameters, which uses a trial of the budget; the sampler chooses those that are
     left out. Workers take it before they draw others; where nothing has started, the baseline keeps its number 0.
-    Returns the trial's number. Raises InputError for parameters that trials
-    cannot have, StudyError if the budget is used up or if a trial with all of these was complete before.
+    Returns the trial's number. Raises InputError for parameters that trials cannot have, StudyError if the budget is
+    used up or if a trial with all of these was complete before.
     """
     study.refuse()
     study.refuse_confirmation()

@@ -39,7 +39,6 @@ Row = dict[str, Any]
 class Rows:
     """A study as rows by table, without their own ids; trials in the order in which they were added."""
 
-    study_id: int
     trials: Sequence[Row]
     others: Mapping[str, Sequence[Row]]
 
@@ -94,7 +93,7 @@ def read_rows(connection: sa.Connection, study_id: int) -> Rows:
         columns = [column for column in table.c if not column.primary_key]
         rows = connection.execute(sa.select(*columns).where(chosen).order_by(*table.primary_key)).mappings()
         others[table.name] = [dict(row) for row in rows]
-    return Rows(study_id, own, others)
+    return Rows(own, others)
 
 
 def insert_rows(connection: sa.Connection, rows: Rows, place: Place, confirms: tuple[str, str] | None = None) -> str:

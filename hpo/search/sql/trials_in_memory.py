@@ -50,13 +50,13 @@ class History:
         self._finished: dict[int, FrozenTrial] = {}
         self._all_below_are_final = 0
         self._baseline_seen = False
+        self._excluded: set[int] = set()
 
     def study(self, current: FrozenTrial | None = None) -> OptunaStudy:
         """The current state of the trials, by number, without the current trial."""
         open_trials = self._read(current._trial_id if current else None)
         known = [*self._finished.values(), *open_trials]
-        excluded = self._excluded()
-        seen = sorted((trial for trial in known if trial.number not in excluded), key=lambda trial: trial.number)
+        seen = sorted((trial for trial in known if trial.number not in self._excluded), key=lambda trial: trial.number)
         return _study(self._name, seen, current)
 
     def _read(self, current_id: int | None) -> list[FrozenTrial]:
@@ -70,6 +70,7 @@ class History:
                 )
             )
             self._forget_unconstrained(connection)
+            self._excluded = excluded_trials(connection, self._id)  # which may change at any time
             rows = connection.execute(
                 sa.select(trials).where(
                     trials.c.study_id == self._id,
@@ -87,11 +88,6 @@ class History:
             if trial.state == TrialState.WAITING:
                 trial.state = TrialState.PRUNED  # samplers learn as much from a paused trial as from a pruned one
         return open_trials
-
-    def _excluded(self) -> set[int]:
-        """Numbers of trials that samplers leave out, which may change at any time."""
-        with self._engine.connect() as connection:
-            return excluded_trials(connection, self._id)
 
     def _forget_unconstrained(self, connection: sa.Connection) -> None:
         if not self._baseline_seen and connection.scalar(sa.select(baseline_is_complete(self._id))):
