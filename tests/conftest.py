@@ -22,7 +22,7 @@ from hpo.cli.main import main
 from hpo.search.sql.storage import create_database, open_engine
 from hpo.search.sql.url import parse_url
 
-settings.register_profile("suite", max_examples=50)
+settings.register_profile("suite", max_examples=25)
 settings.load_profile("suite")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as there are cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of workers that have more would spin

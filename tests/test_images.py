@@ -14,12 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save
 from support.image_trees import IMAGES_PER_CLASS, WNIDS, write_class_folders, write_tiny_imagenet, zip_tree
 from support.studies import make_spec
 
 from hpo.errors import DataError
 from hpo.study_file.images import DataSpec
 from hpo.vision.data.images import ImageSet, load_images
+from hpo.vision.weights_file import weights_file
 
 
 def load(tmp_path: Path, name: str = "tiny-imagenet", size: int = 32, **data: object) -> ImageSet:
@@ -95,6 +97,8 @@ def test_this_machine_may_keep_its_images_elsewhere(
     assert len(images.test) == 3
     assert list((own / "images").glob("*/meta.json"))
     assert not (tmp_path / "root").exists()
+    (own / "weights.safetensors").write_bytes(save({"fc.bias": np.zeros(2)}))
+    assert weights_file("/on/another/machine/weights.safetensors") == own / "weights.safetensors"
 
 
 def truncate(archive: Path) -> None:

@@ -131,7 +131,7 @@ def test_a_run_goes_on_after_the_kernel_killed_a_worker_for_its_memory(
         timeout=150,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "worker 1 was killed by the kernel, since memory ran out; it starts again in 1 s" in ran.stderr
+    assert "worker 1 was killed, since memory ran out; it starts again in 1 s" in ran.stderr
     engine = open_fresh(f"sqlite:///{tmp_path}/hpo.db")
     bad = [trial for trial in all_trials(engine, "study", "state = 'complete'") if trial.out_of_memory]
     assert [trial.params["mib"] for trial in bad] == [1500]

@@ -174,15 +174,43 @@ def _threads_of_container() -> int | None:
 @storage_option
 @workers_option
 @click.option("--forever", is_flag=True, help="Wait for new studies instead of exiting.")
-def launch(studies: Sequence[str], storage: str, workers: int | None, forever: bool) -> None:
-    """Start workers here and keep them running.
+@click.option("--on", type=click.Choice(["ray"]), help="Start them on a Ray cluster instead of this machine.")
+@click.option(
+    "--address",
+    metavar="HOST:PORT",
+    envvar="RAY_ADDRESS",
+    help="Of the Ray cluster (auto: one that runs here; ray://…: its client port). Default: starts Ray here.",
+)
+@click.option("--cpus-per-worker", type=click.FloatRange(min=0, min_open=True), default=None, help="On Ray; default 1.")
+@click.option(
+    "--gpus-per-worker",
+    type=click.FloatRange(min=0),
+    default=None,
+    help="On Ray; 0.25 for four workers a GPU. Default: 1 if the cluster has GPUs.",
+)
+def launch(
+    studies: Sequence[str],
+    storage: str,
+    workers: int | None,
+    forever: bool,
+    on: str | None,
+    address: str | None,
+    cpus_per_worker: float | None,
+    gpus_per_worker: float | None,
+) -> None:
+    """Start workers and keep them running.
 
     They run trials of the named studies, or of all studies in the database. Each worker gets its share of the cores,
-    or a GPU; a worker that dies is restarted. Ends when all budgets are used up.
+    or a GPU; a worker that dies is restarted. Ends when all budgets are used up. On a Ray cluster, `--workers auto`
+    uses all nodes, those that join later too.
     """
-    from hpo.cli.run_here import launch as launch_workers
+    from hpo.cli.launch_here import launch as launch_workers
+    from hpo.workers.launcher import Cluster
 
-    launch_workers(studies, storage, workers, forever)
+    if on is None and (cpus_per_worker is not None or gpus_per_worker is not None):
+        raise click.UsageError("--cpus-per-worker and --gpus-per-worker are for workers on Ray; add --on ray")
+    cluster = None if on is None else Cluster(address, cpus_per_worker or 1.0, gpus_per_worker)
+    launch_workers(studies, storage, workers, forever, cluster)
 
 
 RUN_COMMANDS = (new, schema, run, init, submit, launch, worker)

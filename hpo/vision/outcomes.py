@@ -20,6 +20,7 @@ from hpo.trial_result import CLEAN
 from hpo.vision.attacks import SECONDS_BETWEEN_LINES, attacked
 from hpo.vision.classifier import Classifier
 from hpo.vision.data.corrupted_sets import find_corrupted_sets
+from hpo.vision.data.disk import on_this_machine
 from hpo.vision.data.images import ImageSet, Split
 from hpo.vision.device import Compute, upload
 from hpo.vision.inference import Inference
@@ -84,7 +85,7 @@ def _outcomes(examined: Examined) -> Iterator[Outcome]:
         right = np.zeros(len(some), dtype=bool) if examined.diverged else _right_after_attack(examined, adaptive, some)
         yield _outcome(name, adaptive.setting, right, main=is_scored)
     for path in examined.test_sets:
-        for found in find_corrupted_sets(Path(path), examined.images.classes, TEST_SET_OPTION):
+        for found in find_corrupted_sets(on_this_machine(path), examined.images.classes, TEST_SET_OPTION):
             split = found.decode(test.pixels.shape[1])
             digest = hashlib.sha256(split.pixels.tobytes() + split.labels.tobytes()).hexdigest()[:16]
             level = None if found.severity is None else float(found.severity)

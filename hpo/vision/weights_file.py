@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from hpo.doors.network import Network
 from hpo.errors import WeightsError, nearest
 from hpo.study_file.images import WEIGHTS_WITHOUT_FILE
+from hpo.vision.data.disk import on_this_machine
 from hpo.vision.data.file_kinds import HEAD_BYTES, archive_kind, placeholder_kind
 
 SAFETENSORS = ".safetensors"
@@ -24,7 +25,7 @@ def weights_file(weights: str) -> Path | None:
     """
     if weights in WEIGHTS_WITHOUT_FILE:
         return None
-    path = Path(weights).expanduser()
+    path = on_this_machine(weights)
     if not path.name.lower().endswith((SAFETENSORS, *OF_PYTORCH)):
         raise WeightsError(
             f"model.weights: {weights} must be 'imagenet', 'none', or a .safetensors or .pth file."

@@ -1,1 +1,3 @@
-"""Starting, supervising and stopping worker processes. Depends neither on Optuna nor on PyTorch."""
+"""Starting, supervising and stopping workers, on this machine or on a Ray cluster. Depends neither on Optuna nor on
+PyTorch.
+"""

@@ -10,7 +10,6 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,40 +17,36 @@ from pathlib import Path
 from typing import IO
 
 from hpo.cores import cores
-from hpo.errors import InputError, StorageError, WorkerError
+from hpo.errors import InputError
 from hpo.workers.gpu_sharing import Mps, start_mps, stop_mps
-from hpo.workers.launcher import LAUNCH_ID, Launch, Launcher, worker_name
-from hpo.workers.machine import visible_gpus
+from hpo.workers.launcher import (
+    LAUNCH_ID,
+    STOP_SECS,
+    WORKER_COMMAND,
+    Launch,
+    Launcher,
+    arguments_of_worker,
+    environment_of_worker,
+    worker_name,
+)
+from hpo.workers.machine import how_many_workers, visible_gpus
 from hpo.workers.memory import killed_for_memory
-
-STOP_SECS = 10.0
-RESTART_SECS = (1, 2, 5, 10)
-"""Wait before a restart, by how often in a row the worker died without having taken a trial. After the last one, the
-launch is given up.
-"""
-WORKER_COMMAND = (sys.executable, "-m", "hpo", "worker", "--supervised")
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-
-ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
-"""By default, glibc returns large blocks to the system after every training step and requests them again, which takes
-up to 7 % of a step. Both settings are needed; one alone makes it slower.
-"""
+from hpo.workers.restarts import Death, Restarts
 
 
 @dataclass
 class LocalWorker:
     """A worker.
 
-    number: from 1; stream: its log, open and locked against other launches; process: None while it waits for a restart;
-    restart_at: monotonic seconds; vain_starts: how often in a row it died without having taken a trial.
+    stream: its log, open and locked against other launches; process: None while it waits for a restart; restart_at:
+    monotonic seconds.
     """
 
-    number: int
+    restarts: Restarts
     stream: IO[bytes]
     environment: Mapping[str, str]
     process: subprocess.Popen[bytes] | None = None
     restart_at: float = 0.0
-    vain_starts: int = 0
 
     @property
     def name(self) -> str:
@@ -83,19 +78,13 @@ class LocalLauncher(Launcher):
 
     def start(self, launch: Launch) -> None:
         self.launch = launch
-        streams = _open_logs(launch.logs, launch.workers)
-        threads = max(1, cores() // launch.workers)
-        environment = {
-            **os.environ,
-            "HPO_STORAGE": launch.storage,  # not an argument, which `ps` would show
-            **dict.fromkeys((*THREAD_VARIABLES, "HPO_THREADS"), str(threads)),
-            "PYTHONUNBUFFERED": "1",
-            LAUNCH_ID: secrets.token_hex(3),
-            **ALLOCATOR,
-        }
-        self.workers = [LocalWorker(number, stream, environment) for number, stream in enumerate(streams, 1)]
+        count = launch.workers or how_many_workers(None)
+        streams = _open_logs(launch.logs, count)
+        threads = max(1, cores() // count)
+        environment = os.environ | environment_of_worker(launch.storage, threads, launch_id=secrets.token_hex(3))
+        self.workers = [LocalWorker(Restarts(number), stream, environment) for number, stream in enumerate(streams, 1)]
         self._gpus = visible_gpus()
-        self._mps = start_mps(self._gpus, launch.say) if 0 < len(self._gpus) < launch.workers else None
+        self._mps = start_mps(self._gpus, launch.say) if 0 < len(self._gpus) < count else None
         self._kills_seen = killed_for_memory()
         for worker in self.workers:
             self._start_worker(worker)
@@ -117,9 +106,8 @@ class LocalLauncher(Launcher):
             worker.stream.close()
 
     def _start_worker(self, worker: LocalWorker) -> None:
-        options = ["--forever"] if self.launch.forever else []
         worker.process = subprocess.Popen(
-            [*self.command, *options, "--", *self.launch.studies],
+            [*self.command, *arguments_of_worker(self.launch)],
             env={**worker.environment, **self._share_of_gpus(worker)},
             stdin=subprocess.PIPE,
             stdout=worker.stream,
@@ -130,7 +118,7 @@ class LocalLauncher(Launcher):
     def _share_of_gpus(self, worker: LocalWorker) -> dict[str, str]:
         if not self._gpus:
             return {}
-        position = (worker.number - 1) % len(self._gpus)
+        position = (worker.restarts.number - 1) % len(self._gpus)
         if self._mps is None:
             return {"CUDA_VISIBLE_DEVICES": self._gpus[position]}
         return {"CUDA_VISIBLE_DEVICES": str(position), **self._mps.environment}  # MPS numbers the GPUs from 0
@@ -139,31 +127,11 @@ class LocalLauncher(Launcher):
         kills = killed_for_memory()
         out_of_memory = code == -signal.SIGKILL and kills > self._kills_seen
         self._kills_seen = kills
-        had_taken_a_trial = self.launch.on_death(worker.name, out_of_memory)
-        reason = worker.last_line().removeprefix("hpo: ")
-        if code == InputError.exit_code:
-            raise InputError(reason)
-        if code == WorkerError.exit_code:
-            raise WorkerError(reason)
-        if out_of_memory:
-            how = "was killed by the kernel, since memory ran out"
-        elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
-        else:
-            how = f"ended with exit code {code}: {reason}"
-        if had_taken_a_trial:
-            worker.vain_starts = 0
-        elif code != StorageError.exit_code:  # an unreachable database is not the worker's fault
-            worker.vain_starts += 1
-        if worker.vain_starts == len(RESTART_SECS):
-            raise WorkerError(
-                f"worker {worker.number} cannot start: {worker.vain_starts} times in a row it {how} "
-                f"(its log: {worker.log})"
-            )
-        wait = RESTART_SECS[worker.vain_starts]
+        death = Death(code, worker.last_line(), str(worker.log), out_of_memory)
+        wait = worker.restarts.secs_until_next(death, self.launch.on_death(worker.name, out_of_memory))
         _forget(worker)
         worker.restart_at = time.monotonic() + wait
-        self.launch.say(f"worker {worker.number} {how}; it starts again in {wait:g} s (its log: {worker.log})")
+        self.launch.say(worker.restarts.told(death, wait))
         if self._mps is not None and code < 0:
             self._restart_mps(self._mps)
 

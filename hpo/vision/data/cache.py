@@ -7,7 +7,6 @@ finished one.
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from hpo.errors import DataError
 from hpo.study_file.images import DataSpec
 from hpo.vision.data.decoding import named_with_reasons, write_pixels
 from hpo.vision.data.digits import list_digits
-from hpo.vision.data.disk import check_room, data_root, locked, unusable
+from hpo.vision.data.disk import check_room, data_root, locked, on_this_machine, unusable
 from hpo.vision.data.download import TINY_IMAGENET_MD5, download_tiny_imagenet
 from hpo.vision.data.image_folder import list_image_folder
 from hpo.vision.data.listing import Listing
@@ -46,7 +45,7 @@ def prepare_images(data: DataSpec, image_size: int, progress: Progress | None = 
     """
     root = data_root(data)
     size = TINY_IMAGENET_SIZE if data.name == "tiny-imagenet" else image_size
-    archive = _archive(data, root)
+    archive = on_this_machine(data.archive, root) if data.archive is not None else None
     identity = json.dumps([CACHE_FORMAT, data.name, size, _identity(data, archive)])
     folder = root / "images" / f"{data.name}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     done = folder / "meta.json"
@@ -60,17 +59,6 @@ def prepare_images(data: DataSpec, image_size: int, progress: Progress | None = 
         if not done.exists():
             _build(_list(data, archive, root, progress), size, folder, data, progress)
     return folder
-
-
-def _archive(data: DataSpec, root: Path) -> Path | None:
-    """data.archive, or if that does not exist, the file or folder of the same name in `root`; None if not given."""
-    if data.archive is None:
-        return None
-    archive = Path(data.archive).expanduser()
-    own = root / archive.name
-    return (
-        own if not os.path.exists(archive) and os.path.exists(own) else archive
-    )  # os.path.exists is False without permission
 
 
 def _identity(data: DataSpec, archive: Path | None) -> Any:

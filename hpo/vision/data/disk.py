@@ -23,6 +23,13 @@ def data_root(data: DataSpec) -> Path:
     return Path(os.environ.get("HPO_DATA_ROOT") or data.root).expanduser().absolute()
 
 
+def on_this_machine(path: str, root: str | Path = "~/.cache/hpo") -> Path:
+    """A file or folder that a study names; where it is not, what has its name in HPO_DATA_ROOT, otherwise in `root`."""
+    given = Path(path).expanduser()
+    own = Path(os.environ.get("HPO_DATA_ROOT") or root).expanduser() / given.name
+    return own if not os.path.exists(given) and os.path.exists(own) else given  # False without permission
+
+
 def unusable(root: Path, error: OSError) -> DataError:
     """The error to raise when something below `root` cannot be written."""
     if error.errno in NO_SPACE:

@@ -9,6 +9,7 @@ from pathlib import Path
 from hpo.errors import DataError
 from hpo.vision.data.disk import DISK_ERRORS, check_room, locked, unusable
 
+TINY_IMAGENET_ZIP = "tiny-imagenet-200.zip"
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
 TINY_IMAGENET_BYTES = 248_100_043
@@ -27,10 +28,10 @@ def download_tiny_imagenet(
 
     Raises DataError if the download fails; what has arrived is kept, and the next call resumes.
     """
-    target = root / "tiny-imagenet-200.zip"
+    target = root / TINY_IMAGENET_ZIP
     if target.exists():  # renamed when complete, so no lock is needed: the folder may be read-only
         return target
-    with locked(root / "tiny-imagenet-200.zip.lock"):
+    with locked(root / f"{TINY_IMAGENET_ZIP}.lock"):
         if target.exists():
             return target
         part = target.with_suffix(".part")
