@@ -68,10 +68,10 @@ def browser() -> Iterator[Any]:
         found.close()
 
 
-def address_of(dashboard: subprocess.Popen[str]) -> str:
+def address_of(dashboard: subprocess.Popen[str], base_path: str = "") -> str:
     assert dashboard.stdout is not None
     line = dashboard.stdout.readline()
-    found = re.search(r"dashboard on (https?://\S+)/dashboard", line)
+    found = re.search(rf"dashboard on (https?://\S+){base_path}/dashboard", line)
     assert found, line + dashboard.stdout.read()
     return found[1]
 

@@ -15,6 +15,7 @@ import click
 from hpo import __version__
 from hpo.cli.conclude import CONCLUDING_COMMANDS
 from hpo.cli.control import CONTROL_COMMANDS
+from hpo.cli.dashboard import dashboard
 from hpo.cli.groups import Commands
 from hpo.cli.read import READING_COMMANDS
 from hpo.cli.run import RUN_COMMANDS
@@ -80,5 +81,5 @@ def cli() -> None:
     """
 
 
-for command in (*RUN_COMMANDS, *CONTROL_COMMANDS, *READING_COMMANDS, *CONCLUDING_COMMANDS):
+for command in (*RUN_COMMANDS, *CONTROL_COMMANDS, *READING_COMMANDS, dashboard, *CONCLUDING_COMMANDS):
     cli.add_command(command)

@@ -224,38 +224,6 @@ def importances(study: str, storage: str, as_json: bool, as_csv: bool) -> None:
         tables.console().print(tables.importances_table(shares, f"Parameter importances for the score of {study}"))
 
 
-@click.command()
-@storage_option
-@click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Address to listen on. Any but loopback needs a password."
-)
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0: any free port.")
-@click.option(
-    "--password-file", type=click.Path(), help="File that contains the password. Also HPO_DASHBOARD_PASSWORD."
-)
-@click.option("--read-only", is_flag=True, help="Refuse all changes to studies.")
-@click.option("--tls-certificate", type=click.Path(), help="Certificate (PEM), to serve HTTPS.")
-@click.option("--tls-key", type=click.Path(), help="The certificate's private key (PEM).")
-def dashboard(
-    storage: str,
-    host: str,
-    port: int,
-    password_file: str | None,
-    read_only: bool,
-    tls_certificate: str | None,
-    tls_key: str | None,
-) -> None:
-    """Serve optuna-dashboard, with figures of good trials.
-
-    The figures are read from HPO_ARTIFACTS, where the workers store them.
-    """
-    from hpo.web.server import Address, serve
-
-    if (tls_certificate is None) != (tls_key is None):
-        raise InputError("--tls-certificate and --tls-key: give both or neither")
-    serve(storage, Address(host, port, tls_certificate, tls_key), password_file, read_only)
-
-
 def _print_data(results: "Sequence[TrialResult]", as_json: bool, as_csv: bool) -> bool:
     """Prints JSON or CSV if asked to; whether it did."""
     _refuse_several(json=as_json, csv=as_csv)
@@ -289,4 +257,4 @@ def _print_table(study: "Study", results: "Sequence[TrialResult]", table: "Table
     tables.console().print(table)
 
 
-READING_COMMANDS = (status, watch, best, top, pareto, history, importances, dashboard)
+READING_COMMANDS = (status, watch, best, top, pareto, history, importances)

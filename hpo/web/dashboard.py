@@ -2,9 +2,8 @@
 
 import io
 import json
-import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from bottle import HTTPError, HTTPResponse, request
@@ -12,43 +11,49 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from hpo.artifacts import Artifacts
+from hpo.web.compressed import WsgiApp, compressed
 from hpo.web.metrics import add_watching_routes
 from hpo.web.routes import add_routes
 from hpo.web.storage import DashboardStorage
-
-ONE_STUDY = re.compile(r"/api/studies/(\d+)/?")
-
-WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+from hpo.web.study_detail import StudyDetails
 
 
-def build_app(storage: RDBStorage, artifacts: Artifacts) -> WsgiApp:
-    """The WSGI application, without access control (hpo.web.guard). The pages are optuna-dashboard's own."""
+def build_app(storage: RDBStorage, artifacts: Artifacts, base_path: str = "") -> WsgiApp:
+    """The WSGI application, without access control (hpo.web.guard). The pages are optuna-dashboard's own.
+
+    base_path: what browsers have before its paths.
+    """
     with warnings.catch_warnings(action="ignore"):
         import optuna_dashboard
         from optuna_dashboard._importance import param_importance_cache
 
-        watched = DashboardStorage(storage, artifacts)
+        watched = DashboardStorage(storage, artifacts, base_path)
         app = optuna_dashboard.wsgi(watched, artifact_store=_ArtifactStore(artifacts))
 
     def clear_caches() -> None:
         app._inmemory_cache.clear()
         param_importance_cache.clear()
 
-    def read_trials() -> None:
-        """Runs before each request: the plot and the notes are drawn from the trials that were read last."""
-        if request.method == "GET" and (found := ONE_STUDY.fullmatch(request.path)):
-            seen = watched.get_all_trials(int(found[1]))
-            after = request.query.get("after", "0")
-            if after.isdecimal() and watched.is_there(int(found[1])) and not _may_be_known(seen, int(after)):
-                reason = "this study was deleted and another study now has its number; reload the page"
-                raise HTTPResponse(json.dumps({"reason": reason}), 409, {"Content-Type": "application/json"})
+    details = StudyDetails(watched)
+    of_optuna, _ = app.router.match({"PATH_INFO": "/api/studies/1", "REQUEST_METHOD": "GET"})
+
+    def study_detail(study_id: int) -> Any:
+        """The plot and the notes are drawn from the trials that were read last: here, before all else."""
+        known = watched.read(study_id)
+        after = request.query.get("after", "0")
+        if after.isdecimal() and known.is_there and not _may_be_known(known.seen, int(after)):
+            reason = "this study was deleted and another study now has its number; reload the page"
+            return HTTPResponse(json.dumps({"reason": reason}), 409, {"Content-Type": "application/json"})
+        text = details.answer(study_id, known, int(after)) if known.is_ours and after.isdecimal() else None
+        return (
+            of_optuna.call(study_id) if text is None else HTTPResponse(text, 200, {"Content-Type": "application/json"})
+        )
 
     watched.when_replaced = clear_caches
     add_routes(app, watched, storage.engine, artifacts, watched.forget)
     add_watching_routes(app, storage.engine)
-    app.add_hook("before_request", read_trials)
-    wsgi: WsgiApp = app
-    return wsgi
+    app.route("/api/studies/<study_id:int>", "GET", study_detail)
+    return compressed(app)
 
 
 def _may_be_known(seen: Sequence[FrozenTrial], first: int) -> bool:

@@ -107,8 +107,10 @@ def _trace(
     }
 
 
-def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
-    """Markdown with the parts of a trial's score and its pictures; None if it has no files."""
+def illustrated_note(study_id: int, trial: FrozenTrial, base_path: str = "") -> str | None:
+    """Markdown with the parts of a trial's score and its pictures, whose paths begin with `base_path`; None if it has
+    no files.
+    """
     kept = [json.loads(text) for key, text in trial._system_attrs.items() if key.startswith("artifacts:") and text]
     if not kept:
         return None
@@ -122,7 +124,7 @@ def illustrated_note(study_id: int, trial: FrozenTrial) -> str | None:
         lines = ["| part | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in parts.items())]
     pictures = [each for each in kept if each["mimetype"].startswith("image/")]
     for picture in sorted(pictures, key=lambda picture: picture["filename"]):
-        path = f"/artifacts/{study_id}/{trial._trial_id}/{picture['artifact_id']}"
+        path = f"{base_path}/artifacts/{study_id}/{trial._trial_id}/{picture['artifact_id']}"
         lines += ["", f"![{picture['filename']}]({path})"]
     return "\n".join(lines)
 

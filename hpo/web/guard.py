@@ -34,11 +34,14 @@ HEADERS = [
 
 @dataclass(frozen=True)
 class Guard:
-    """password: without one (None), only requests to loopback names are answered; read_only: refuse all changes."""
+    """password: without one (None), only requests to loopback names are answered; read_only: refuse all changes;
+    public_origin: where browsers see the page, if a proxy does not forward that.
+    """
 
     app: WsgiApp
     password: str | None
     read_only: bool
+    public_origin: str | None = None
     attempts: dict[str, list[float]] = field(default_factory=dict)
     """When wrong passwords came in the last ATTEMPTS_SECS, by address."""
 
@@ -63,10 +66,10 @@ class Guard:
             return None
         if self.read_only:
             return "403 Forbidden", "this dashboard is read-only"
-        if _is_from_elsewhere(environ):
+        if _is_from_elsewhere(environ, self.public_origin):
             return "403 Forbidden", (
                 "requests from other sites cannot change anything here; if this is your own proxy, let it forward the "
-                "host name of the request (nginx: proxy_set_header Host $http_host;)"
+                "host name of the request (nginx: proxy_set_header Host $http_host;), or give --public-origin"
             )
         return None
 
@@ -111,7 +114,7 @@ def _host_name(environ: dict[str, Any]) -> str:
         return ""
 
 
-def _is_from_elsewhere(environ: dict[str, Any]) -> bool:
+def _is_from_elsewhere(environ: dict[str, Any], public_origin: str | None) -> bool:
     """Whether another site made a browser send this request.
 
     Browsers state where a request comes from; programs such as curl do not, and no site can make them send one.
@@ -122,7 +125,7 @@ def _is_from_elsewhere(environ: dict[str, Any]) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = environ.get("HTTP_ORIGIN")
-    return origin is not None and not _is_same_place(origin, environ.get("HTTP_HOST", ""))
+    return origin not in (None, public_origin) and not _is_same_place(str(origin), environ.get("HTTP_HOST", ""))
 
 
 def _is_same_place(origin: str, host: str) -> bool:

@@ -18,6 +18,7 @@ from hpo.search.sql.url import parse_url
 from hpo.search.sql.whole_study import locations
 from hpo.search.study_files import is_elsewhere, location_in_full
 from hpo.stopping import Stopped, stop_on_signals
+from hpo.web.base_path import below
 from hpo.web.dashboard import build_app
 from hpo.web.guard import Guard, is_loopback
 
@@ -30,12 +31,18 @@ NAMES_SHOWN = 5
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen, and the paths of the certificate and its key (both or neither)."""
+    """Where to listen, and the paths of the certificate and its key (both or neither).
+
+    base_path: what comes before all paths, "" or as in /hpo; public_origin: of the page as browsers see it, where a
+    proxy does not tell.
+    """
 
     host: str
     port: int
     certificate: str | None = None
     key: str | None = None
+    base_path: str = ""
+    public_origin: str | None = None
 
 
 def serve(storage: str, address: Address, password_file: str | None, read_only: bool) -> None:
@@ -52,7 +59,8 @@ def serve(storage: str, address: Address, password_file: str | None, read_only: 
     rdb = RDBStorage(url.render_as_string(hide_password=False), engine_kwargs=engine_arguments(url))
     artifacts = open_artifacts()
     listen_on = address.host.removeprefix("[").removesuffix("]")
-    server = Server((listen_on, address.port), Guard(build_app(rdb, artifacts), password, read_only), THREADS)
+    guarded = Guard(build_app(rdb, artifacts, address.base_path), password, read_only, address.public_origin)
+    server = Server((listen_on, address.port), below(address.base_path, guarded), THREADS)
     server.server_name = "hpo"
     if address.certificate is not None:
         server.ssl_adapter = _tls(address)
@@ -108,9 +116,8 @@ def _announce(server: Server, address: Address, password: str | None, read_only:
     host = f"[{address.host}]" if ":" in address.host and "[" not in address.host else address.host
     may = "read-only" if read_only else "with access comes the right to change studies (see --read-only)"
     who = "password required, with any user name" if password else "no password required"
-    click.echo(
-        f"dashboard on {scheme}://{host}:{server.bind_addr[1]}/dashboard: {who}; {may}. Press Ctrl-C to stop", err=True
-    )
+    page = f"{scheme}://{host}:{server.bind_addr[1]}{address.base_path}/dashboard"
+    click.echo(f"dashboard on {page}: {who}; {may}. Press Ctrl-C to stop", err=True)
     if not address.certificate and not is_loopback(address.host):
         click.echo(
             "warning: without TLS the password and all pages can be read on the network; give --tls-certificate and "

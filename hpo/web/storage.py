@@ -30,7 +30,7 @@ STUDY_NOTE = "dashboard:note_str:"
 
 
 @dataclass
-class _Known:
+class Known:
     """A study as last read.
 
     identity: its name and spec, which tell it from a later study with the same id; ended: rows and trials that no
@@ -42,8 +42,18 @@ class _Known:
     seen: list[FrozenTrial] = field(default_factory=list)
 
     @property
+    def is_there(self) -> bool:
+        return self.identity is not None
+
+    @property
     def is_ours(self) -> bool:
-        return self.identity is not None and self.identity.spec is not None
+        return self.is_there and self.identity.spec is not None
+
+    def best(self) -> FrozenTrial | None:
+        """Of the complete trials, the feasible ones if there are such."""
+        complete = [trial for trial in self.seen if trial.state == TrialState.COMPLETE]
+        feasible = [trial for trial in complete if is_feasible(trial)]
+        return max(feasible or complete, key=lambda trial: (score_of(trial), -trial.number), default=None)
 
 
 class DashboardStorage(_CachedStorage):
@@ -55,11 +65,12 @@ class DashboardStorage(_CachedStorage):
     hpo did not create are shown unchanged.
     """
 
-    def __init__(self, backend: RDBStorage, artifacts: Artifacts | None = None) -> None:
+    def __init__(self, backend: RDBStorage, artifacts: Artifacts | None = None, base_path: str = "") -> None:
         super().__init__(backend)
         self._engine = backend.engine
         self._artifacts = artifacts
-        self._known: dict[int, _Known] = {}
+        self._base_path = base_path
+        self._known: dict[int, Known] = {}
         self._reading = threading.Lock()
         self.when_replaced: Callable[[], None] = lambda: None
 
@@ -77,16 +88,14 @@ class DashboardStorage(_CachedStorage):
     def get_all_trials(
         self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
     ) -> list[FrozenTrial]:
+        return [trial for trial in self.read(study_id).seen if states is None or trial.state in states]
+
+    def read(self, study_id: int) -> Known:
+        """The study as it is now; that before again, with what has changed, if it is still the same one."""
         with self._reading, self._engine.connect() as connection:
-            seen = self._read(connection, study_id).seen
-        return [trial for trial in seen if states is None or trial.state in states]
+            return self._read(connection, study_id)
 
-    def is_there(self, study_id: int) -> bool:
-        """Whether there was such a study when its trials were read last."""
-        known = self._known.get(study_id)
-        return known is not None and known.identity is not None
-
-    def _read(self, connection: sa.Connection, study_id: int) -> _Known:
+    def _read(self, connection: sa.Connection, study_id: int) -> Known:
         identity = connection.execute(_identity(study_id)).one_or_none()
         rows = connection.execute(sa.select(trials).where(trials.c.study_id == study_id)).all()
         known = self._known.get(study_id)
@@ -97,7 +106,7 @@ class DashboardStorage(_CachedStorage):
             self.forget(study_id)
             known = None
         if known is None:
-            known = self._known[study_id] = _Known(identity)
+            known = self._known[study_id] = Known(identity)
         new = [row for row in rows if row.trial_id not in known.ended]
         read = {trial._trial_id: trial for trial in read_trials(connection, new, whole=True)}
         if known.is_ours:
@@ -113,15 +122,13 @@ class DashboardStorage(_CachedStorage):
 
     def get_best_trial(self, study_id: int) -> FrozenTrial:
         """In our studies the best feasible trial, if there is one."""
-        with self._reading, self._engine.connect() as connection:
-            known = self._read(connection, study_id)
+        known = self.read(study_id)
         if not known.is_ours:
             return super().get_best_trial(study_id)
-        complete = [trial for trial in known.seen if trial.state == TrialState.COMPLETE]
-        feasible = [trial for trial in complete if is_feasible(trial)]
-        if not complete:
+        best = known.best()
+        if best is None:
             raise ValueError("no trial is complete")
-        return max(feasible or complete, key=lambda trial: (score_of(trial), -trial.number))
+        return best
 
     def get_all_studies(self) -> list[FrozenStudy]:
         """With the plot, and a note on each trial with figures, for studies whose trials have been read."""
@@ -141,7 +148,7 @@ class DashboardStorage(_CachedStorage):
             version, text = f"dashboard:{trial._trial_id}:note_ver", f"dashboard:{trial._trial_id}:note_str:"
             if version in study.system_attrs:  # a user's own note takes precedence
                 continue
-            if note := illustrated_note(study._study_id, trial):
+            if note := illustrated_note(study._study_id, trial, self._base_path):
                 drawn |= {version: 0} | _in_chunks(text, missing + note)  # 0: saving a note works as if there were none
         kept = drawn | study.system_attrs
         if missing:
