@@ -137,6 +137,8 @@ def worker(
     another worker can continue from its last epoch, and exits within 10 seconds.
     """
     from hpo.artifacts import open_artifacts
+    from hpo.errors import HpoError
+    from hpo.log import about, is_json, log
     from hpo.search.loading import load_objective
     from hpo.search.sql.network_drive import check_network_drive
     from hpo.search.sql.storage import open_engine
@@ -153,13 +155,19 @@ def worker(
             stop_with_parent()
         engine = open_engine(parse_url(storage))
         if not supervised:  # otherwise `hpo launch` has checked already
-            check_network_drive(engine, click.echo)
-        load = partial(load_objective, threads=threads, say=click.echo)
-        work(engine, studies, load, name, click.echo, forever, open_artifacts())
+            check_network_drive(engine, log)
+        load = partial(load_objective, threads=threads, say=log)
+        with about(worker=name):
+            work(engine, studies, load, name, log, forever, open_artifacts())
     except Stopped:
         with contextlib.suppress(OSError):  # a log on a full disk
-            click.echo(f"worker {name} stopped; its trial, if any, was released")
+            log(f"worker {name} stopped; its trial, if any, was released")
         sys.exit(exit_code_when_stopped)
+    except HpoError as error:
+        if not is_json():
+            raise
+        log(str(error), "error")
+        sys.exit(error.exit_code)
 
 
 def _threads_of_container() -> int | None:

@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from hpo.artifacts import Artifacts
 from hpo.doors.objective import Objective, Store
 from hpo.errors import InputError, MachineError, StorageError, WorkerError
+from hpo.log import about
 from hpo.search.checkpoints import StudyFolder
 from hpo.search.confirmation import SUFFIX
 from hpo.search.hook import call_hook, has_hook, wait_for_hooks
@@ -138,8 +139,8 @@ def _may_work_on(worker: Worker, study: Study) -> bool:
 
 def _tell(worker: Worker, study: StudyKey) -> None:
     """Calls HPO_HOOK, if there is one, with what is new of a study."""
-    for event, about in worker.outlast(news, worker.engine, study) if has_hook() else ():
-        call_hook(event, about, worker.say)
+    for event, content in worker.outlast(news, worker.engine, study) if has_hook() else ():
+        call_hook(event, content, worker.say)
 
 
 def _tidy(worker: Worker, study: Study) -> None:
@@ -174,11 +175,12 @@ def _take_trials(worker: Worker, study: Study, names: Sequence[str], until: floa
     """
     taken = False
     try:
-        while _take_trial(worker, study):
-            taken = True
-            worker.skipped.pop(study.key, None)
-            if time.monotonic() >= until:
-                break
+        with about(study=study.name):
+            while _take_trial(worker, study):
+                taken = True
+                worker.skipped.pop(study.key, None)
+                if time.monotonic() >= until:
+                    break
     except InputError as error:
         if len(names) == 1:
             raise
@@ -197,7 +199,7 @@ def _take_trial(worker: Worker, study: Study) -> bool:
         with deferred():
             claim = worker.outlast(_claim, worker, ready, plan, new_token())
         if claim is not None:
-            with heartbeats.beating(worker.engine, study.study_id, claim):
+            with heartbeats.beating(worker.engine, study.study_id, claim), about(trial=claim.number):
                 worker.say(run_trial(ready, claim))
             worker.outlast(stop_by_rule, worker.engine, study)
             _tell(worker, study.key)

@@ -4,6 +4,7 @@ import signal
 from dataclasses import dataclass
 
 from hpo.errors import InputError, StorageError, WorkerError
+from hpo.log import text_of
 
 RESTART_SECS = (1, 2, 5, 10)
 """Wait before a restart, by how often in a row the worker died without having taken a trial. After the last one, the
@@ -36,7 +37,7 @@ class Death:
 
     @property
     def reason(self) -> str:
-        return self.last_line.removeprefix("hpo: ")
+        return text_of(self.last_line).removeprefix("hpo: ")
 
 
 @dataclass
