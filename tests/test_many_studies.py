@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +18,23 @@ import pytest
 import sqlalchemy as sa
 from free_objective import FreeObjective
 from support.commands import Hpo
-from support.search import claim_next, optuna_storage, states
+from support.search import claim_next, optuna_storage, run, states
 from support.studies import make_spec
 from support.waiting import write_waiting_study
 
+from hpo.cli.watching import LATEST, look
 from hpo.doors.objective import Trial
 from hpo.errors import DataError, MachineError, StudyError
 from hpo.search import worker
 from hpo.search.shares import Shares
 from hpo.search.sql import attributes, claims
 from hpo.search.sql.counts import Counts, count
+from hpo.search.sql.open_studies import RECOUNT_SECS, Finished, open_studies
 from hpo.search.sql.queries import all_trials
 from hpo.search.sql.status import status
 from hpo.search.sql.studies import Study, find_studies
 from hpo.search.sql.submitting import extend, submit
-from hpo.search.sql.tables import study_user_attributes
+from hpo.search.sql.tables import metadata, study_user_attributes, trials
 from hpo.search.worker import work
 from hpo.study_file.spec import Spec
 
@@ -326,3 +330,56 @@ def test_no_more_trials_run_at_once_than_a_study_allows(engine: sa.Engine) -> No
         assert claim_next(engine, study, "others", most=2) is not None
     assert claim_next(engine, study, "one too many", most=2) is None
     assert count(engine, study.study_id).running == 2
+
+
+def test_finished_studies_are_not_counted_again_unless_they_change(engine: sa.Engine) -> None:
+    for name in ("one", "two"):
+        run(engine, make_spec(name=name, budget=2))
+    memory = Finished()
+    assert open_studies(engine, [], memory) == []
+    with counting(engine) as statements:
+        assert open_studies(engine, [], memory) == []
+    assert len(statements) == 1, "of the budgets alone"
+    (one,) = find_studies(engine, ["one"])
+    extend(engine, one, 3)
+    (found,) = open_studies(engine, [], memory)
+    assert (found[0].name, found[1].finished) == ("one", 2)
+    delete_a_trial(engine, "two")  # as another tool may, without a word
+    assert [study.name for study, _ in open_studies(engine, [], memory)] == ["one"]
+    memory.counted_at -= RECOUNT_SECS
+    assert [study.name for study, _ in open_studies(engine, [], memory)] == ["one", "two"]
+
+
+def test_status_of_many_studies_shows_the_open_and_the_latest(engine: sa.Engine) -> None:
+    for number in range(LATEST + 3):
+        run(engine, make_spec(name=f"study-{number}", budget=1))
+    submit(engine, make_spec(name="open"))
+    overview = look(engine, [])
+    assert overview.left_out == 3
+    names = [record.study.name for record in overview.records]
+    assert names == [*(f"study-{number}" for number in range(3, LATEST + 3)), "open"]
+    assert len(look(engine, [], everything=True).records) == LATEST + 4
+    assert look(engine, ["study-0"]).records[0].is_done
+
+
+@contextmanager
+def counting(engine: sa.Engine) -> Iterator[list[str]]:
+    """The statements that the block sends."""
+    statements: list[str] = []
+
+    def note(*arguments: Any) -> None:
+        statements.append(arguments[2])
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    yield statements
+    sa.event.remove(engine, "before_cursor_execute", note)
+
+
+def delete_a_trial(engine: sa.Engine, name: str) -> None:
+    (study,) = find_studies(engine, [name])
+    with engine.begin() as connection:
+        first = sa.select(sa.func.min(trials.c.trial_id)).where(trials.c.study_id == study.study_id).scalar_subquery()
+        trial_id = connection.scalar(sa.select(first))
+        for table in metadata.sorted_tables[::-1]:
+            if "trial_id" in table.c:
+                connection.execute(table.delete().where(table.c.trial_id == trial_id))

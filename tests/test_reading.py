@@ -26,7 +26,6 @@ import hpo as package
 from hpo import errors
 from hpo.cli import progress, tables
 from hpo.cli.options import print_json
-from hpo.cli.status_tables import status_view
 from hpo.cli.watching import look
 from hpo.errors import HpoError, InputError
 from hpo.search.sql import attributes, claims
@@ -153,7 +152,7 @@ def test_status_counts_one_trial_as_one_and_interruptions_apart(tmp_path: Path) 
     with engine.begin() as connection:
         split = {"train": 1026, "tuning": 114, "test": 1, "classes": 3}
         attributes.write(connection, study_user_attributes, study.study_id, {SPLIT_KEY: split})
-    said = said_to_people(status_view(look(engine, [], reap=False), tracebacks=False))
+    said = said_to_people(look(engine, [], reap=False))
     assert " study 0/3 0 0 0 0 – – –" in said, "nothing failed"  # noqa: RUF001
     assert "study: 1 trial was interrupted and requeued" in said
     assert "study: 1 trial is paused, and resumed if promoted" in said

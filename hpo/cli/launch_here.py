@@ -15,10 +15,11 @@ from hpo.cli.launching import counted_workers, launch_for, logs_folder, report_p
 from hpo.errors import InputError, StudyError
 from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.network_drive import check_network_drive
+from hpo.search.sql.open_studies import Finished, open_studies
 from hpo.search.sql.outages import outlast
 from hpo.search.sql.status import read_split
 from hpo.search.sql.storage import open_engine
-from hpo.search.sql.studies import Study, find_studies, open_studies
+from hpo.search.sql.studies import Study, find_studies
 from hpo.search.sql.url import parse_url
 from hpo.stopping import stop_on_signals
 from hpo.study_file.images import WEIGHTS_WITHOUT_FILE, ImageSpec
@@ -103,13 +104,14 @@ def _with_files(cluster: Cluster, studies: Sequence[Study]) -> Cluster:
 def _follow_all(engine: sa.Engine, names: Sequence[str], working: Callable[[], bool], where: str) -> None:
     """Reports the trials of all studies as they end, and points to the logs if none runs, until not `working()`."""
     say = partial(click.echo, err=True)
+    finished = Finished()
     followed: dict[StudyKey, progress.EndedTrials] = {}
     looked_at, reported_idle, ran_at = 0.0, False, time.monotonic()
     while True:
         still_working = working()  # asked before reading the database, so that the last trials are not missed
         if time.monotonic() - looked_at > LOOK_SECS or not still_working:
             looked_at = time.monotonic()
-            found = outlast(partial(open_studies, engine, names), say)
+            found = outlast(partial(open_studies, engine, names, finished), say)
             still_open = [study for study, _ in found]
             if not found or any(counts.running for _, counts in found):
                 ran_at, reported_idle = time.monotonic(), False

@@ -37,23 +37,24 @@ CSV_WITHOUT_TRIALS = ["study", "number", "state", "baseline", "feasible", "score
 def status(studies: Sequence[str], storage: str, as_json: bool) -> None:
     """The progress of studies.
 
-    Budgets, trials by state, what runs where, the best score so far, the time left and failures: of all studies in the
-    database if none is named; for a single study, failures with their tracebacks. Also requeues the trials of workers
-    that are gone.
+    Budgets, trials by state, what runs where, the best score so far, the time left and failures: if none is named, of
+    all that are not finished and of the latest others; for a single study, failures with their tracebacks. Also
+    requeues the trials of workers that are gone.
     """
     from hpo.cli import tables
     from hpo.cli.watching import look
     from hpo.search.sql.storage import open_engine
     from hpo.search.sql.url import parse_url
 
-    records = look(open_engine(parse_url(storage)), studies)
+    overview = look(open_engine(parse_url(storage)), studies, everything=as_json)
+    records = overview.records
     if as_json:
         found = [record.as_json() for record in records]
         print_json(found[0] if len(studies) == 1 else found)
     else:
         from hpo.cli.status_tables import status_view
 
-        tables.console().print(status_view(records, tracebacks=len(studies) == 1))
+        tables.console().print(status_view(records, tracebacks=True) if len(studies) == 1 else overview)
         if not records:
             click.echo("there are no studies yet; `hpo submit` adds one to the database", err=True)
 

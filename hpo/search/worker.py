@@ -34,10 +34,11 @@ from hpo.search.sql.conditions import StudyKey
 from hpo.search.sql.fence import TrialDeleted, TrialLost, new_token
 from hpo.search.sql.joining import adopt, check_fingerprints, has_fingerprints
 from hpo.search.sql.news import news
+from hpo.search.sql.open_studies import Finished, open_studies
 from hpo.search.sql.outages import PATIENCE_SECS, outlast
 from hpo.search.sql.stop_rules import stop_by_rule
 from hpo.search.sql.stopping import stop_if_failing
-from hpo.search.sql.studies import Study, find_studies, open_studies
+from hpo.search.sql.studies import Study, find_studies
 from hpo.search.study_files import location_in_full
 from hpo.stopping import Stopped, deferred, is_requested
 from hpo.study_file.spec import Spec
@@ -95,8 +96,9 @@ def work(
     cannot be worked on here.
     """
     worker = Worker(engine, load_objective, artifacts, name, partial(_say_if_possible, say))
+    finished = Finished()
     while True:
-        found = worker.outlast(open_studies, engine, names)
+        found = worker.outlast(open_studies, engine, names, finished)
         _forget(worker, [study.key for study, _ in found])
         todo = [(study, counts) for study, counts in found if _may_work_on(worker, study)]
         if not todo and not forever:
@@ -108,7 +110,7 @@ def work(
         in_turn = worker.shares.in_turn(todo, worker.ready)
         taken = next((study for study in in_turn if _take_trials(worker, study, names, until)), None)
         if taken is None:
-            time.sleep(IDLE_SECS)
+            time.sleep(IDLE_SECS if found else 2 * IDLE_SECS)
         else:
             worker.shares.note(todo, taken, time.monotonic() - started)
 

@@ -1,5 +1,6 @@
 """The number of a study's trials in each state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -46,9 +47,9 @@ def count(engine: sa.Engine, study_id: int) -> Counts:
         return count_in(connection, study_id)
 
 
-def count_all(connection: sa.Connection) -> dict[int, Counts]:
-    """The counts of every study that has trials, by study_id."""
-    return _count(connection, sa.true())
+def count_all(connection: sa.Connection, ids: Sequence[int] | None = None) -> dict[int, Counts]:
+    """The counts of every study that has trials, or of these, by study_id."""
+    return _count(connection, sa.true() if ids is None else trials.c.study_id.in_(ids))
 
 
 def count_in(connection: sa.Connection, study_id: int) -> Counts:

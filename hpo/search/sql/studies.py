@@ -24,7 +24,6 @@ from hpo.search.sql.attributes import (
     UID_KEY,
 )
 from hpo.search.sql.conditions import StudyKey
-from hpo.search.sql.counts import Counts, count_all
 from hpo.search.sql.tables import (
     studies,
     study_user_attributes,
@@ -114,7 +113,7 @@ def study_names(connection: sa.Connection) -> list[str]:
     return [name for _, name, *_ in connection.execute(_query_studies(SPEC_KEY))]
 
 
-def _load(
+def load_studies(
     connection: sa.Connection, names: Sequence[str] = (), ids: Sequence[int] | None = None
 ) -> dict[str, Study | StudyError]:
     """Studies that hpo submitted, by name; the error for those that this version of hpo cannot read."""
@@ -194,27 +193,10 @@ def _remove(values: Any, location: Sequence[str | int]) -> None:
 
 def find_study(connection: sa.Connection, name: str) -> Study | None:
     """The study of this name; None if there is none that hpo submitted. Raises StudyError if it cannot be read."""
-    found = _load(connection, [name]).get(name)
+    found = load_studies(connection, [name]).get(name)
     if isinstance(found, StudyError):
         raise found
     return found
-
-
-def open_studies(engine: sa.Engine, names: Sequence[str] = ()) -> list[tuple[Study, Counts]]:
-    """The named studies, or all, that are not stopped and whose budgets are not used; finished ones cost next to
-    nothing. Raises StudyError if a named study does not exist, cannot be read, or needs another version of hpo.
-    """
-    if names:
-        for study in find_studies(engine, names):
-            study.refuse()
-    with engine.connect() as connection:
-        counts = count_all(connection)
-        a = study_user_attributes.c
-        budgets = connection.execute(sa.select(a.study_id, a.value_json).where(a.key == BUDGET_KEY)).all()
-        ids = [study_id for study_id, text in budgets if counts.get(study_id, Counts()).finished < int(text)]
-        found = _load(connection, names, ids) if ids else {}
-    loaded = (study for study in found.values() if isinstance(study, Study))
-    return [(study, counts.get(study.study_id, Counts())) for study in loaded if not study.stopped]
 
 
 def find_studies(
@@ -224,7 +206,7 @@ def find_studies(
     named study does not exist or cannot be read.
     """
     with engine.connect() as connection:
-        found = _load(connection, names)
+        found = load_studies(connection, names)
         there = study_names(connection) if names else []
     for name in names:
         if name not in found:
