@@ -73,7 +73,7 @@ def switchable_pgbouncer(database: str, pool_size: int = 5) -> Iterator[tuple[st
             file.write_text(
                 f"[databases]\npooled = {place}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
                 f"unix_socket_dir =\nauth_type = any\npool_mode = transaction\ndefault_pool_size = {pool_size}\n"
-                "max_client_conn = 200\n"
+                "max_client_conn = 500\n"
             )
 
         point_to(database)

@@ -17,6 +17,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 from support.commands import Hpo, Start
+from support.packages import install
 from support.waiting import write_waiting_study
 
 from hpo.errors import InputError
@@ -35,19 +36,23 @@ def until(condition: Condition, secs: float = 60) -> None:
         time.sleep(0.2)
 
 
-@pytest.fixture
-def cluster(waiting: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Two nodes with room for a worker each, that find the objective `waiting`."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([waiting["PYTHONPATH"], str(Path(__file__).parent.parent)]))
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    try:
-        found.add_node(num_cpus=1)
-        yield found
-    finally:
-        found.shutdown()
+    code = (Path(__file__).parent / "support" / "waiting.py").read_text(encoding="utf-8")
+    entry_points = "[hpo.objectives]\nwaiting = waiting:Waiting\n"
+    package = install(tmp_path_factory.mktemp("ray") / "waiting", "waiting", code, entry_points)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([package["PYTHONPATH"], str(Path(__file__).parent.parent)]))
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        try:
+            found.add_node(num_cpus=1)
+            yield found
+        finally:
+            found.shutdown()
 
 
 def workers_of(node: Any) -> list[psutil.Process]:
@@ -71,50 +76,24 @@ def counts(engine: sa.Engine) -> Counts:
     return count(engine, study.study_id)
 
 
-def test_a_study_is_exact_when_a_node_dies_and_another_joins(
-    cluster: Any, postgresql_engine: sa.Engine, tmp_path: Path, hpo_here: Hpo, start: Start, waiting: dict[str, str]
-) -> None:
-    url = postgresql_engine.url.render_as_string(hide_password=False)
-    study = write_waiting_study(tmp_path, budget=24, steps=10)
-    assert hpo_here("submit", study, "--storage", url, **waiting).returncode == 0
-    address = ("--on", "ray", "--address", cluster.address, "--workers", "auto")
-    launch = start("launch", "study", *address, "--storage", url)
-    until(lambda: counts(postgresql_engine).running == 2 and counts(postgresql_engine).finished >= 2)
-    lose(cluster)
-    until(lambda: counts(postgresql_engine).failed == 1)
-    cluster.add_node(num_cpus=1)
-    until(lambda: counts(postgresql_engine).running == 2, 30)
-    said, _ = launch.communicate(timeout=120)
-    assert launch.returncode == 0, said
-    ended = counts(postgresql_engine)
-    assert (ended.finished, ended.failed, ended.running, ended.waiting) == (24, 1, 0, 0)
-    assert "was lost" in said
-    assert url not in said
-
-
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_no_worker_survives_its_launch(
-    how: signal.Signals,
-    cluster: Any,
-    postgresql_engine: sa.Engine,
-    tmp_path: Path,
-    hpo_here: Hpo,
-    start: Start,
-    waiting: dict[str, str],
+    cluster: Any, postgresql_engine: sa.Engine, tmp_path: Path, hpo_here: Hpo, start: Start, waiting: dict[str, str]
 ) -> None:
     url = postgresql_engine.url.render_as_string(hide_password=False)
     study = write_waiting_study(tmp_path, budget=4, steps=1000)
     assert hpo_here("submit", study, "--storage", url, **waiting).returncode == 0
-    launch = start("launch", "study", "--on", "ray", "--address", cluster.address, "--workers", "2", "--storage", url)
-    until(lambda: counts(postgresql_engine).running == 2)
-    nodes = [cluster.head_node, *cluster.worker_nodes]
-    workers = [worker for node in nodes for worker in workers_of(node)]
-    assert len(workers) == 2
-    launch.send_signal(how)
-    launch.wait(30)
-    until(lambda: not any(worker.is_running() for worker in workers), 30)
-    assert counts(postgresql_engine).running == 0  # given back, not left to heartbeats
-    assert counts(postgresql_engine).waiting == 2
+    on_ray = ("--on", "ray", "--address", cluster.address, "--workers", "2", "--storage", url)
+    for how in (signal.SIGTERM, signal.SIGKILL):
+        launch = start("launch", "study", *on_ray)
+        until(lambda: counts(postgresql_engine).running == 2)
+        nodes = [cluster.head_node, *cluster.worker_nodes]
+        workers = [worker for node in nodes for worker in workers_of(node)]
+        assert len(workers) == 2
+        launch.send_signal(how)
+        launch.wait(30)
+        until(lambda gone=workers: not any(worker.is_running() for worker in gone), 30)  # type: ignore[misc]
+        assert counts(postgresql_engine).running == 0  # given back, not left to heartbeats
+        assert counts(postgresql_engine).waiting == 2
 
 
 def test_what_a_node_lacks_is_sent_to_it_and_checked(cluster: Any, tmp_path: Path) -> None:
@@ -154,6 +133,27 @@ def test_what_a_node_lacks_is_sent_to_it_and_checked(cluster: Any, tmp_path: Pat
         assert [path.name for path in (tmp_path / "root").glob("*weights*")] == ["weights.safetensors.lock"]
     finally:
         ray.shutdown()
+
+
+def test_a_study_is_exact_when_a_node_dies_and_another_joins(
+    cluster: Any, postgresql_engine: sa.Engine, tmp_path: Path, hpo_here: Hpo, start: Start, waiting: dict[str, str]
+) -> None:
+    url = postgresql_engine.url.render_as_string(hide_password=False)
+    study = write_waiting_study(tmp_path, budget=24, steps=10)
+    assert hpo_here("submit", study, "--storage", url, **waiting).returncode == 0
+    address = ("--on", "ray", "--address", cluster.address, "--workers", "auto")
+    launch = start("launch", "study", *address, "--storage", url)
+    until(lambda: counts(postgresql_engine).running == 2 and counts(postgresql_engine).finished >= 2)
+    lose(cluster)
+    until(lambda: counts(postgresql_engine).failed == 1)
+    cluster.add_node(num_cpus=1)
+    until(lambda: counts(postgresql_engine).running == 2, 30)
+    said, _ = launch.communicate(timeout=120)
+    assert launch.returncode == 0, said
+    ended = counts(postgresql_engine)
+    assert (ended.finished, ended.failed, ended.running, ended.waiting) == (24, 1, 0, 0)
+    assert "was lost" in said
+    assert url not in said
 
 
 def test_what_cannot_be_is_said_in_a_line(tmp_path: Path, hpo_here: Hpo, waiting: dict[str, str]) -> None:
