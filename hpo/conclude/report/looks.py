@@ -289,7 +289,7 @@ def _confusions(logits: Mapping[str, Tensor], split: Split, classes: Sequence[st
 def _worst(
     logits: Mapping[str, Tensor], pixels: Tensor, split: Split, classes: Sequence[str]
 ) -> list[tuple[str, Cell]]:
-    """The images that the best network is most certainly wrong of, with their class."""
+    """The images that the best network is most certainly wrong about, with their class."""
     labels = torch.from_numpy(split.labels)
     loss = nn.functional.cross_entropy(logits["best"], labels, reduction="none")
     return [

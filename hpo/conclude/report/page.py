@@ -174,8 +174,11 @@ def _with_interval(confirmed: Confirmed, result: Result) -> Markup:
     return Markup('{} <span class="wide">({})</span>').format(mean, ends)
 
 
-def _difference(confirmed: Confirmed, difference: Difference | None) -> str:
-    return "" if difference is None else with_ends(confirmed, difference.interval)
+def _difference(confirmed: Confirmed, difference: Difference | None) -> Markup:
+    if difference is None:
+        return Markup("")
+    mean, ends = mean_and_ends(confirmed, difference.interval)
+    return Markup('{} <span class="ends">({})</span>').format(mean, ends)
 
 
 def _counts(baseline: Result, best: Result) -> str:
@@ -233,6 +236,6 @@ def _commands(facts: Facts) -> list[tuple[str, str]]:
     return [
         ("hpo run study.toml", "the search, with the study file below"),
         (f"hpo confirm {name}{asked}", "the confirmation"),
-        (f"hpo best {name} --toml > best.toml; hpo run best.toml", "the best configuration alone, and the baseline"),
+        (f"hpo best {name} --toml > best.toml; hpo run best.toml", "the best one, and the baseline"),
         (f"hpo report {name}", "this page"),
     ]
