@@ -1,5 +1,6 @@
 """Real services for the tests: a PostgreSQL server of their own, and a fresh database for each test that asks."""
 
+import gc
 import os
 import shutil
 import signal
@@ -13,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from hypothesis import settings
 from optuna.storages import RDBStorage
+from optuna.storages._rdb.storage import _VersionManager
 from postgresql_servers import fresh_database, postgresql
 from support.commands import ONE_THREAD, Hpo, Start
 from support.packages import importable, install
@@ -27,6 +29,26 @@ settings.load_profile("suite")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # as many tests run at once as there are cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads of workers that have more would spin
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore Ctrl-C, and pass that on
+
+
+_read_head_version = _VersionManager.get_head_version
+_head_versions: list[str] = []
+
+
+def _remembered_head_version(manager: _VersionManager) -> str:
+    """Of Optuna's tables: to find it, alembic imports ten modules anew for each storage."""
+    if not _head_versions:
+        _head_versions.append(_read_head_version(manager))
+    return _head_versions[0]
+
+
+_VersionManager.get_head_version = _remembered_head_version  # type: ignore[method-assign]
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: Python's garbage collector need not go through it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from free_objective import FreeObjective
+from large_study import fill
 from support.commands import Hpo
 from support.search import claim_next, optuna_storage, run, states
 from support.studies import make_spec
@@ -352,7 +353,7 @@ def test_finished_studies_are_not_counted_again_unless_they_change(engine: sa.En
 
 def test_status_of_many_studies_shows_the_open_and_the_latest(engine: sa.Engine) -> None:
     for number in range(LATEST + 3):
-        run(engine, make_spec(name=f"study-{number}", budget=1))
+        fill(engine, f"study-{number}", 1)
     submit(engine, make_spec(name="open"))
     overview = look(engine, [])
     assert overview.left_out == 3

@@ -177,7 +177,7 @@ def test_a_server_that_is_read_only_for_a_while_is_waited_for(postgresql_url: st
                 if trial.number == 2 and measurement.step == 2:
                     set_read_only(True)
                     kill_connections()
-                    threading.Timer(1.5, set_read_only, [False]).start()  # and the connections stay
+                    threading.Timer(3, set_read_only, [False]).start()  # and the connections stay
                 yield measurement
 
     said: list[str] = []

@@ -114,3 +114,17 @@ def discard(folder: StudyFolder | None, numbers: Sequence[int]) -> None:
     for number in numbers:
         with contextlib.suppress(OSError):
             folder.remove(checkpoint_name(number))
+
+
+class NoStore:
+    """Keeps nothing (hpo.doors.objective.Store)."""
+
+    @property
+    def location(self) -> str:
+        return "nowhere"
+
+    def read(self, name: str) -> None:
+        return None
+
+    def write(self, name: str, content: bytes) -> None:
+        pass

@@ -20,7 +20,7 @@ from hpo.artifacts import Artifacts
 from hpo.doors.objective import Objective, Store
 from hpo.errors import InputError, MachineError, StorageError, WorkerError
 from hpo.log import about
-from hpo.search.checkpoints import StudyFolder
+from hpo.search.checkpoints import NoStore, StudyFolder
 from hpo.search.confirmation import SUFFIX
 from hpo.search.hook import call_hook, has_hook, wait_for_hooks
 from hpo.search.loading import fingerprints_of
@@ -62,7 +62,8 @@ T = TypeVar("T")
 class Worker:
     """The state of a worker process. artifacts: where it keeps checkpoints and files, None if nowhere; ready: studies
     that are set up, the most recently used last; tidied: when `_tidy` last ran; skipped: when to retry studies that
-    cannot be worked on here, and why; shares: how it shares itself between studies.
+    cannot be worked on here, and why; shares: how it shares itself between studies; dropped: whether studies were
+    dropped since one was last set up.
     """
 
     engine: sa.Engine
@@ -74,6 +75,7 @@ class Worker:
     tidied: dict[StudyKey, float] = field(default_factory=dict)
     skipped: dict[StudyKey, tuple[float, InputError]] = field(default_factory=dict)
     shares: Shares = field(default_factory=Shares)
+    dropped: bool = False
 
     def outlast(self, operation: Callable[..., T], *arguments: Any) -> T:
         """The result of the operation, which is retried while the database is unavailable."""
@@ -125,6 +127,7 @@ def _forget(worker: Worker, still_open: Sequence[StudyKey]) -> None:
     """Drops the state of studies that have ended or were deleted."""
     for closed in set(worker.ready).difference(still_open):
         _tell(worker, closed)
+        worker.dropped = True
     for kept in (worker.ready, worker.tidied, worker.skipped, worker.shares.used):
         for key in set(kept).difference(still_open):
             del kept[key]
@@ -249,7 +252,10 @@ def _set_up(worker: Worker, study: Study) -> tuple[ReadyStudy, Plan]:
     if study.key not in worker.ready:
         while len(worker.ready) >= MAX_READY:
             del worker.ready[next(iter(worker.ready))]
-        gc.collect()  # what was dropped may hold GPU memory in reference cycles
+            worker.dropped = True
+        if worker.dropped:
+            gc.collect()  # what was dropped may hold GPU memory in reference cycles
+            worker.dropped = False
         worker.ready[study.key] = _made_ready(worker, study), Plan(study.spec, study.first, study.confirmation)
     worker.ready[study.key] = worker.ready.pop(study.key)  # most recently used last
     return worker.ready[study.key]
@@ -273,20 +279,6 @@ def _made_ready(worker: Worker, study: Study) -> ReadyStudy:
     return ReadyStudy(
         worker.engine, study, objective, Sampling(worker.engine, study.study_id, spec), folder, worker.say
     )
-
-
-class NoStore:
-    """Keeps nothing (hpo.doors.objective.Store)."""
-
-    @property
-    def location(self) -> str:
-        return "nowhere"
-
-    def read(self, name: str) -> None:
-        return None
-
-    def write(self, name: str, content: bytes) -> None:
-        pass
 
 
 def _give_back(worker: Worker, claim: Claim | None, why: Why, text: str, patience_secs: float = PATIENCE_SECS) -> None:
