@@ -64,6 +64,8 @@ steps = 2
 x = {{ low = 0.0, high = 1.0 }}
 [sampler]
 name = "{sampler}"
+[pruner]
+name = "none"
 """
 
 

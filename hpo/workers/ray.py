@@ -62,6 +62,7 @@ class RayLauncher(Launcher):
 
     def __init__(self) -> None:
         self.workers: list[Tended] = []
+        self._ray: Any = None
         self._threads = ThreadPoolExecutor(max_workers=100_000, thread_name_prefix="waiting for a worker")
         self._looked_at = 0.0
         self._told_of_waiting = False
@@ -91,7 +92,7 @@ class RayLauncher(Launcher):
         return not all(worker.finished for worker in self.workers)
 
     def stop(self) -> None:
-        if not hasattr(self, "_ray"):
+        if self._ray is None:
             return
         actors = [worker.actor for worker in self.workers if worker.actor is not None]
         ends = [actor.stop.remote() for actor in actors]
@@ -133,28 +134,26 @@ class RayLauncher(Launcher):
         from ray.exceptions import RayError, RayTaskError
 
         log = LOG.format(worker.actor._actor_id.hex())
+        is_at_fault = True
         try:
             code, last_line = its_end.result()
             death = Death(code, last_line, log)
-        except RayTaskError as error:
-            if isinstance(error.cause, InputError):
-                raise error.cause from None
-            raise
         except RayError as error:
+            if isinstance(cause := getattr(error, "cause", None), InputError):
+                raise cause from None
             if "No module named 'hpo" in str(error):
                 raise InputError(
                     "a node of the Ray cluster lacks hpo: install it on all nodes, in the version that is here"
                 ) from None
-            death = Death(None, _first_line(error), log, out_of_memory="memory" in str(error))
+            is_at_fault = isinstance(error, RayTaskError)  # otherwise its node or its actor was lost
+            death = Death(None, _first_line(cause or error), log, out_of_memory="running low on memory" in str(error))
         worker.its_end = None
         if death.code == 0:
             worker.finished = True
             self._ray.kill(worker.actor)  # leaves its room to others
             return
         had_taken_a_trial = bool(worker.name) and self.launch.on_death(worker.name, death.out_of_memory)
-        if death.code is None and not had_taken_a_trial:  # not the worker's fault
-            worker.restarts.vain_starts = 0
-        secs = worker.restarts.secs_until_next(death, had_taken_a_trial)
+        secs = worker.restarts.secs_until_next(death, had_taken_a_trial or not is_at_fault)
         worker.restart_at = time.monotonic() + secs
         with contextlib.suppress(Exception):
             self._ray.kill(worker.actor)
