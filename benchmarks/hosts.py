@@ -12,6 +12,7 @@ import base64
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -107,7 +108,8 @@ class Network:
 
 
 def serve_database(address: str) -> None:
-    """Runs on the database's host until stdin closes."""
+    """Runs on the database's host until stdin closes or it is told to stop."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     with postgresql() as server:
         engine = sa.create_engine(parse_url(server.get_uri()), isolation_level="AUTOCOMMIT")
         with engine.connect() as connection:
@@ -120,7 +122,9 @@ def serve_database(address: str) -> None:
         options = f"-h {address} -p {PORT} -k {server.pgdata}"  # the package lets it listen to no address
         control = [*as_owner, str(server.bin_path / "pg_ctl"), "-w", "-D", str(server.pgdata)]
         subprocess.run([*control, "-o", options, "-l", str(server.log), "restart"], check=True)
-        sys.stdin.read()
+        with contextlib.suppress(SystemExit):
+            sys.stdin.read()
+        subprocess.run([*control, "-m", "fast", "stop"], check=True)
 
 
 def wait_for(condition: Any, secs: float) -> None:

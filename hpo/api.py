@@ -35,7 +35,7 @@ class Results(list[TrialResult]):
         try:
             import pandas as pd
         except ImportError:
-            raise InputError("to_pandas() needs another package: pip install 'hpo[pandas]'") from None
+            raise InputError("to_pandas() needs another package: pip install pandas") from None
         return pd.DataFrame([result.as_row() for result in self])
 
 

@@ -144,3 +144,20 @@ def test_a_damaged_folder_is_told_in_a_line(damage, said: str, tmp_path: Path) -
     damage(tmp_path)
     with pytest.raises(hpo.InputError, match=said):
         hpo.load_model(tmp_path)
+
+
+def test_a_killed_export_is_not_mistaken_for_a_finished_one(
+    test_images: Split, hpo_here: Hpo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+
+    def look(*_: object) -> tuple[int, int]:
+        seen.append([path.name for path in (tmp_path / "network").iterdir()])
+        return 0, len(test_images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("hpo.conclude.exported.folder._count_right", look)
+        assert hpo_here("export", "study", "network").returncode == 0
+    assert seen == [[]], "files come by one renaming"
+    assert (tmp_path / "network" / "README.md").exists()
+    assert not list(tmp_path.glob(".network-*"))

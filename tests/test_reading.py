@@ -390,7 +390,7 @@ try:
 except hpo.HpoError as error:
     print(error)
 """
-    assert in_python(code, folder) == "to_pandas() needs another package: pip install 'hpo[pandas]'\n"
+    assert in_python(code, folder) == "to_pandas() needs another package: pip install pandas\n"
 
 
 @pytest.mark.parametrize(

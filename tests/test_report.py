@@ -175,8 +175,8 @@ def test_bad_requests_are_refused_in_a_line_and_write_nothing(
     for arguments, said in {
         ("report", "studi"): "Did you mean 'study'?",
         ("report", "study", "--figures", "full"): "--figures: full is not empty",
-        ("report", "study", "--output", "full"): "full cannot be written",
-        ("report", "study", "--output", "nowhere/page.html"): "cannot be written",
+        ("report", "study", "--output", "full"): "--output: full is a folder; name a file",
+        ("report", "study", "--output", "nowhere/page.html"): "there is no folder nowhere",
         ("export", "study", "full"): "DIR: full is not empty",
         ("export", "study", "full/file"): "is a file; name a new folder",
         ("export", "study", "new"): "kept no weights",

@@ -12,7 +12,7 @@ from hpo.cli.options import launch_command
 from hpo.cli.run_here import how_many, run_until_done
 from hpo.conclude.candidates import check_test_sets, choose
 from hpo.conclude.confirmed import Confirmed, read_confirmed
-from hpo.errors import WorkerError
+from hpo.errors import InputError, WorkerError
 from hpo.search.sql.confirming import confirm, find_confirmation, planned
 from hpo.search.sql.counts import count
 from hpo.search.sql.studies import Study
@@ -65,7 +65,11 @@ def submit_confirmation(engine: sa.Engine, study: Study, asked: Asked) -> tuple[
     before = known.confirmation if known else None
     baseline, candidates = choose(engine, study, asked.top, asked.anyway, before)
     seeds = asked.seeds or (len(before.seeds_of(0)) if before else SEEDS)
+    if before and seeds < len(before.seeds_of(0)):
+        click.echo(f"{len(before.seeds_of(0))} seeds were trained before, and all of them count", err=True)
     sets = [os.path.abspath(path.expanduser()) for path in asked.test_sets]
+    if missing := [path for path in sets if not os.path.exists(path)]:
+        raise InputError(f"--test-set: {missing[0]} does not exist; give a folder or a zip")
     new = before is None or planned(study, before, baseline, candidates, seeds, sets).runs != before.runs
     if new:
         check_test_sets(study, sets)

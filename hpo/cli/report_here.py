@@ -18,6 +18,10 @@ def write_report(engine: sa.Engine, study: Study, output: Path | None, figures: 
     """The HTML file that was written. Raises InputError, StudyError."""
     target = output or Path(f"{study.spec.folder_name}-report.html")
     facts = read_facts(engine, study, anyway)
+    if target.is_dir():
+        raise InputError(f"--output: {target} is a folder; name a file")
+    if not target.parent.is_dir():
+        raise InputError(f"--output: {target}: there is no folder {target.parent}; make it, or name another")
     if figures is not None:
         new_folder(figures, "--figures")
     made = make_report(engine, facts, open_artifacts())

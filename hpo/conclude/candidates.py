@@ -45,7 +45,9 @@ def choose(
             "--anyway takes the least infeasible ones"
         )
     if not found:
-        raise StudyError(f"study '{study.name}': no trial but the baseline is complete; there is nothing to confirm")
+        raise StudyError(
+            f"study '{study.name}': no trial but the baseline is complete, and there is nothing to compare it with"
+        )
     if top is None and before is not None:
         known = [each.trial for each in before.candidates]
         return baseline, sorted((each for each in ranked if each.number in known), key=lambda x: known.index(x.number))

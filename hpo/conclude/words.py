@@ -270,8 +270,10 @@ def _luck(confirmed: Confirmed, trial: int, promised: float) -> str:
     unit = " points" if scale else ""
     if promised > kept.high:
         verdict = f"about {amount(confirmed, lost, sign=False)} of it were luck, or are due to the other data"
+    elif promised < kept.low:
+        verdict = "more than was promised"
     else:
-        verdict = "as promised, as far as can be told" if promised >= kept.low else "more than was promised"
+        verdict = "as promised, as far as can be told" if kept.low > 0 else "how much of it holds cannot be told"
     return (
         f"The score of trial {trial} less the baseline's: {amount(confirmed, promised)}{unit} when it was chosen, "
         f"{_between(confirmed, kept)} here: {verdict}."

@@ -40,7 +40,7 @@ def read_weights(engine: sa.Engine, study: Study, number: int, artifacts: Artifa
         with engine.connect() as connection:
             location = attributes.read_study(connection, study.study_id, ARTIFACTS_KEY)
         where = f"; its workers keep files in {location}, so set HPO_ARTIFACTS to that" if location else ""
-        where = where if is_elsewhere(location, artifacts) else ""
+        where = where if is_elsewhere(location, artifacts) else "; set it to the folder or bucket that has them"
         lacking = f"the weights of trial {number} are not in HPO_ARTIFACTS ({artifacts.location})"
         raise HpoError(f"study '{study.name}': {lacking}{where}")
     return content

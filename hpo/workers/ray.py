@@ -231,7 +231,7 @@ def _connect(address: str | None) -> Any:
     try:
         import ray  # reads the environment
     except ImportError:
-        raise InputError("--on ray needs Ray: pip install 'hpo[ray]'") from None
+        raise InputError("--on ray needs Ray: pip install 'ray[client]'") from None
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         ray.init(address or "local", **options)

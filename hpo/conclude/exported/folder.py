@@ -87,14 +87,16 @@ def _count_right(network: Classifier, images: ImageSet) -> tuple[int, int]:
     return right, len(test)
 
 
-def _write_onnx(network: Classifier, file: Path, size: int) -> None:
-    """From images of the network's own size, float32 in [0, 1] (n, 3, size, size), to logits. Raises InputError without
-    the packages that write it.
-    """
+def check_onnx() -> None:
+    """Raises InputError without the packages that PyTorch's exporter needs."""
     try:
-        import onnxscript  # noqa: F401  (torch's exporter needs it)
+        import onnxscript  # noqa: F401
     except ImportError:
-        raise InputError("--onnx needs other packages: pip install 'hpo[onnx]'") from None
+        raise InputError("--onnx needs other packages: pip install onnx onnxscript") from None
+
+
+def _write_onnx(network: Classifier, file: Path, size: int) -> None:
+    """From images of the network's own size, float32 in [0, 1] (n, 3, size, size), to logits."""
     example = torch.zeros(2, 3, size, size)
     batch = torch.export.Dim("n", min=1)
     torch.onnx.export(

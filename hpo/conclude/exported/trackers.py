@@ -25,7 +25,7 @@ def to_mlflow(uri: str, study: str, trials: Sequence[TrialResult], best: int, mo
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
     except ImportError:
-        raise InputError("--mlflow needs another package: pip install 'hpo[mlflow]'") from None
+        raise InputError("--mlflow needs another package: pip install mlflow-skinny") from None
     file = uri.removeprefix("sqlite:///")
     if file != uri and not Path(file).parent.is_dir():  # MLflow would make it
         raise InputError(f"--mlflow: {uri}: the file must be in a folder that exists")
@@ -83,7 +83,7 @@ def to_tensorboard(folder: Path, trials: Sequence[TrialResult]) -> int:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
     except ImportError:
-        raise InputError("--tensorboard needs another package: pip install 'hpo[tensorboard]'") from None
+        raise InputError("--tensorboard needs another package: pip install tensorboard") from None
     started = [trial for trial in trials if trial.reports]
     for trial in started:
         with SummaryWriter(str(folder / f"trial-{trial.number}")) as writer:

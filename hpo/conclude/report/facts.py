@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -14,6 +15,7 @@ from hpo.search.importances import parameter_importances
 from hpo.search.sql.confirming import find_confirmation
 from hpo.search.sql.queries import all_trials, improvements
 from hpo.search.sql.studies import Study
+from hpo.study_file.images import ImageSpec
 from hpo.trial_result import TrialResult
 
 MOST = 0.9
@@ -47,6 +49,18 @@ class Facts:
     improved: Sequence[TrialResult]
     confirming_hours: float = 0.0
     """Of workers, in all."""
+
+    @property
+    def starts_at_random(self) -> bool:
+        return isinstance(self.study.spec, ImageSpec) and self.study.spec.model.weights == "none"
+
+    @property
+    def shown_params(self) -> dict[str, Any]:
+        """Of the best trial, for people: `pretrained` is random where there are no weights."""
+        params = dict(self.best.params)
+        if self.starts_at_random and params.get("initial_weights") == "pretrained":
+            params["initial_weights"] = "random"
+        return params
 
     @property
     def weights_kept_by(self) -> dict[str, tuple[Study, int]]:

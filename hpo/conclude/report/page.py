@@ -20,10 +20,10 @@ from hpo.conclude.report.facts import Facts
 from hpo.conclude.report.figures import FEW, Drawn, draw_trials
 from hpo.conclude.report.looks import look
 from hpo.conclude.results import Condition, Difference, Result
+from hpo.conclude.statistics import fewest_seeds
 from hpo.conclude.words import conclusions, mean_and_ends, named, points, where, with_ends
 from hpo.counted import counted
 from hpo.errors import HpoError
-from hpo.study_file.images import ImageSpec
 from hpo.trial_result import CLEAN, TrialResult
 
 TEMPLATE = Path(__file__).parent / "template.html"
@@ -67,7 +67,7 @@ def make_report(engine: sa.Engine, facts: Facts, artifacts: Artifacts) -> Report
         commands=_commands(facts),
         spec=tomli_w.dumps(facts.study.spec.model_dump(mode="json", exclude_none=True)),
         gain=_gain(facts),
-        best_params=_params(facts),
+        best_params=facts.shown_params,
         few=FEW,
         version=__version__,
         now=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -83,12 +83,17 @@ def headline(facts: Facts) -> str:
         changes = [(each.to_baseline, each.condition) for each in main if each.to_baseline]
         held = [_change(confirmed, *change) for change in changes if change[0].holds]
         others = [_change(confirmed, *change) for change in changes if not change[0].holds]
+        fewest = fewest_seeds(confirmed.claims) if confirmed.claims else 0
+        if held:
+            first = f"What holds: {'; '.join(held)}."
+        elif confirmed.seeds < fewest:
+            first = (
+                f"So few seeds are not enough to claim anything, however large: it takes {fewest} (--seeds {fewest})."
+            )
+        else:
+            first = "No difference to the baseline is large enough to claim."
         found = [
-            *(
-                [f"What holds: {'; '.join(held)}."]
-                if held
-                else ["No difference to the baseline is large enough to claim."]
-            ),
+            first,
             *([f"What cannot be told from chance: {'; '.join(others)}."] if others else []),
         ]
         return (
@@ -208,24 +213,11 @@ def _made(facts: Facts) -> dict[str, str]:
     made = {key: str(value) for key, value in facts.best.made_by.items() if value is not None and key != "steps"}
     if made.get("commit", "").endswith("+"):
         made["commit"] += " (with changes that are in no commit)"
-    if _starts_at_random(facts):
+    if facts.starts_at_random:
         made["weights"] = "none"
     hosts = sorted({str(each.attributes.get("host")) for each in facts.trials if each.attributes.get("host")})
     devices = sorted({str(each.attributes.get("device")) for each in facts.trials if each.attributes.get("device")})
     return made | {"all hosts": ", ".join(hosts), "all devices": ", ".join(devices)}
-
-
-def _starts_at_random(facts: Facts) -> bool:
-    spec = facts.study.spec
-    return isinstance(spec, ImageSpec) and spec.model.weights == "none"
-
-
-def _params(facts: Facts) -> dict[str, Any]:
-    """Of the best trial, for people."""
-    params = dict(facts.best.params)
-    if _starts_at_random(facts) and params.get("initial_weights") == "pretrained":
-        params["initial_weights"] = "random"
-    return params
 
 
 def _commands(facts: Facts) -> list[tuple[str, str]]:

@@ -118,7 +118,7 @@ def _architectures() -> frozenset[str]:
     """Names of its networks, read from its code: importing it imports PyTorch. Raises InputError if there is none."""
     found = find_spec("timm")
     if found is None or not found.submodule_search_locations:
-        raise InputError(f"model.name: {PREFIX}NAME needs timm; install it with: pip install 'hpo[timm]'")
+        raise InputError(f"model.name: {PREFIX}NAME needs timm; install it with: pip install timm")
     files = (Path(found.submodule_search_locations[0]) / "models").glob("*.py")
     code = (file.read_text(encoding="utf-8") for file in files)
     return frozenset(
