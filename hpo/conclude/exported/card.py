@@ -33,7 +33,8 @@ def model_card(
         f"Trial {best.number} of the hpo study `{facts.study.name}`: {spec.model.name} on {spec.data.name} "
         f"({len(classes)} classes, {spec.model.input_size} px), initial weights: {_weights(spec)}."
     )
-    params = ", ".join(f"{name} {value}" for name, value in facts.shown_params.items())
+    shown = facts.shown_params.items()
+    params = ", ".join(f"{name} {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in shown)
     learned = "on all training images, tuning images included" if facts.confirmed else "without the tuning images"
     files = (
         "`config.json` has the classes, in the order of the network's outputs, the preprocessing, and the seed that "
