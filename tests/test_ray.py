@@ -27,6 +27,7 @@ from hpo.workers.ray import RayLauncher
 from hpo.workers.ray_actor import NeededFile, RayWorker
 
 Condition = Callable[[], Any]
+Submit = Callable[..., str]
 
 
 def until(condition: Condition, secs: float = 60) -> None:
@@ -55,6 +56,19 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             found.shutdown()
 
 
+@pytest.fixture
+def submit(postgresql_engine: sa.Engine, tmp_path: Path, hpo_here: Hpo, waiting: dict[str, str]) -> Submit:
+    """Adds a study to the database; its URL."""
+
+    def run(budget: int, steps: int) -> str:
+        url = postgresql_engine.url.render_as_string(hide_password=False)
+        study = write_waiting_study(tmp_path, budget, steps)
+        assert hpo_here("submit", study, "--storage", url, **waiting).returncode == 0
+        return url
+
+    return run
+
+
 def workers_of(node: Any) -> list[psutil.Process]:
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     below = raylet.children(recursive=True)
@@ -77,11 +91,9 @@ def counts(engine: sa.Engine) -> Counts:
 
 
 def test_no_worker_survives_its_launch(
-    cluster: Any, postgresql_engine: sa.Engine, tmp_path: Path, hpo_here: Hpo, start: Start, waiting: dict[str, str]
+    cluster: Any, postgresql_engine: sa.Engine, submit: Submit, start: Start
 ) -> None:
-    url = postgresql_engine.url.render_as_string(hide_password=False)
-    study = write_waiting_study(tmp_path, budget=4, steps=1000)
-    assert hpo_here("submit", study, "--storage", url, **waiting).returncode == 0
+    url = submit(budget=4, steps=1000)
     on_ray = ("--on", "ray", "--address", cluster.address, "--workers", "2", "--storage", url)
     for how in (signal.SIGTERM, signal.SIGKILL):
         launch = start("launch", "study", *on_ray)
@@ -136,11 +148,9 @@ def test_what_a_node_lacks_is_sent_to_it_and_checked(cluster: Any, tmp_path: Pat
 
 
 def test_a_study_is_exact_when_a_node_dies_and_another_joins(
-    cluster: Any, postgresql_engine: sa.Engine, tmp_path: Path, hpo_here: Hpo, start: Start, waiting: dict[str, str]
+    cluster: Any, postgresql_engine: sa.Engine, submit: Submit, start: Start
 ) -> None:
-    url = postgresql_engine.url.render_as_string(hide_password=False)
-    study = write_waiting_study(tmp_path, budget=24, steps=10)
-    assert hpo_here("submit", study, "--storage", url, **waiting).returncode == 0
+    url = submit(budget=24, steps=10)
     address = ("--on", "ray", "--address", cluster.address, "--workers", "auto")
     launch = start("launch", "study", *address, "--storage", url)
     until(lambda: counts(postgresql_engine).running == 2 and counts(postgresql_engine).finished >= 2)

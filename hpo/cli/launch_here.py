@@ -58,7 +58,7 @@ def launch(
     click.echo(f"{counted} for {', '.join(names) or 'all studies'}, {where}", err=True)
     stop_on_signals()
     try:
-        with started(replace(launch_for(names, storage, workers, logs, forever), cluster=cluster)) as launcher:
+        with started(launch_for(names, storage, workers, logs, forever, cluster)) as launcher:
             if len(names) == 1 and not forever:
                 progress.follow(engine, studies[0], launcher.tend)
             else:

@@ -18,7 +18,7 @@ from hpo.search.sql.url import parse_url
 from hpo.stopping import Stopped
 from hpo.study_file.images import ImageSpec
 from hpo.study_file.spec import Spec
-from hpo.workers.launcher import Launch, Launcher, launcher_named
+from hpo.workers.launcher import Cluster, Launch, Launcher, launcher_named
 from hpo.workers.machine import how_many_workers, may_have_gpu
 from hpo.workers.memory import MIN_MIB_PER_WORKER, check_memory, max_mib
 
@@ -27,9 +27,16 @@ def logs_folder() -> Path:
     return Path(os.environ.get("HPO_LOGS") or "hpo-logs")
 
 
-def launch_for(names: Sequence[str], storage: str, workers: int | None, logs: Path, forever: bool = False) -> Launch:
+def launch_for(
+    names: Sequence[str],
+    storage: str,
+    workers: int | None,
+    logs: Path,
+    forever: bool = False,
+    cluster: Cluster | None = None,
+) -> Launch:
     say = partial(click.echo, err=True)
-    return Launch(names, workers, storage, logs, partial(_give_back_trials_of, storage), say, forever)
+    return Launch(names, workers, storage, logs, partial(_give_back_trials_of, storage), say, forever, cluster)
 
 
 @contextmanager

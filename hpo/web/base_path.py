@@ -11,9 +11,7 @@ from importlib.resources import files
 from typing import Any
 
 from hpo.errors import InputError
-from hpo.web.guard import OPEN
-
-WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+from hpo.web.guard import OPEN, WsgiApp
 
 PAGE, PROGRAM = "index.html", "public/bundle.js"
 PROGRAM_PATH = "/static/bundle.js"

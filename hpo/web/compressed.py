@@ -4,7 +4,7 @@ import gzip
 from collections.abc import Callable, Iterable
 from typing import Any
 
-WsgiApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+from hpo.web.guard import WsgiApp
 
 SMALL_BYTES = 10_000
 LEVEL = 1

@@ -11,7 +11,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
 from hpo.artifacts import Artifacts
-from hpo.web.compressed import WsgiApp, compressed
+from hpo.web.compressed import compressed
+from hpo.web.guard import WsgiApp
 from hpo.web.metrics import add_watching_routes
 from hpo.web.routes import add_routes
 from hpo.web.storage import DashboardStorage
@@ -31,6 +32,7 @@ def build_app(storage: RDBStorage, artifacts: Artifacts, base_path: str = "") ->
         app = optuna_dashboard.wsgi(watched, artifact_store=_ArtifactStore(artifacts))
 
     def clear_caches() -> None:
+        details.clear()
         app._inmemory_cache.clear()
         param_importance_cache.clear()
 

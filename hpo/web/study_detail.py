@@ -42,6 +42,9 @@ class StudyDetails:
         self._serialised: dict[int, _Serialised] = {}
         self._lock = threading.Lock()
 
+    def clear(self) -> None:
+        self._serialised.clear()
+
     def answer(self, study_id: int, known: Known, after: int) -> str | None:
         """JSON, as optuna-dashboard writes it, of the study and its trials from the one at position `after` on; None
         if it is no longer there.
